@@ -1,0 +1,102 @@
+"""A transformer block followed by the refinement of its patch tokens."""
+
+from typing import Any, NoReturn
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+
+class SingerLayer(nn.Module, BaseTunerLayer):
+    """Wraps one block of the teacher; its output tokens are refined by every active adapter (paper, ΔF).
+
+    Args:
+        base_layer: The block.
+        hidden_size: Width D of its tokens.
+    """
+
+    adapter_layer_names = ("singer_down", "singer_up")
+    other_param_names = ("num_prefix_tokens",)
+
+    def __init__(self, base_layer: nn.Module, hidden_size: int) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.hidden_size = hidden_size
+        self.singer_down = nn.ModuleDict()
+        self.singer_up = nn.ModuleDict()
+        self.num_prefix_tokens: dict[str, int] = {}
+        # While set, the block passes on its raw tokens; unlike `disable_adapter()` this leaves `requires_grad` alone.
+        self.passthrough = False
+        self._disable_adapters = False
+        self._active_adapter = []
+        self.merged_adapters = []
+
+    def update_layer(
+        self, adapter_name: str, down: Tensor, up: Tensor, num_prefix_tokens: int, inference_mode: bool = False
+    ) -> None:
+        """Adds an adapter in float32.
+
+        Args:
+            adapter_name: Its name.
+            down: Φ_down, (D, r).
+            up: Φ_up, (r, D).
+            num_prefix_tokens: Leading tokens that are never refined.
+            inference_mode: Whether the adapter is frozen.
+        """
+        self.num_prefix_tokens[adapter_name] = num_prefix_tokens
+        for modules, matrix in ((self.singer_down, down), (self.singer_up, up)):
+            linear = nn.Linear(*matrix.shape, bias=False, dtype=torch.float32, device=matrix.device)
+            if not linear.weight.is_meta:
+                with torch.no_grad():
+                    linear.weight.copy_(matrix.T)
+            modules[adapter_name] = linear
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def refine(self, hidden_states: Tensor) -> Tensor:
+        """``F̂ = F + (F Φ_down) Φ_up`` on the patch tokens, summed over the active adapters (paper, section 3).
+
+        Args:
+            hidden_states: Tokens (B, P+N, D), P prefix tokens first.
+
+        Returns:
+            Tokens of the same shape and dtype; the prefix tokens are bit for bit those that came in.
+        """
+        refined = hidden_states
+        if self.disable_adapters:
+            return refined
+        for name in self.active_adapters:
+            if name not in self.singer_down:
+                continue
+            num_prefix_tokens = self.num_prefix_tokens[name]
+            patches = hidden_states[:, num_prefix_tokens:]
+            down, up = self.singer_down[name], self.singer_up[name]
+            delta = up(down(patches.to(down.weight.dtype))).to(patches.dtype)
+            refined = torch.cat([refined[:, :num_prefix_tokens], refined[:, num_prefix_tokens:] + delta], dim=1)
+        return refined
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.base_layer(*args, **kwargs)
+        if self.passthrough or self.disable_adapters or not self.active_adapters:
+            return output
+        if isinstance(output, tuple):  # some families return their attention weights along
+            return (self.refine(output[0]), *output[1:])
+        return self.refine(output)
+
+    def merge(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not possible: the refinement follows a residual block, no weight of the block can hold it.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "a SiNGER adapter cannot be merged: it acts behind a residual block, on patch tokens only. Use `unload()` to "
+            "get the plain teacher back or `disable_adapter()` to bypass the adapter"
+        )
+
+    unmerge = merge
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, None]:
+        # A block has no `.weight` of its own; no dtype, because the adapter stays in float32 in a half-precision teacher.
+        parameter = next(base_layer.parameters(), None)
+        return (None if parameter is None else parameter.device), None

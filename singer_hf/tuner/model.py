@@ -1,0 +1,211 @@
+"""The SiNGER tuner: which blocks get an adapter, how it starts, and how it finds its blocks again when loaded."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from torch import Tensor, nn
+
+from singer_hf.nullspace import Spectrum, random_basis, reference_basis
+from singer_hf.reads import mlp_product, read_gram
+from singer_hf.tuner.config import SingerConfig
+from singer_hf.tuner.layer import SingerLayer
+from singer_hf.vit_view import ViTView, view_vit
+
+# A direction read at most this much as strongly as the most-read one counts as null.
+RELATIVE_TOLERANCE = 0.05
+RELEASED_THRESHOLD = 0.05
+
+_ADAPTER_KEY = re.compile(r"(?:^|\.)(\d+)\.(singer_down|singer_up)\.weight$")
+
+
+class SingerModel(BaseTuner):
+    """Puts a :class:`SingerLayer` around the chosen blocks of a vision transformer.
+
+    Args:
+        model: Any vision transformer that :func:`singer_hf.vit_view.view_vit` accepts.
+        config: A :class:`SingerConfig`.
+        adapter_name: Name of the adapter.
+        low_cpu_mem_usage: Create the adapter on the meta device; its weights must then be loaded.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from singer_hf import SingerConfig
+        >>> peft_teacher = get_peft_model(teacher, SingerConfig(r=64))
+        >>> peft_teacher.base_model.singer_layers
+    """
+
+    prefix: str = "singer_"
+    tuner_layer_cls = SingerLayer
+    target_module_mapping: dict = {}  # noqa: RUF012 (PEFT declares it so)
+
+    @property
+    def singer_layers(self) -> dict[int, SingerLayer]:
+        """The wrapped blocks by their 0-based index."""
+        return _singer_layers(self.model)
+
+    @contextmanager
+    def raw_features(self) -> Iterator[None]:
+        """Within it the blocks pass on their raw tokens; adapters, their gradients and flags are left alone."""
+        layers = list(self.singer_layers.values())
+        before = [layer.passthrough for layer in layers]
+        try:
+            for layer in layers:
+                layer.passthrough = True
+            yield
+        finally:
+            for layer, value in zip(layers, before, strict=True):
+                layer.passthrough = value
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Adds the adapter ``adapter_name`` of ``self.peft_config`` to the model.
+
+        Raises:
+            ValueError: If the name would be mistaken for a block index or for part of the adapter's own parameter names.
+        """
+        if adapter_name.isdigit() or adapter_name in self.prefix or adapter_name.startswith(self.prefix):
+            raise ValueError(
+                f"`adapter_name` must not be a number, a part of {self.prefix!r} or start with it, got "
+                f"{adapter_name!r}; such names break the matching of saved keys"
+            )
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _prepare_adapter_config(self, peft_config: SingerConfig, model_config: dict) -> PeftConfig:
+        view = view_vit(self.model)
+        if peft_config.r > view.hidden_size:
+            raise ValueError(f"`r` must be at most the hidden size {view.hidden_size}, got {peft_config.r}")
+        layers = peft_config.resolve_layers(view.num_blocks)
+        names = {i: view.block_name(i) for i in layers}
+        peft_config.target_modules = list(names.values())
+        # What PEFT says of a name that is targeted is false only if `exclude_modules` matches it.
+        peft_config.layers_to_transform = [i for i in layers if check_target_module_exists(peft_config, names[i])]
+        if peft_config.num_prefix_tokens is None:
+            peft_config.num_prefix_tokens = view.num_prefix_tokens
+        return peft_config
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
+        return check_target_module_exists(peft_config, key) if key in peft_config.target_modules else False
+
+    def _create_and_replace(
+        self,
+        peft_config: SingerConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        view = view_vit(self.model)
+        layer = target if isinstance(target, SingerLayer) else SingerLayer(target, view.hidden_size)
+        with self.raw_features():
+            down, up = _initial_weights(peft_config, view, int(target_name), next(target.parameters()).is_meta)
+        layer.update_layer(adapter_name, down, up, peft_config.num_prefix_tokens, peft_config.inference_mode)
+        if adapter_name not in self.active_adapters:
+            layer.singer_down[adapter_name].requires_grad_(False)
+            layer.singer_up[adapter_name].requires_grad_(False)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's own version looks for `.weight`, which a block does not have.
+        setattr(parent, child_name, new_module)
+
+    def _check_merge_allowed(self) -> None:
+        next(iter(self.singer_layers.values())).merge()
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Finds the blocks by index, so that an adapter fits other heads and other versions' module paths."""
+        expected = {
+            (index, kind): f"{name}.{kind}.{adapter_name}.weight"
+            for name, index, layer in _named_singer_layers(model)
+            for kind in cls.tuner_layer_cls.adapter_layer_names
+            if adapter_name in getattr(layer, kind)
+        }
+        found = {_parse_key(key): value for key, value in state_dict.items()}
+        _check_keys(set(expected), set(found))
+        remapped = {expected[key]: value for key, value in found.items()}
+        own_shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if name in remapped}
+        for name, shape in own_shapes.items():
+            if shape != tuple(remapped[name].shape):
+                raise ValueError(
+                    f"the adapter does not fit this model: {name} has shape {tuple(remapped[name].shape)} in the file "
+                    f"and {shape} here; it was trained on a teacher of another hidden size"
+                )
+        return remapped
+
+
+def _named_singer_layers(model: nn.Module) -> list[tuple[str, int, SingerLayer]]:
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, SingerLayer))
+    return [(name, int(name.rpartition(".")[2]), module) for name, module in layers]
+
+
+def _singer_layers(model: nn.Module) -> dict[int, SingerLayer]:
+    return {index: layer for _, index, layer in _named_singer_layers(model)}
+
+
+def _parse_key(key: str) -> tuple[int, str]:
+    match = _ADAPTER_KEY.search(key)
+    if match is None:
+        raise ValueError(f"{key!r} in the adapter file is no weight of a SiNGER adapter")
+    return int(match[1]), match[2]
+
+
+def _check_keys(expected: set[tuple[int, str]], found: set[tuple[int, str]]) -> None:
+    for problem, keys in (("misses", expected - found), ("has surplus", found - expected)):
+        if keys:
+            names = ", ".join(f"block {index} {kind}" for index, kind in sorted(keys))
+            raise ValueError(
+                f"the adapter file {problem} weights for this model and its configuration: {names}. The file and "
+                "adapter_config.json must come from the same adapter"
+            )
+
+
+def _initial_weights(config: SingerConfig, view: ViTView, index: int, is_meta: bool) -> tuple[Tensor, Tensor]:
+    """Φ_down (D, r) and Φ_up (r, D) of the adapter behind block ``index``."""
+    if is_meta or config.inference_mode or config.restores_weights:
+        # The weights come from a file: until then the adapter changes nothing.
+        zeros = torch.zeros(view.hidden_size, config.r)
+        return zeros, zeros.T
+    basis = _initial_basis(config, view, index).float()
+    scale = 0.0 if config.init_weights == "identity" else config.init_scale
+    return basis, scale * basis.T
+
+
+def _initial_basis(config: SingerConfig, view: ViTView, index: int) -> Tensor:
+    generator = torch.Generator().manual_seed(config.seed + index)
+    if config.init_weights == "random":
+        return random_basis(view.hidden_size, config.r, generator)
+    if config.init_weights == "reference":
+        threshold = config.null_threshold or RELEASED_THRESHOLD
+        weight = mlp_product(view, view.reader(index))
+        return reference_basis(weight, config.r, threshold, generator)
+    gram = read_gram(view, index, config.nullspace_source, config.calibration_images, generator)
+    spectrum = Spectrum.of_gram(gram)
+    _warn_if_rank_exceeds_null_space(config, spectrum, index)
+    return spectrum.least_read(config.r)
+
+
+def _warn_if_rank_exceeds_null_space(config: SingerConfig, spectrum: Spectrum, index: int) -> None:
+    if config.null_threshold is None:
+        dimension = spectrum.effective_null_dimension(RELATIVE_TOLERANCE)
+        rule = f"{RELATIVE_TOLERANCE} times the largest singular value"
+    else:
+        dimension = int((spectrum.singular_values < config.null_threshold).sum())
+        rule = f"the `null_threshold` {config.null_threshold}"
+    if config.r > dimension:
+        warnings.warn(
+            f"block {index}: `r` = {config.r} exceeds the effective null dimension {dimension} (directions that "
+            f'`nullspace_source="{config.nullspace_source}"` reads below {rule}): the adapter starts with directions '
+            "that the next block does read",
+            stacklevel=2,
+        )

@@ -61,7 +61,9 @@ class Spectrum:
         return int((self.singular_values <= tolerance * self.singular_values[-1]).sum())
 
 
-def reference_basis(weight: Tensor, r: int, threshold: float = 0.05, generator: torch.Generator | None = None) -> Tensor:
+def reference_basis(
+    weight: Tensor, r: int, threshold: float = 0.05, generator: torch.Generator | None = None
+) -> Tensor:
     """The released code's choice of directions: of those read below an absolute threshold, the MOST read ones first.
 
     Rows are filled with unit-norm random directions when fewer than ``r`` singular values lie below the threshold.

@@ -31,8 +31,8 @@ def read_gram(
     Args:
         view: View of the teacher.
         index: 0-based block index.
-        source: ``"mlp"``: the product of the reader's MLP weights (paper). ``"block"``: every linear layer through which
-            the reader sees its tokens, queries, keys, values and MLP inputs, with the γ and the centring of the norms.
+        source: ``"mlp"``: the product of the reader's MLP weights (paper). ``"block"``: every linear layer through
+            which the reader sees its tokens (queries, keys, values, MLP inputs), γ and centring of the norms included.
             ``"jacobian"``: E[JᵀJ] of all that the non-linear reader writes, over the patch and prefix tokens of
             calibration images.
         calibration_images: Batches (B, 3, H, W) normalised for the teacher; for ``"jacobian"`` only.

@@ -71,6 +71,7 @@ class ViTView:
 
     @property
     def num_blocks(self) -> int:
+        """Number L of blocks."""
         return len(self.blocks)
 
     @property
@@ -205,7 +206,7 @@ def _find_blocks(model: nn.Module) -> tuple[str, tuple[nn.Module, ...]]:
             if len({type(block) for block in blocks}) == 1 and _is_block(blocks[0]):
                 candidates[name] = blocks
     if not candidates:
-        raise _refuse(model, "it has no list of transformer blocks (an attention and an MLP of two linear layers each)")
+        raise _refuse(model, "it has no list of transformer blocks (an attention and an MLP of two linear layers)")
     roots = {name: _backbone_path(model, name, _width(blocks[0])) for name, blocks in candidates.items()}
     roots = {name: root for name, root in roots.items() if root is not None}
     if not roots:

@@ -24,13 +24,13 @@ class SingerPeftType(StrEnum):
 class SingerConfig(PeftConfig):
     """A low-rank refinement of the patch tokens behind chosen blocks of a ViT (SiNGER, arXiv 2509.20986).
 
-    ``F̂ = F + (F Φ_down) Φ_up`` on patch tokens; prefix tokens pass untouched. With ``init_weights="nullspace"`` the map
-    is NOT the identity at the start: it adds ``init_scale`` times the tokens' component in the null space.
+    ``F̂ = F + (F Φ_down) Φ_up`` on patch tokens; prefix tokens pass untouched. With ``init_weights="nullspace"`` the
+    map is NOT the identity at the start: it adds ``init_scale`` times the tokens' component in the null space.
 
     Args:
         r: Rank of the adapter, from 1 to the teacher's hidden size.
         layers_to_transform: 0-based indices of the blocks whose outputs are refined; negative ones count from the
-            end. None: ``[round(0.75 L) - 1, L - 1]`` for L blocks. Resolved to plain indices when attached and saved so.
+            end. None: ``[round(0.75 L) - 1, L - 1]`` for L blocks. Attaching resolves and saving keeps plain indices.
         init_weights: ``"nullspace"``: Φ_down = Ñ, Φ_up = ``init_scale`` Ñᵀ, Ñ the r directions that the next block
             reads least. ``"reference"``: the released code's choice, see :func:`singer_hf.nullspace.reference_basis`.
             ``"random"``: the same with a random orthonormal Ñ. ``"identity"``: Φ_down as in ``"nullspace"``, Φ_up = 0.
@@ -53,7 +53,7 @@ class SingerConfig(PeftConfig):
     r: int = field(default=64, metadata={"help": "Rank of the adapter, 1 to the teacher's hidden size."})
     layers_to_transform: list[int] | None = field(
         default=None,
-        metadata={"help": "0-based indices of the refined blocks, negatives allowed. Default: round(0.75 L) - 1, L - 1."},
+        metadata={"help": "0-based refined blocks, negatives allowed. Default: round(0.75 L) - 1 and L - 1."},
     )
     init_weights: str = field(default="nullspace", metadata={"help": f"One of {', '.join(INIT_WEIGHTS)}."})
     nullspace_source: str = field(default="mlp", metadata={"help": f"One of {', '.join(NULLSPACE_SOURCES)}."})
@@ -88,8 +88,9 @@ class SingerConfig(PeftConfig):
             raise ValueError(f"`r` must be an integer of at least 1, got {self.r!r}")
         if self.null_threshold is not None and not self.null_threshold > 0:
             raise ValueError(f"`null_threshold` must be greater than 0, got {self.null_threshold!r}")
-        if self.num_prefix_tokens is not None and not (_is_index(self.num_prefix_tokens) and self.num_prefix_tokens >= 0):
-            raise ValueError(f"`num_prefix_tokens` must be an integer of at least 0, got {self.num_prefix_tokens!r}")
+        count = self.num_prefix_tokens
+        if count is not None and not (_is_index(count) and count >= 0):
+            raise ValueError(f"`num_prefix_tokens` must be an integer of at least 0, got {count!r}")
         if self.init_weights == "reference" and self.nullspace_source != "mlp":
             raise ValueError(
                 '`nullspace_source` must be "mlp" with `init_weights="reference"`, the released code knows no other; '
@@ -103,7 +104,9 @@ class SingerConfig(PeftConfig):
         if not isinstance(layers, list | tuple | set) or not all(map(_is_index, layers)):
             raise ValueError(f"`layers_to_transform` must be a list of integers, got {layers!r}")
         if not layers:
-            raise ValueError("`layers_to_transform` must name at least one block, got an empty list; None is the default")
+            raise ValueError(
+                "`layers_to_transform` must name at least one block, got []; leave it out for the default"
+            )
         self.layers_to_transform = list(layers)
 
     def resolve_layers(self, num_blocks: int) -> list[int]:

@@ -76,6 +76,7 @@ class SingerLayer(nn.Module, BaseTunerLayer):
         return refined
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's output with its tokens refined; arguments and further outputs are those of the block."""
         output = self.base_layer(*args, **kwargs)
         if self.passthrough or self.disable_adapters or not self.active_adapters:
             return output
@@ -90,13 +91,13 @@ class SingerLayer(nn.Module, BaseTunerLayer):
             NotImplementedError: Always.
         """
         raise NotImplementedError(
-            "a SiNGER adapter cannot be merged: it acts behind a residual block, on patch tokens only. Use `unload()` to "
-            "get the plain teacher back or `disable_adapter()` to bypass the adapter"
+            "a SiNGER adapter cannot be merged: it acts behind a residual block, on patch tokens only. Use `unload()` "
+            "to get the plain teacher back or `disable_adapter()` to bypass the adapter"
         )
 
     unmerge = merge
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, None]:
-        # A block has no `.weight` of its own; no dtype, because the adapter stays in float32 in a half-precision teacher.
+        # A block has no `.weight` of its own. No dtype: the adapter stays float32 in a half-precision teacher.
         parameter = next(base_layer.parameters(), None)
         return (None if parameter is None else parameter.device), None

@@ -66,7 +66,7 @@ class SingerModel(BaseTuner):
         """Adds the adapter ``adapter_name`` of ``self.peft_config`` to the model.
 
         Raises:
-            ValueError: If the name would be mistaken for a block index or for part of the adapter's own parameter names.
+            ValueError: If the name would be mistaken for a block index or for part of the adapter's parameter names.
         """
         if adapter_name.isdigit() or adapter_name in self.prefix or adapter_name.startswith(self.prefix):
             raise ValueError(

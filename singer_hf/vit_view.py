@@ -11,14 +11,8 @@ import torch
 from torch import Tensor, nn
 
 # Names that the embeddings of Hugging Face and timm models give to learned tokens put before the patches.
-_PREFIX_TOKEN_NAMES = (
-    "cls_token",
-    "class_embedding",
-    "distillation_token",
-    "dist_token",
-    "register_tokens",
-    "reg_token",
-)
+_CLASS_TOKEN_NAMES = ("cls_token", "class_embedding", "distillation_token", "dist_token")
+_REGISTER_TOKEN_NAMES = ("register_tokens", "reg_token")
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,7 @@ class ViTView:
         blocks: The transformer blocks in order, without PEFT wrappers around them.
         hidden_size: Width D of the tokens.
         num_prefix_tokens: Tokens before the patches: class, distillation and register tokens.
+        num_class_tokens: Those of them that are no registers; they stand first.
         patch_embedding: The convolution that makes the patch tokens.
         final_norm: The norm behind the last block, or None.
         image_size: (height, width) of the configured input in pixels, or None where no config tells.
@@ -65,6 +60,7 @@ class ViTView:
     blocks: tuple[nn.Module, ...]
     hidden_size: int
     num_prefix_tokens: int
+    num_class_tokens: int
     patch_embedding: nn.Conv2d
     final_norm: nn.Module | None
     image_size: tuple[int, int] | None
@@ -152,7 +148,7 @@ class ViTView:
                 f"{type(block).__name__} is no pre-norm block with two norms, so its linear reads are not known; "
                 'use `nullspace_source="mlp"` or "jacobian"'
             )
-        reading_attention = _linears(_attention(block))[:-1]  # the last one is the output projection
+        reading_attention = _attention_linears(block)[:-1]  # the last one is the output projection
         reading_mlp = [item for item in _mlp_linears(block) if item[1].in_features == self.hidden_size]
         for norm, linears in ((norms[0], reading_attention), (norms[1], reading_mlp)):
             centered = "rms" not in type(norm).__name__.lower()
@@ -180,7 +176,8 @@ def view_vit(model: nn.Module) -> ViTView:
         blocks_path=path,
         blocks=blocks,
         hidden_size=hidden_size,
-        num_prefix_tokens=_count_prefix_tokens(backbone, hidden_size),
+        num_prefix_tokens=_count_tokens(backbone, hidden_size, _CLASS_TOKEN_NAMES + _REGISTER_TOKEN_NAMES),
+        num_class_tokens=_count_tokens(backbone, hidden_size, _CLASS_TOKEN_NAMES),
         patch_embedding=_patch_embedding(backbone, hidden_size),
         final_norm=_final_norm(model, path, root),
         image_size=_image_size(model, backbone),
@@ -251,6 +248,11 @@ def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [(name, child) for name, child in module.named_modules() if isinstance(child, nn.Linear)]
 
 
+def _attention_linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
+    inside_attention = set(map(id, _attention(block).modules()))
+    return [item for item in _linears(block) if id(item[1]) in inside_attention]
+
+
 def _mlp_linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
     inside_attention = set(map(id, _attention(block).modules()))
     return [item for item in _linears(block) if id(item[1]) not in inside_attention]
@@ -285,11 +287,11 @@ def _final_norm(model: nn.Module, blocks_path: str, root: str) -> nn.Module | No
     return None
 
 
-def _count_prefix_tokens(backbone: nn.Module, hidden_size: int) -> int:
+def _count_tokens(backbone: nn.Module, hidden_size: int, names: tuple[str, ...]) -> int:
     tokens = (
         parameter
         for name, parameter in backbone.named_parameters()
-        if name.rpartition(".")[2] in _PREFIX_TOKEN_NAMES and parameter.shape[-1] == hidden_size
+        if name.rpartition(".")[2] in names and parameter.shape[-1] == hidden_size
     )
     return sum(token.numel() // hidden_size for token in tokens)
 

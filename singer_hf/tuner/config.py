@@ -6,6 +6,7 @@ from typing import Any
 
 from peft import PeftConfig
 
+from singer_hf.pairing import default_layers, resolve_layers
 from singer_hf.reads import NULLSPACE_SOURCES
 
 INIT_WEIGHTS = ("nullspace", "reference", "random", "identity")
@@ -116,17 +117,8 @@ class SingerConfig(PeftConfig):
             ValueError: If an index is out of range or names a block twice.
         """
         if self.layers_to_transform is None:
-            return sorted({max(round(0.75 * num_blocks) - 1, 0), num_blocks - 1})
-        for index in self.layers_to_transform:
-            if not -num_blocks <= index < num_blocks:
-                raise ValueError(
-                    f"`layers_to_transform` must lie in [{-num_blocks}, {num_blocks - 1}] for a model of {num_blocks} "
-                    f"blocks, got {index}"
-                )
-        layers = sorted(index % num_blocks for index in self.layers_to_transform)
-        if len(set(layers)) < len(layers):
-            raise ValueError(f"`layers_to_transform` must name each block once, got {self.layers_to_transform}")
-        return layers
+            return default_layers(num_blocks)
+        return sorted(resolve_layers("layers_to_transform", self.layers_to_transform, num_blocks))
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as it is saved: block indices and prefix count, no module paths and no images."""

@@ -1,5 +1,7 @@
 """A transformer block followed by the refinement of its patch tokens."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -75,6 +77,11 @@ class SingerLayer(nn.Module, BaseTunerLayer):
             refined = torch.cat([refined[:, :num_prefix_tokens], refined[:, num_prefix_tokens:] + delta], dim=1)
         return refined
 
+    def adapter_parameters(self) -> Iterator[nn.Parameter]:
+        """Φ_down and Φ_up of every adapter."""
+        yield from self.singer_down.parameters()
+        yield from self.singer_up.parameters()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's output with its tokens refined; arguments and further outputs are those of the block."""
         output = self.base_layer(*args, **kwargs)
@@ -101,3 +108,17 @@ class SingerLayer(nn.Module, BaseTunerLayer):
         # A block has no `.weight` of its own. No dtype: the adapter stays float32 in a half-precision teacher.
         parameter = next(base_layer.parameters(), None)
         return (None if parameter is None else parameter.device), None
+
+
+@contextmanager
+def raw_features(layers: Iterable[SingerLayer]) -> Iterator[None]:
+    """Within it the layers pass on their block's raw tokens; adapters, gradients and flags are left alone."""
+    layers = list(layers)
+    before = [layer.passthrough for layer in layers]
+    for layer in layers:
+        layer.passthrough = True
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.passthrough = value

@@ -2,8 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from singer_hf.nullspace import Spectrum, random_basis, reference_basis
 from singer_hf.reads import mlp_product, read_gram
 from singer_hf.tuner.config import SingerConfig
-from singer_hf.tuner.layer import SingerLayer
+from singer_hf.tuner.layer import SingerLayer, raw_features
 from singer_hf.vit_view import ViTView, view_vit
 
 # A direction read at most this much as strongly as the most-read one counts as null.
@@ -47,20 +46,11 @@ class SingerModel(BaseTuner):
     @property
     def singer_layers(self) -> dict[int, SingerLayer]:
         """The wrapped blocks by their 0-based index."""
-        return _singer_layers(self.model)
+        return find_singer_layers(self.model)
 
-    @contextmanager
-    def raw_features(self) -> Iterator[None]:
+    def raw_features(self) -> AbstractContextManager[None]:
         """Within it the blocks pass on their raw tokens; adapters, their gradients and flags are left alone."""
-        layers = list(self.singer_layers.values())
-        before = [layer.passthrough for layer in layers]
-        try:
-            for layer in layers:
-                layer.passthrough = True
-            yield
-        finally:
-            for layer, value in zip(layers, before, strict=True):
-                layer.passthrough = value
+        return raw_features(self.singer_layers.values())
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adds the adapter ``adapter_name`` of ``self.peft_config`` to the model.
@@ -149,7 +139,8 @@ def _named_singer_layers(model: nn.Module) -> list[tuple[str, int, SingerLayer]]
     return [(name, int(name.rpartition(".")[2]), module) for name, module in layers]
 
 
-def _singer_layers(model: nn.Module) -> dict[int, SingerLayer]:
+def find_singer_layers(model: nn.Module) -> dict[int, SingerLayer]:
+    """The wrapped blocks of any model with SiNGER adapters in it, by their 0-based index; empty if there are none."""
     return {index: layer for _, index, layer in _named_singer_layers(model)}
 
 

@@ -1,0 +1,247 @@
+"""Teacher, student and projectors in one module; its forward pass reads as the method does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.utils import ModelOutput
+
+from singer_hf.features import FeatureCapture, resize_tokens
+from singer_hf.losses import info_loss as gram_info_loss
+from singer_hf.losses import kd_loss, outlier_loss
+from singer_hf.pairing import default_layers, pair_student_layers, resolve_layers
+from singer_hf.students import read_student
+from singer_hf.teacher_input import Normalization, TeacherInput
+from singer_hf.tuner.layer import SingerLayer, raw_features
+from singer_hf.tuner.model import find_singer_layers
+from singer_hf.vit_view import view_vit
+
+INFO_LOSSES = ("gram", "reference")
+
+
+@dataclass
+class DistillerOutput(ModelOutput):
+    """What a distillation step computes; every component is unweighted and averaged over the distilled blocks.
+
+    Attributes:
+        loss: Σ weight x component, scalar.
+        kd_loss: L_KD, scalar.
+        outlier_loss: L_outlier, scalar; 0 for a teacher without adapters.
+        info_loss: L_info, scalar; 0 for a teacher without adapters and with ``info_weight=0``, where it is left out.
+    """
+
+    loss: Tensor | None = None
+    kd_loss: Tensor | None = None
+    outlier_loss: Tensor | None = None
+    info_loss: Tensor | None = None
+
+
+class SingerDistiller(nn.Module):
+    """Distils refined teacher features into a student (SiNGER, arXiv 2509.20986, section 3).
+
+    The teacher is frozen in place (its weights stop requiring gradients) and stays in eval mode. Its own stream is not
+    changed: block l + 1 of the main pass reads the raw features, and runs once more on the refined ones for L_info.
+
+    Args:
+        student: A vision transformer, or a model that returns feature maps (CNNs, Swin).
+        teacher: A vision transformer with SiNGER adapters, as from ``get_peft_model``, or a bare one: plain
+            multi-layer feature distillation (FitNet) without refinement.
+        teacher_layers: Distilled blocks of a bare teacher, 0-based, negatives allowed; default as in SingerConfig. A
+            teacher with adapters is distilled where the adapters are.
+        student_layers: Student blocks, one per distilled teacher block, 0-based, negatives allowed. None: by relative
+            depth, the last one being the student's last block.
+        kd_weight: Weight of L_KD, >= 0.
+        outlier_weight: λ_outlier, >= 0.
+        info_weight: λ_info, >= 0.
+        outlier_quantile: γ in (0, 1): the share of an image's patches whose norm is left alone.
+        info_loss: ``"gram"`` (paper) or ``"reference"`` (the released code's variant).
+        detach_refined: Whether L_KD leaves the adapter alone.
+        image_size: (height, width) of the student's images in pixels. None: what its config says, else 224 x 224.
+        student_normalization: (mean, std) with which ``pixel_values`` come, 3 channels each.
+        teacher_normalization: (mean, std) that the teacher expects. None for either: the images are left as they come.
+
+    Attributes:
+        teacher_layers: Distilled blocks of the teacher, ascending.
+        student_layers: The student block for each of them.
+        projectors: ``str(teacher block)`` -> ``nn.Linear`` from the student's to the teacher's width.
+
+    Raises:
+        ValueError: If an argument is out of range, the student is no vision model, it has fewer blocks than are
+            distilled, or the patch grids cannot be matched.
+    """
+
+    # The Trainer asks for these two.
+    accepts_loss_kwargs = False
+    main_input_name = "pixel_values"
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        *,
+        teacher_layers: Sequence[int] | None = None,
+        student_layers: Sequence[int] | None = None,
+        kd_weight: float = 1.0,
+        outlier_weight: float = 0.01,
+        info_weight: float = 1.0,
+        outlier_quantile: float = 0.97,
+        info_loss: str = "gram",
+        detach_refined: bool = False,
+        image_size: tuple[int, int] | None = None,
+        student_normalization: Normalization | None = None,
+        teacher_normalization: Normalization | None = None,
+    ) -> None:
+        super().__init__()
+        check_loss_settings(kd_weight, outlier_weight, info_weight, outlier_quantile, info_loss)
+        self.kd_weight, self.outlier_weight, self.info_weight = kd_weight, outlier_weight, info_weight
+        self.outlier_quantile, self.info_loss, self.detach_refined = outlier_quantile, info_loss, detach_refined
+        self.student, self.teacher = student, teacher
+        self.teacher_view, self.student_reader = view_vit(teacher), read_student(student, image_size)
+        self.teacher_layers = self._choose_teacher_layers(teacher_layers)
+        self.student_layers = pair_student_layers(
+            self.teacher_layers, self.teacher_view.num_blocks, self.student_reader.num_blocks, student_layers
+        )
+        size = image_size or self.student_reader.image_size
+        self.student_grids = {
+            i: self.student_reader.grid(j, size) for i, j in zip(self.teacher_layers, self.student_layers, strict=True)
+        }
+        self.teacher_input = TeacherInput(
+            self.teacher_view,
+            size,
+            self.student_grids[self.teacher_layers[-1]],
+            student_normalization,
+            teacher_normalization,
+        )
+        self.projectors = self._make_projectors()
+        self._freeze_teacher()
+        self._start_capture()
+
+    @property
+    def singer_layers(self) -> dict[int, SingerLayer]:
+        """The teacher's wrapped blocks by index; empty for a bare teacher."""
+        return find_singer_layers(self.teacher)
+
+    def forward(self, pixel_values: Tensor) -> DistillerOutput:
+        """One step on images (B, 3, H, W), normalised for the student."""
+        student_tokens = self.student_reader.read(pixel_values)
+        raw = self.read_teacher(pixel_values)
+        refined = self.refine(raw)
+        kd = self._kd_loss(refined, student_tokens)
+        outlier = info = torch.zeros_like(kd)
+        if self.refines:
+            outlier = self._outlier_loss(refined)
+            if self.info_weight:
+                info = self._info_loss(raw, refined)
+        loss = self.kd_weight * kd + self.outlier_weight * outlier + self.info_weight * info
+        return DistillerOutput(loss=loss, kd_loss=kd, outlier_loss=outlier, info_loss=info)
+
+    @torch.no_grad()
+    def read_teacher(self, pixel_values: Tensor) -> dict[int, Tensor]:
+        """F_l: raw tokens (B, P+N, D_T) after the distilled blocks and those behind them, for the student's images."""
+        with raw_features(self._singer_layers.values()):
+            return self._teacher_capture(self.teacher_input(pixel_values))
+
+    def refine(self, raw: dict[int, Tensor]) -> dict[int, Tensor]:
+        """F̂_l of the distilled blocks; gradients reach the adapters only."""
+        return {i: self._singer_layers[i].refine(raw[i]) if self.refines else raw[i] for i in self.teacher_layers}
+
+    def replay_next(self, block: int, hidden_states: Tensor) -> Tensor:
+        """What block ``block + 1`` makes of other tokens (B, P+N, D_T), in the call that the last batch made of it."""
+        return self._teacher_capture.calls[block + 1].replay(self.teacher_view.blocks[block + 1], hidden_states)
+
+    def train(self, mode: bool = True) -> "SingerDistiller":
+        """Sets the mode of student and projectors; the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def activation_checkpointing_enable(self, *args: object, **kwargs: object) -> None:
+        """Turns activation checkpointing on in the student; the teacher's main pass keeps no activations."""
+        self.student.activation_checkpointing_enable(*args, **kwargs)
+
+    def _kd_loss(self, refined: dict[int, Tensor], student_tokens: dict[int, Tensor]) -> Tensor:
+        """L_KD = mean over blocks of MSE(F̂, P(F^S)): the patches and the class tokens that both sides have."""
+        own = self.student_reader.num_class_tokens
+        common = min(own, self.teacher_view.num_class_tokens)
+        losses = []
+        for i, j in zip(self.teacher_layers, self.student_layers, strict=True):
+            patches = resize_tokens(student_tokens[j][:, own:], self.student_grids[i], self.teacher_input.grid)
+            projected = self.projectors[str(i)](torch.cat([student_tokens[j][:, :common], patches], dim=1))
+            target = torch.cat([refined[i][:, :common], self._patches(refined[i])], dim=1)
+            losses.append(kd_loss(target.detach() if self.detach_refined else target, projected))
+        return torch.stack(losses).mean()
+
+    def _outlier_loss(self, refined: dict[int, Tensor]) -> Tensor:
+        losses = [outlier_loss(self._patches(tokens), self.outlier_quantile) for tokens in refined.values()]
+        return torch.stack(losses).mean()
+
+    def _info_loss(self, raw: dict[int, Tensor], refined: dict[int, Tensor]) -> Tensor:
+        return torch.stack([self._info_of_block(i, raw, refined) for i in self.teacher_layers]).mean()
+
+    def _info_of_block(self, block: int, raw: dict[int, Tensor], refined: dict[int, Tensor]) -> Tensor:
+        """L_info of one block, by what the next block makes of it; of the last block by the features themselves."""
+        released = self.info_loss == "reference"
+        if block + 1 < self.teacher_view.num_blocks:
+            read, expected = self.replay_next(block, refined[block]), raw[block + 1]
+            if released:
+                return F.mse_loss(read.float(), expected.float())
+        else:
+            read, expected = refined[block], raw[block]
+            if released and len(self.teacher_layers) > 1:
+                expected = refined[self.teacher_layers[-2]]
+        return gram_info_loss(self._patches(read), self._patches(expected))
+
+    def _patches(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states[:, self.teacher_view.num_prefix_tokens :]
+
+    def _choose_teacher_layers(self, given: Sequence[int] | None) -> list[int]:
+        self._singer_layers = find_singer_layers(self.teacher)
+        self.refines = bool(self._singer_layers)
+        if not self.refines:
+            number = self.teacher_view.num_blocks
+            return default_layers(number) if given is None else sorted(resolve_layers("teacher_layers", given, number))
+        if given is not None and sorted(given) != sorted(self._singer_layers):
+            raise ValueError(
+                f"`teacher_layers` must be left out for a teacher with adapters, which is distilled where they are "
+                f"({sorted(self._singer_layers)}), got {list(given)}"
+            )
+        return sorted(self._singer_layers)
+
+    def _make_projectors(self) -> nn.ModuleDict:
+        device, width = self.teacher_view.patch_embedding.weight.device, self.teacher_view.hidden_size
+        pairs = zip(self.teacher_layers, self.student_layers, strict=True)
+        return nn.ModuleDict(
+            {str(i): nn.Linear(self.student_reader.widths[j], width, device=device) for i, j in pairs}
+        )
+
+    def _freeze_teacher(self) -> None:
+        adapters = {id(p) for layer in self._singer_layers.values() for p in layer.adapter_parameters()}
+        for parameter in self.teacher.parameters():
+            if id(parameter) not in adapters:
+                parameter.requires_grad_(False)
+        self.teacher.eval()
+
+    def _start_capture(self) -> None:
+        """Chooses what is read; nothing behind the last distilled block's reader is ever computed."""
+        behind = [i + 1 for i in self.teacher_layers if i + 1 < self.teacher_view.num_blocks and self.refines]
+        self._teacher_capture = FeatureCapture(self.teacher_view, [*self.teacher_layers, *behind], calls=behind)
+        self.student_reader.select(self.student_layers)
+
+
+def check_loss_settings(
+    kd_weight: float, outlier_weight: float, info_weight: float, outlier_quantile: float, info_loss: str
+) -> None:
+    """Checks the settings of the objective.
+
+    Raises:
+        ValueError: If a weight is negative, the quantile not in (0, 1), or ``info_loss`` unknown.
+    """
+    for name, weight in (("kd_weight", kd_weight), ("outlier_weight", outlier_weight), ("info_weight", info_weight)):
+        if not weight >= 0:
+            raise ValueError(f"`{name}` must be at least 0, got {weight!r}")
+    if not 0 < outlier_quantile < 1:
+        raise ValueError(f"`outlier_quantile` must lie in (0, 1), got {outlier_quantile!r}")
+    if info_loss not in INFO_LOSSES:
+        raise ValueError(f"`info_loss` must be one of {', '.join(map(repr, INFO_LOSSES))}, got {info_loss!r}")

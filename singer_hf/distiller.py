@@ -9,16 +9,14 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from singer_hf.features import FeatureCapture, resize_tokens
+from singer_hf.losses import check_loss_settings, kd_loss, outlier_loss
 from singer_hf.losses import info_loss as gram_info_loss
-from singer_hf.losses import kd_loss, outlier_loss
 from singer_hf.pairing import default_layers, pair_student_layers, resolve_layers
 from singer_hf.students import read_student
 from singer_hf.teacher_input import Normalization, TeacherInput
 from singer_hf.tuner.layer import SingerLayer, raw_features
 from singer_hf.tuner.model import find_singer_layers
 from singer_hf.vit_view import view_vit
-
-INFO_LOSSES = ("gram", "reference")
 
 
 @dataclass
@@ -228,20 +226,3 @@ class SingerDistiller(nn.Module):
         behind = [i + 1 for i in self.teacher_layers if i + 1 < self.teacher_view.num_blocks and self.refines]
         self._teacher_capture = FeatureCapture(self.teacher_view, [*self.teacher_layers, *behind], calls=behind)
         self.student_reader.select(self.student_layers)
-
-
-def check_loss_settings(
-    kd_weight: float, outlier_weight: float, info_weight: float, outlier_quantile: float, info_loss: str
-) -> None:
-    """Checks the settings of the objective.
-
-    Raises:
-        ValueError: If a weight is negative, the quantile not in (0, 1), or ``info_loss`` unknown.
-    """
-    for name, weight in (("kd_weight", kd_weight), ("outlier_weight", outlier_weight), ("info_weight", info_weight)):
-        if not weight >= 0:
-            raise ValueError(f"`{name}` must be at least 0, got {weight!r}")
-    if not 0 < outlier_quantile < 1:
-        raise ValueError(f"`outlier_quantile` must lie in (0, 1), got {outlier_quantile!r}")
-    if info_loss not in INFO_LOSSES:
-        raise ValueError(f"`info_loss` must be one of {', '.join(map(repr, INFO_LOSSES))}, got {info_loss!r}")

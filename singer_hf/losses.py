@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+INFO_LOSSES = ("gram", "reference")
+
 
 def gram_matrix(tokens: Tensor) -> Tensor:
     """Cosine similarities of all pairs of patches, ``G(X) = X̄ X̄ᵀ`` (paper, section 3).
@@ -57,3 +59,20 @@ def info_loss(refined_read: Tensor, raw_read: Tensor) -> Tensor:
         raw_read: Patch tokens (B, N, D) that follow from the raw features.
     """
     return F.mse_loss(gram_matrix(refined_read), gram_matrix(raw_read))
+
+
+def check_loss_settings(
+    kd_weight: float, outlier_weight: float, info_weight: float, outlier_quantile: float, info_loss: str
+) -> None:
+    """Checks the settings of the objective.
+
+    Raises:
+        ValueError: If a weight is negative, the quantile not in (0, 1), or ``info_loss`` unknown.
+    """
+    for name, weight in (("kd_weight", kd_weight), ("outlier_weight", outlier_weight), ("info_weight", info_weight)):
+        if not weight >= 0:
+            raise ValueError(f"`{name}` must be at least 0, got {weight!r}")
+    if not 0 < outlier_quantile < 1:
+        raise ValueError(f"`outlier_quantile` must lie in (0, 1), got {outlier_quantile!r}")
+    if info_loss not in INFO_LOSSES:
+        raise ValueError(f"`info_loss` must be one of {', '.join(map(repr, INFO_LOSSES))}, got {info_loss!r}")

@@ -77,10 +77,11 @@ def reference_basis(
     Returns:
         Basis (D, r) in float32; its columns are orthonormal only if none had to be filled in.
     """
-    _, singular_values, directions = torch.linalg.svd(weight.detach().to("cpu", torch.float32), full_matrices=True)
+    # Float64: the directions below the threshold lie so close together that float32 mixes them.
+    _, singular_values, directions = torch.linalg.svd(weight.detach().to("cpu", torch.float64), full_matrices=True)
     padded = torch.zeros(directions.shape[0])
     padded[: len(singular_values)] = singular_values
-    chosen = directions[padded < threshold][:r]  # descending order: the largest below the threshold come first
+    chosen = directions[padded < threshold][:r].float()  # descending order: the largest below the threshold come first
     missing = r - len(chosen)
     random = torch.nn.functional.normalize(torch.randn(missing, weight.shape[1], generator=generator), dim=1)
     return torch.cat([chosen, random]).T.contiguous()

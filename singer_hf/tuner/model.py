@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import Tensor, nn
 
@@ -56,13 +56,9 @@ class SingerModel(BaseTuner):
         """Adds the adapter ``adapter_name`` of ``self.peft_config`` to the model.
 
         Raises:
-            ValueError: If the name would be mistaken for a block index or for part of the adapter's parameter names.
+            ValueError: If the name would be mistaken for a part of the paths under which adapters are saved.
         """
-        if adapter_name.isdigit() or adapter_name in self.prefix or adapter_name.startswith(self.prefix):
-            raise ValueError(
-                f"`adapter_name` must not be a number, a part of {self.prefix!r} or start with it, got "
-                f"{adapter_name!r}; such names break the matching of saved keys"
-            )
+        _check_adapter_name(adapter_name, self.prefix, view_vit(model).blocks_path)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: SingerConfig, model_config: dict) -> PeftConfig:
@@ -134,6 +130,15 @@ class SingerModel(BaseTuner):
         return remapped
 
 
+def _check_adapter_name(name: str, prefix: str, blocks_path: str) -> None:
+    path_parts = ("base_model", "model", *blocks_path.split("."), "weight")  # PEFT finds adapters by parts of keys
+    if name.isdigit() or "." in name or name in prefix or name.startswith(prefix) or name in path_parts:
+        raise ValueError(
+            f"`adapter_name` must not be a number, contain a dot, be a part of {prefix!r} or start with it, or be one "
+            f"of {', '.join(map(repr, path_parts))}, got {name!r}; such names break the matching of saved keys"
+        )
+
+
 def _named_singer_layers(model: nn.Module) -> list[tuple[str, int, SingerLayer]]:
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, SingerLayer))
     return [(name, int(name.rpartition(".")[2]), module) for name, module in layers]
@@ -200,3 +205,16 @@ def _warn_if_rank_exceeds_null_space(config: SingerConfig, spectrum: Spectrum, i
             "that the next block does read",
             stacklevel=2,
         )
+
+
+def attach_adapter(teacher: nn.Module, config: SingerConfig | None) -> nn.Module:
+    """The teacher with a new adapter; the teacher itself where no configuration is given.
+
+    Raises:
+        ValueError: If a configuration is given for a teacher that already has SiNGER adapters.
+    """
+    if config is None:
+        return teacher
+    if find_singer_layers(teacher):
+        raise ValueError("`peft_config` must be left out for a teacher that already has a SiNGER adapter")
+    return get_peft_model(teacher, config)

@@ -1,0 +1,148 @@
+"""Where the fit loop takes features from: a frozen model that runs in every pass, or arrays in memory or on disk."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+Batch = tuple[dict[str, Tensor], Tensor]
+FeaturesFn = Callable[[nn.Module, Tensor], dict[str, Tensor]]
+
+
+class FeatureSource(Protocol):
+    """Rows of features and labels that can be read in any order."""
+
+    def __len__(self) -> int: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws other random views of the images from now on, where the source does that."""
+
+    def iterate(self, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """Yields (features, labels) of each batch of row indices, in the order given."""
+
+
+class ModelFeatures:
+    """Features computed anew in every pass, so that random views of the images can be used.
+
+    Args:
+        model: The frozen model; it runs in evaluation mode and is put back as it was.
+        dataset: Rows {"pixel_values": (3, H, W), "labels": class index, mask (H, W) or depth map (H, W)}.
+        features_fn: (model, images) -> features, such as ``FrozenFeatures()``.
+        num_workers: Processes that read images.
+        device: Where the model runs; None takes the device of its parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        features_fn: FeaturesFn,
+        *,
+        num_workers: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        self.model, self.dataset, self.features_fn = model, dataset, features_fn
+        self.num_workers = num_workers
+        self.device = device or next(model.parameters()).device
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Passes the epoch on to the dataset, if it has random views."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def iterate(self, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """Yields (features, labels) of each batch of row indices.
+
+        Raises:
+            ValueError: If a row is broken or its mask is not of its image's size.
+        """
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=[[int(row) for row in batch] for batch in batches],
+            num_workers=self.num_workers,
+            collate_fn=collate_rows,
+        )
+        with _frozen(self.model):
+            for pixel_values, labels in loader:
+                with torch.no_grad():  # not around the yield: it would reach into the caller's training step
+                    features = self.features_fn(self.model, pixel_values.to(self.device))
+                yield features, labels
+
+
+class ArrayFeatures:
+    """Features that exist already: tensors, arrays, or memory-mapped files.
+
+    Args:
+        features: Name -> array of N rows.
+        labels: N labels: class indices, masks or depth maps.
+
+    Raises:
+        ValueError: If the arrays differ in their number of rows.
+    """
+
+    def __init__(self, features: dict[str, np.ndarray | Tensor], labels: np.ndarray | Tensor) -> None:
+        for name, array in features.items():
+            if len(array) != len(labels):
+                raise ValueError(f"`features[{name!r}]` must have {len(labels)} rows as the labels, got {len(array)}")
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Does nothing: stored features are the same in every epoch."""
+
+    def iterate(self, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """Yields (features, labels) of each batch of row indices."""
+        for batch in batches:
+            rows = np.asarray(batch)
+            features = {name: _rows(array, rows).float() for name, array in self.features.items()}
+            yield features, _rows(self.labels, rows)
+
+
+def collate_rows(rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    """Stacks rows into images (B, 3, H, W) and labels (B, ...).
+
+    Raises:
+        ValueError: If a row is broken, has no labels or a mask of another size than its image.
+    """
+    for row in rows:
+        if "error" in row:
+            raise ValueError(f"the labelled set must hold readable images only, got {row['error']}")
+        if "labels" not in row:
+            raise ValueError(f'a labelled row must have "pixel_values" and "labels", got {sorted(row)}')
+        size, labels = tuple(row["pixel_values"].shape[-2:]), torch.as_tensor(row["labels"])
+        if labels.ndim == 2 and tuple(labels.shape) != size:
+            raise ValueError(
+                f"a mask must be of the size of its image (height, width) {size}, got {tuple(labels.shape)}; resize "
+                "and crop both alike"
+            )
+    labels = torch.stack([torch.as_tensor(row["labels"]) for row in rows])
+    return torch.stack([row["pixel_values"] for row in rows]), labels
+
+
+def in_order(num_rows: int, batch_size: int) -> list[range]:
+    """All row indices in order, in batches."""
+    return [range(start, min(start + batch_size, num_rows)) for start in range(0, num_rows, batch_size)]
+
+
+def _rows(array: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
+    return array[torch.from_numpy(rows)] if isinstance(array, Tensor) else torch.from_numpy(np.asarray(array[rows]))
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,67 @@
+"""Uploading a run to the Hugging Face Hub: what is shared, and what stays at home."""
+
+import logging
+import shutil
+import tempfile
+from concurrent.futures import Future
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+logger = logging.getLogger(__name__)
+
+# Needed only to go on training on this machine.
+PRIVATE_FILES = ["optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json", "raw_student/*"]
+
+
+def upload_checkpoint(folder: str, repo_id: str, message: str, args: TrainingArguments) -> list[Future]:
+    """Uploads a checkpoint in the background, in the layout of a finished run: student, ``singer/``, ``projectors/``.
+
+    With ``hub_strategy`` "checkpoint" or "all_checkpoints" all of it, with the files for resuming, also goes into
+    ``last-checkpoint/`` or a folder of its own name. A failure is logged as a warning and the training goes on.
+
+    Args:
+        folder: The checkpoint. It is copied first, so that it may be rotated away meanwhile.
+        repo_id: Target repository.
+        message: Commit message.
+        args: Arguments of the run, for token, revision and strategy.
+    """
+    copy = tempfile.mkdtemp(prefix="singer-hf-push-")
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    targets = {".": PRIVATE_FILES}
+    if args.hub_strategy == HubStrategy.CHECKPOINT:
+        targets["last-checkpoint"] = None
+    elif args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+        targets[Path(folder).name] = None
+    jobs = [
+        HfApi().upload_folder(
+            repo_id=repo_id,
+            folder_path=copy,
+            path_in_repo=target,
+            commit_message=message,
+            token=args.hub_token,
+            revision=args.hub_revision,
+            ignore_patterns=ignored,
+            run_as_future=True,
+        )
+        for target, ignored in targets.items()
+    ]
+    for job in jobs:
+        job.add_done_callback(lambda done: _finish(done, jobs, copy, folder, repo_id))
+    return jobs
+
+
+def _finish(job: Future, jobs: list[Future], copy: str, folder: str, repo_id: str) -> None:
+    if all(other.done() for other in jobs):
+        shutil.rmtree(copy, ignore_errors=True)
+    if error := job.exception():
+        logger.warning(
+            "the upload of %s failed (%s: %s); training goes on. By hand: hf upload %s %s",
+            folder,
+            type(error).__name__,
+            error,
+            repo_id,
+            folder,
+        )

@@ -1,0 +1,270 @@
+"""The model card of a distilled student: plain data in, a card for the Hub out."""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral, Real
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from singer_hf.version import __version__
+
+TEMPLATE = Path(__file__).with_name("templates") / "student_card.md"
+TAGS = ["singer-hf", "knowledge-distillation", "vision-transformer", "feature-extraction"]
+# Short names of this package's evaluators -> task names of the Hub.
+HUB_TASKS = {
+    "classification": "image-classification",
+    "knn": "image-classification",
+    "segmentation": "image-segmentation",
+    "depth": "depth-estimation",
+}
+# Names under which `datasets` reads local files: no data set on the Hub.
+FILE_FORMATS = {"arrow", "csv", "imagefolder", "json", "parquet", "webdataset"}
+# Settings that say something about the machine or the account, not about the model.
+PRIVATE_SETTINGS = re.compile(
+    r"(^|hub_|api_|auth_|access_)(token|key)$|(^|_)(dir|path|file)$|^hub_|^run_name$|^project$"
+)
+ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+ABSOLUTE_PATH = re.compile(r"""(?<![\w:/.~<-])(?:~|[A-Za-z]:)?(?:[\\/][^\s\\/"'`,;:<>()\[\]{}]+)+""")
+LOSS_ROWS = 6  # points of the loss curve that are shown
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries a student depends on, by distribution name; those not installed are left out."""
+    versions = {"singer-hf": __version__}
+    for library in ("torch", "transformers", "peft", "accelerate", "datasets", "huggingface_hub"):
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+class Evaluation(NamedTuple):
+    """One figure: e.g. ``Evaluation("classification", "imagenet-1k", "top1", 0.7059)``.
+
+    ``task`` is a short name of ``HUB_TASKS`` or a task name of the Hub; ``dataset`` a Hub id or any name.
+    """
+
+    task: str
+    dataset: str
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class CardInfo:
+    """What a run says about its student. Everything may be left out; what is left out does not stand in the card.
+
+    Names of models and data may be Hub ids or local folders: of a folder only its own name is shown, no path.
+
+    Attributes:
+        student_class: Class of the student, e.g. ``"ViTModel"``.
+        student: Checkpoint the student started from; empty when it started from random weights.
+        repo_id: Where the student is (going to be) on the Hub, ``user/name``.
+        teacher: Hub id or folder of the teacher.
+        teacher_class: Class of the teacher, named where it has neither id nor folder.
+        dataset: Hub id or folder of the images.
+        dataset_revision: Revision of the data set on the Hub.
+        synthetic_data: Whether the images are the drawn scenes of the demo.
+        has_adapter: Whether the folder holds a SiNGER adapter of the teacher (else the method was FitNet).
+        image_size: Side of the student's input in pixels.
+        settings: Settings that differ from the defaults, by name. Folders, tokens and account names are left out.
+        layer_pairs: (teacher block, student block), 0-based.
+        loss_curve: Points ``{"step": int, component: float, ...}`` in order; a few of them are shown.
+        norms: Outlier ratio (99th percentile / median of the patch token norms) by name of the model.
+        evaluations: Figures for the table and, where finite, for ``model-index``.
+        loss_figure: File of the loss curve in the folder, relative to it.
+        norm_figure: File of the norm maps in the folder, relative to it.
+        license: Licence as the Hub writes it, e.g. ``"apache-2.0"``.
+        versions: Version by library; by default those at hand.
+    """
+
+    student_class: str = ""
+    student: str = ""
+    repo_id: str = ""
+    teacher: str = ""
+    teacher_class: str = ""
+    dataset: str = ""
+    dataset_revision: str = ""
+    synthetic_data: bool = False
+    has_adapter: bool = True
+    num_images: int | None = None
+    num_steps: int | None = None
+    num_epochs: float | None = None
+    image_size: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    layer_pairs: Sequence[tuple[int, int]] = ()
+    loss_curve: Sequence[Mapping[str, float]] = ()
+    norms: Mapping[str, float] = field(default_factory=dict)
+    evaluations: Sequence[tuple[str, str, str, float]] = ()
+    loss_figure: str = ""
+    norm_figure: str = ""
+    license: str = ""
+    versions: Mapping[str, str] = field(default_factory=library_versions)
+
+
+def student_card(info: CardInfo) -> ModelCard:
+    """The card of a student: YAML metadata and text. ``card.save(path)`` or ``str(card)``.
+
+    No absolute path, token or home folder of this machine gets into it, whatever stands in ``info``.
+
+    Raises:
+        ValueError: ``info.repo_id`` is no repository id.
+    """
+    if info.repo_id and hub_id(info.repo_id, folders=False) is None:
+        raise ValueError(f"`repo_id` must be of the form 'user/name', got {info.repo_id!r}.")
+    clean = _without_paths(info)
+    sources = {name: hub_id(getattr(info, name)) for name in ("teacher", "student", "dataset")}
+    name = (clean.repo_id or clean.student_class or "student").split("/")[-1]
+    card = ModelCard.from_template(
+        _metadata(clean, name, sources),
+        template_path=str(TEMPLATE),
+        info=clean,
+        name=name,
+        source=clean.repo_id or "path/to/this/folder",
+        teacher_source=sources["teacher"] or "path/to/the/teacher",
+        teacher=_origin(clean.teacher, sources["teacher"], clean.teacher_class),
+        student=_origin(clean.student, sources["student"]),
+        training_table=_table(("", ""), _training_rows(clean, sources["dataset"])),
+        settings_table=_table(("Setting", "Value"), ((f"`{k}`", f"`{v}`") for k, v in clean.settings.items())),
+        loss_table=_loss_table(clean.loss_curve),
+        norm_table=_table(("Features of", "p99 / median norm"), clean.norms.items()),
+        evaluation_table=_table(("Task", "Data", "Metric", "Value"), clean.evaluations),
+        versions=", ".join(f"{library} {number}" for library, number in clean.versions.items()),
+        package_version=__version__,
+    )
+    card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"
+    return card
+
+
+def eval_results(evaluations: Iterable[tuple[str, str, str, float]]) -> list[EvalResult]:
+    """Figures as the Hub's ``model-index`` takes them; those that are not finite are left out: it refuses them."""
+    rows = [Evaluation(*row) for row in evaluations]
+    return [
+        EvalResult(
+            task_type=HUB_TASKS.get(row.task, row.task),
+            task_name=row.task,
+            dataset_type=re.sub(r"[^\w./-]+", "-", row.dataset).lower(),
+            dataset_name=row.dataset,
+            metric_type=row.metric,
+            metric_name=f"{row.metric} ({row.task})",
+            metric_value=float(row.value),
+        )
+        for row in rows
+        if math.isfinite(row.value)
+    ]
+
+
+def hub_id(name: str, folders: bool = True) -> str | None:
+    """``name`` if it is the id of something on the Hub; None for a path, an existing local folder or nothing.
+
+    Args:
+        name: What was given to ``from_pretrained`` or ``load_dataset``.
+        folders: Whether a folder of that name in the working directory counts, as it does for ``from_pretrained``.
+    """
+    if not name or name in FILE_FORMATS or (folders and Path(name).exists()):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _metadata(info: CardInfo, name: str, sources: Mapping[str, str | None]) -> ModelCardData:
+    bases = [source for source in (sources["teacher"], sources["student"]) if source]
+    return ModelCardData(
+        base_model=list(dict.fromkeys(bases)) or None,
+        datasets=[sources["dataset"]] if sources["dataset"] else None,
+        library_name="transformers",
+        license=info.license or None,
+        pipeline_tag="image-feature-extraction",
+        tags=[*TAGS, "singer" if info.has_adapter else "fitnet"],
+        model_name=name,
+        eval_results=eval_results(info.evaluations) or None,
+    )
+
+
+def _training_rows(info: CardInfo, dataset_id: str | None) -> list[tuple[str, Any]]:
+    pairs = ", ".join(f"{teacher} → {student}" for teacher, student in info.layer_pairs)
+    link = f"[{dataset_id}](https://huggingface.co/datasets/{dataset_id})" if dataset_id else ""
+    rows = [
+        ("Data", link or _origin(info.dataset, None)),
+        ("Revision of the data", f"`{info.dataset_revision}`" if info.dataset_revision else ""),
+        ("Images", info.num_images),
+        ("Image size", f"{info.image_size} x {info.image_size}" if info.image_size else ""),
+        ("Epochs", info.num_epochs),
+        ("Steps", info.num_steps),
+        ("Blocks, teacher → student, counted from 0", pairs),
+    ]
+    return [row for row in rows if row[1] not in (None, "")]
+
+
+def _loss_table(curve: Sequence[Mapping[str, float]]) -> str:
+    """The first, the last and evenly spaced points between them, at most ``LOSS_ROWS``."""
+    count = min(LOSS_ROWS, len(curve))
+    points = [curve[round(i * (len(curve) - 1) / max(count - 1, 1))] for i in range(count)]
+    names = list(dict.fromkeys(["step", *(name for point in points for name in point)]))
+    return _table(names, ([point.get(name, "") for name in names] for point in points))
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A markdown table; an empty string when there are no rows."""
+    lines = [f"| {' | '.join(_cell(value) for value in row)} |" for row in rows]
+    header = list(header)
+    return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *lines]) if lines else ""
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, Real) and not isinstance(value, Integral) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _origin(shown: str, identifier: str | None, class_name: str = "") -> str:
+    """A model or data set in words: a link, the name of a local folder, or its class."""
+    if identifier:
+        return f"[{identifier}](https://huggingface.co/{identifier})"
+    if shown:
+        return f"the local folder `{PureWindowsPath(shown).name}`"
+    return f"a `{class_name}`" if class_name else ""
+
+
+def _without_paths(info: CardInfo) -> CardInfo:
+    """A copy in which every path is cut down to its last part and settings of the machine are gone."""
+    settings = {
+        name: value for name, value in info.settings.items() if value is not None and not PRIVATE_SETTINGS.search(name)
+    }
+    values = {entry.name: getattr(info, entry.name) for entry in fields(info)} | {"settings": settings}
+    return replace(info, **{name: _shorten(value) for name, value in values.items()})
+
+
+def _shorten(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_shorten(key): _shorten(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_shorten(entry) for entry in value]
+    if isinstance(value, Path):
+        return _shorten(str(value.absolute()))
+    if isinstance(value, Enum):
+        return _shorten(value.value)
+    return _shorten_text(value) if isinstance(value, str) else value
+
+
+def _shorten_text(text: str) -> str:
+    """The last part of a path; other text with the paths, the home folder and access tokens in it cut down."""
+    home = os.path.expanduser("~")  # "~" itself where there is none; "/" for accounts without a folder of their own
+    text = ACCESS_TOKEN.sub("hf_...", text)
+    if PureWindowsPath(text).anchor or text.startswith("~"):
+        name = PureWindowsPath(text).name
+        return "folder" if not name or name.startswith("~") or text.rstrip("/\\") == home else name
+    text = text.replace(home, "~") if home != "/" else text
+    return ABSOLUTE_PATH.sub(lambda found: _shorten_text(found[0]), text)

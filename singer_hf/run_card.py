@@ -1,0 +1,133 @@
+"""The model card of a run, filled from the Trainer's own record of it."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, Trainer
+
+from singer_hf.component_log import COMPONENTS
+from singer_hf.distiller import SingerDistiller
+from singer_hf.model_card import CardInfo, Evaluation, student_card
+from singer_hf.training_args import SingerTrainingArguments
+
+# Settings of the machine and of the logs say nothing about the student.
+_SHOWN_SETTINGS = [
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "warmup_ratio",
+    "max_grad_norm",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "bf16",
+    "fp16",
+    "seed",
+    "kd_weight",
+    "outlier_weight",
+    "info_weight",
+    "outlier_quantile",
+    "info_loss",
+    "detach_refined",
+    "student_layers",
+    "teacher_layers",
+    "color_jitter",
+    "ema_decay",
+]
+_NORMS = {
+    "teacher_outlier_ratio": "teacher",
+    "refined_outlier_ratio": "refined teacher",
+    "student_outlier_ratio": "student",
+}
+
+
+def write_card(trainer: Trainer, folder: str | Path) -> None:
+    """Writes ``README.md`` into ``folder``.
+
+    Args:
+        trainer: The trainer; its ``run_facts`` win over what is read off it.
+        folder: The run's folder or a checkpoint.
+    """
+    student_card(card_info(trainer, folder)).save(Path(folder) / "README.md")
+
+
+def card_info(trainer: Trainer, folder: str | Path) -> CardInfo:
+    """What the trainer knows about its run."""
+    distiller: SingerDistiller = trainer.distiller
+    history = trainer.state.log_history
+    facts = {
+        "student_class": type(distiller.student).__name__,
+        "student": _origin(distiller.student),
+        "teacher": trainer.teacher_name or "",
+        "teacher_class": type(distiller.teacher_view.backbone).__name__,
+        "repo_id": trainer.hub_model_id if "/" in (trainer.hub_model_id or "") else "",
+        "has_adapter": distiller.refines,
+        "num_images": _num_images(trainer),
+        "num_steps": trainer.state.global_step,
+        "num_epochs": trainer.state.epoch and round(trainer.state.epoch, 2),
+        "image_size": distiller.teacher_input.image_size[0],
+        "settings": _settings(trainer.args) | _adapter_settings(distiller),
+        "layer_pairs": list(zip(distiller.teacher_layers, distiller.student_layers, strict=True)),
+        "loss_curve": _loss_curve(history),
+        "norms": _last_norms(history),
+        "evaluations": _evaluations(history, trainer.run_facts.get("dataset", "")),
+    }
+    for name in ("loss_figure", "norm_figure"):
+        facts[name] = f"{name}.png" if (Path(folder) / f"{name}.png").is_file() else ""
+    return CardInfo(**facts | trainer.run_facts)
+
+
+def _origin(student: PreTrainedModel) -> str:
+    return getattr(student.config, "name_or_path", "") or ""
+
+
+def _num_images(trainer: Trainer) -> int | None:
+    try:
+        return len(trainer.train_dataset)
+    except TypeError:
+        return None
+
+
+def _settings(args: SingerTrainingArguments) -> dict[str, Any]:
+    # Compared field by field: making a second set of arguments would reset the process's accelerator state.
+    defaults = {item.name: item.default for item in fields(args)}
+    return {
+        name: getattr(args, name)
+        for name in _SHOWN_SETTINGS
+        if name in defaults and getattr(args, name) not in (None, defaults[name])
+    }
+
+
+def _adapter_settings(distiller: SingerDistiller) -> dict[str, Any]:
+    if not distiller.refines:
+        return {}
+    config = distiller.teacher.peft_config[distiller.teacher.active_adapter]
+    names = ("r", "layers_to_transform", "init_weights", "nullspace_source", "init_scale")
+    return {f"adapter {name}": getattr(config, name) for name in names}
+
+
+def _loss_curve(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    names = ("step", "loss", *COMPONENTS)
+    return [{name: row[name] for name in names if name in row} for row in history if "loss" in row]
+
+
+def _last_norms(history: list[dict[str, float]]) -> dict[str, float]:
+    row = next((row for row in reversed(history) if "student_outlier_ratio" in row), {})
+    return {shown: row[name] for name, shown in _NORMS.items() if name in row}
+
+
+def _evaluations(history: list[dict[str, float]], dataset: str) -> list[Evaluation]:
+    """The last evaluation's figures but for losses and speeds."""
+    row = next((row for row in reversed(history) if "eval_loss" in row), {})
+    plain = ("loss", "per_second", "runtime", "preparation_time")
+    return [
+        Evaluation("image-feature-extraction", dataset or "evaluation set", name.removeprefix("eval_"), value)
+        for name, value in row.items()
+        if name.startswith("eval_") and not name.endswith(plain)
+    ]

@@ -44,7 +44,11 @@ def outlier_ratio(patch_tokens: Tensor) -> Tensor:
     Args:
         patch_tokens: (B, N, D).
     """
-    norms = patch_tokens.float().norm(dim=-1)
+    return outlier_ratio_of_norms(patch_tokens.float().norm(dim=-1))
+
+
+def outlier_ratio_of_norms(norms: Tensor) -> Tensor:
+    """:func:`outlier_ratio` of patch norms (B, N)."""
     quantiles = torch.quantile(norms, torch.tensor([0.5, 0.99], device=norms.device), dim=1)
     return (quantiles[1] / quantiles[0].clamp(min=1e-12)).mean()
 
@@ -93,3 +97,20 @@ def _leakage(distiller: SingerDistiller, block: int, raw: dict[int, Tensor], ref
 
 def _mean(values: list[Tensor]) -> float:
     return float(torch.stack(values).mean())
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the dataset which epoch begins, so that its random crops differ between epochs.
+
+    accelerate's loader does so for one process, but not for map-style datasets on several.
+    """
+
+    def __init__(self, dataset: object) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Passes on the epoch; in a resumed run the one it stands in."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))

@@ -60,7 +60,7 @@ def load_image_processor(name: str | None) -> BaseImageProcessor | None:
 
 def _without_pooler(config: object) -> dict[str, bool]:
     # A pooler reads the final norm's output, which no feature distillation trains.
-    model_class = AutoModel._model_mapping[type(config)] if type(config) in AutoModel._model_mapping else None
+    model_class = AutoModel._model_mapping.get(type(config), None)
     if inspect.isclass(model_class) and _NO_POOLER in inspect.signature(model_class.__init__).parameters:
         return {_NO_POOLER: False}
     return {}

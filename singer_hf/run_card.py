@@ -12,34 +12,12 @@ from singer_hf.model_card import CardInfo, Evaluation, student_card
 from singer_hf.training_args import SingerTrainingArguments
 
 # Settings of the machine and of the logs say nothing about the student.
-_SHOWN_SETTINGS = [
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "weight_decay",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "warmup_ratio",
-    "max_grad_norm",
-    "optim",
-    "adam_beta1",
-    "adam_beta2",
-    "bf16",
-    "fp16",
-    "seed",
-    "kd_weight",
-    "outlier_weight",
-    "info_weight",
-    "outlier_quantile",
-    "info_loss",
-    "detach_refined",
-    "student_layers",
-    "teacher_layers",
-    "color_jitter",
-    "ema_decay",
-]
+_SHOWN_SETTINGS = {
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("weight_decay", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "optim", "bf16", "fp16", "seed"),
+    *("kd_weight", "outlier_weight", "info_weight", "outlier_quantile", "info_loss", "detach_refined"),
+    *("student_layers", "teacher_layers", "color_jitter", "ema_decay"),
+}
 _NORMS = {
     "teacher_outlier_ratio": "teacher",
     "refined_outlier_ratio": "refined teacher",
@@ -96,11 +74,9 @@ def _num_images(trainer: Trainer) -> int | None:
 
 def _settings(args: SingerTrainingArguments) -> dict[str, Any]:
     # Compared field by field: making a second set of arguments would reset the process's accelerator state.
-    defaults = {item.name: item.default for item in fields(args)}
+    shown = (item for item in fields(args) if item.name in _SHOWN_SETTINGS)
     return {
-        name: getattr(args, name)
-        for name in _SHOWN_SETTINGS
-        if name in defaults and getattr(args, name) not in (None, defaults[name])
+        item.name: getattr(args, item.name) for item in shown if getattr(args, item.name) not in (None, item.default)
     }
 
 
@@ -127,7 +103,13 @@ def _evaluations(history: list[dict[str, float]], dataset: str) -> list[Evaluati
     row = next((row for row in reversed(history) if "eval_loss" in row), {})
     plain = ("loss", "per_second", "runtime", "preparation_time")
     return [
-        Evaluation("image-feature-extraction", dataset or "evaluation set", name.removeprefix("eval_"), value)
+        Evaluation(_task(name), dataset or "evaluation set", name.removeprefix("eval_"), value)
         for name, value in row.items()
         if name.startswith("eval_") and not name.endswith(plain)
     ]
+
+
+def _task(figure: str) -> str:
+    """The task of an evaluator's figure by the metric in its name."""
+    tasks = {"top1": "classification", "top5": "classification", "mean_iou": "segmentation", "rmse": "depth"}
+    return next((task for metric, task in tasks.items() if metric in figure), "image-feature-extraction")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import PushInProgress
 
-from singer_hf.callbacks import EmaCallback, artifact_measures
+from singer_hf.callbacks import EmaCallback, EpochCallback, artifact_measures
 from singer_hf.checkpoint import (
     check_disk_space,
     check_output_folder,
@@ -60,7 +60,7 @@ class SingerDistillationTrainer(Trainer):
         image_column: Column with the images; found by itself if None.
         data_collator: For rows of another form.
         run_facts: Facts for the model card that the trainer cannot know, fields of
-            :class:`singer_hf.model_card.CardInfo` such as ``dataset_name``.
+            :class:`singer_hf.model_card.CardInfo` such as ``dataset``.
         **kwargs: Everything else a Trainer takes (callbacks, optimizers, ...).
 
     Raises:
@@ -120,8 +120,9 @@ class SingerDistillationTrainer(Trainer):
         # Our losses are means: the Trainer must divide them by the number of accumulated batches.
         self.loss_is_scaled_for_ga = False
         self.ema = None if args.ema_decay is None else EmaCallback(student, args.ema_decay)
-        if self.ema is not None:
-            self.add_callback(self.ema)
+        for callback in (EpochCallback(self.train_dataset), self.ema):
+            if callback is not None:
+                self.add_callback(callback)
 
     @property
     def distiller(self) -> SingerDistiller:
@@ -214,8 +215,9 @@ class SingerDistillationTrainer(Trainer):
         except Exception as error:
             repo = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
             raise RuntimeError(
-                f"the upload failed ({type(error).__name__}: {error}). Everything is safe in {self.args.output_dir!r}; "
-                f'upload it without training: hf upload {repo} {self.args.output_dir} --exclude "checkpoint-*"'
+                f"the upload failed ({type(error).__name__}: {error}). Everything is safe in "
+                f"{self.args.output_dir!r}; upload it without training: "
+                f'hf upload {repo} {self.args.output_dir} --exclude "checkpoint-*"'
             ) from error
 
     def _stop_if_not_finite(self, outputs: Any) -> None:
@@ -228,8 +230,9 @@ class SingerDistillationTrainer(Trainer):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         raise FloatingPointError(
-            f"`{name}` is not finite at step {step} (batch {batch} of this session); written to {str(file)!r}. Nothing "
-            "was saved since the last checkpoint. Lower `learning_rate`, use bf16 instead of fp16, or look at the batch"
+            f"`{name}` is not finite at step {step} (batch {batch} of this session); written to {str(file)!r}. "
+            "Nothing was saved since the last checkpoint. Lower `learning_rate`, use bf16 instead of fp16, or look at "
+            "the batch"
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:

@@ -57,8 +57,8 @@ class Protocol:
 
 
 # lineval/utils.py: weight decay 1e-6; the flag `--momentum` exists but is not given to SGD. Cosine to 1e-8 per step.
-# README: `--batch-size 64 -lr 0.5`, 150 epochs for ImageNet, 200 for ADE20K and NYUd. Their figures are those of the best
-# epoch on the test set; ours are those of the last epoch.
+# README: `--batch-size 64 -lr 0.5`, 150 epochs for ImageNet, 200 for ADE20K and NYUd. Their figures are those of the
+# best epoch on the test set; ours are those of the last epoch.
 _SINGER_SGD = {"batch_size": 64, "momentum": 0.0, "weight_decay": 1e-6, "final_rate": 1e-8}
 
 SINGER = Protocol(
@@ -93,8 +93,8 @@ DINOV2 = Protocol(
     ),
     # eval/linear.py: 10 epochs of 1250 steps, SGD momentum 0.9, no weight decay, cosine to 0.
     classification=FitSettings(epochs=10, batch_size=_DINOV2_BATCH, momentum=0.9),
-    # Paper: segmentation on 512 px crops. Their dense heads were trained by mmsegmentation, whose settings are not in the
-    # repository: the figures of this line are ours, with the rates swept as above.
+    # Paper: segmentation on 512 px crops. Their dense heads were trained by mmsegmentation, whose settings are not in
+    # the repository: the figures of this line are ours, with the rates swept as above.
     dense=FitSettings(epochs=10, batch_size=16, momentum=0.9),
     batch_norm=True,  # eval/segmentation/models/decode_heads/linear_head.py: BNHead
     window=(512, 512),

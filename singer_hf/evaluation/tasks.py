@@ -112,7 +112,6 @@ class SegmentationTask:
 class DepthTask:
     """Depth in metres per pixel as a classification into equally spaced bins; logits (B, bins, h, w).
 
-
     Attributes:
         max_depth: Depth of the last bin in metres; the first is at 0.
         temperature: The prediction is the mean of the bins' depths under softmax(logits / temperature).

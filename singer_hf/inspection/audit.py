@@ -218,7 +218,9 @@ class _Audit:
             raise ValueError("`images` must hold at least one image, got none")
         grid = self.view.grid(*self.image_size)
         layers = sorted(self.layers)
-        blocks = summarise_blocks(self.raw, range(self.view.num_blocks), grid, self.rule, self.view, self.attention.notes)
+        blocks = summarise_blocks(
+            self.raw, range(self.view.num_blocks), grid, self.rule, self.view, self.attention.notes
+        )
         return AuditResult(
             name=name,
             architecture=type(model_behind_adapter(self.model)).__name__,

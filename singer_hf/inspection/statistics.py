@@ -161,7 +161,9 @@ def _norm_sums(norms: Tensor, medians: Tensor, mask: Tensor, rule: OutlierRule) 
         "above_absolute": above.sum((1, 2)),
         "images_with_outliers": mask.any(-1).sum(-1),
         "positions": mask.sum(1),
-        "persistent": torch.cat([(mask[1:] & mask[:-1]).sum((1, 2)), torch.zeros_like(mask[:1, 0, 0], dtype=torch.long)]),
+        "persistent": torch.cat(
+            [(mask[1:] & mask[:-1]).sum((1, 2)), torch.zeros_like(mask[:1, 0, 0], dtype=torch.long)]
+        ),
     }
 
 

@@ -45,7 +45,9 @@ def summarise_blocks(
     written = {index: _written(view, index) for row, index in enumerate(indices) if counts[row]}
     blocks = []
     for row, index in enumerate(indices):
-        fields = _norm_fields(sums, row) | _outlier_fields(sums, row, rule) | _place_fields(sums["positions"][row], grid)
+        fields = (
+            _norm_fields(sums, row) | _outlier_fields(sums, row, rule) | _place_fields(sums["positions"][row], grid)
+        )
         fields |= _texture_fields(sums, row) | _cosine_fields(sums, row) | {"kd_shares": _kd_shares(sums, row)}
         fields |= _defect_fields(means[row], index, written)
         fields |= _following_fields(sums, row, index, attention_notes, is_last=row == len(indices) - 1)

@@ -1,0 +1,121 @@
+"""Distils a vision transformer into a small student with SiNGER.
+
+The demo, on drawn scenes, without any download:
+
+    accelerate launch examples/distill.py
+
+A run on your images, from any ViT of the Hub, timm or a folder:
+
+    accelerate launch examples/distill.py --teacher_name_or_path facebook/dinov2-large \
+        --student_config examples/configs/students/vit-small-patch14.json --dataset_name path/to/images \
+        --output_dir outputs/student --num_train_epochs 100 --per_device_train_batch_size 64
+
+or from a YAML file with the same names, `accelerate launch examples/distill.py examples/configs/vit-l_to_vit-t.yaml`.
+Every field of SingerTrainingArguments and SingerConfig is a flag: `--help` lists them.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+
+from singer_hf import SingerConfig, SingerDistillationTrainer, SingerTrainingArguments
+from singer_hf.data import load_image_dataset
+from singer_hf.demo import DemoSettings, run_demo
+from singer_hf.loading import load_model, model_from_config
+
+EXAMPLES = Path(__file__).parent
+
+
+@dataclass
+class ScriptArguments:
+    teacher_name_or_path: str = field(metadata={"help": "Teacher: Hub id (transformers or timm/) or local folder."})
+    dataset_name: str = field(metadata={"help": "Images: Hub id, imagefolder, or folder of parquet or arrow files."})
+    student_name_or_path: str | None = field(default=None, metadata={"help": "Student with weights to start from."})
+    student_config: str | None = field(
+        default=None, metadata={"help": "Student with random weights: config as JSON file, folder or Hub id."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the dataset on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; none by default."})
+    image_column: str | None = field(default=None, metadata={"help": "Column with the images; found by itself."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a seeded subset of this size."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on a seeded subset of this size."})
+    streaming: bool = field(default=False, metadata={"help": "Stream the dataset; needs --max_steps."})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "Images to shuffle within when streaming."})
+    image_processor: str | None = field(
+        default=None, metadata={"help": "Image processor of the student: Hub id or folder. Default: the teacher's."}
+    )
+    method: str = field(default="singer", metadata={"help": "singer, or fitnet for the features as they are."})
+    num_calibration_images: int = field(
+        default=32, metadata={"help": 'Training images to calibrate `--nullspace_source jacobian` on.'}
+    )
+    resume: bool = field(default=False, metadata={"help": "Go on from the last complete checkpoint in output_dir."})
+
+    def __post_init__(self) -> None:
+        if (self.student_name_or_path is None) == (self.student_config is None):
+            raise ValueError("give exactly one of `--student_name_or_path` and `--student_config`")
+        if self.method not in ("singer", "fitnet"):
+            raise ValueError(f"`--method` must be singer or fitnet, got {self.method!r}")
+
+
+def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
+    parser = HfArgumentParser([ScriptArguments, SingerTrainingArguments, SingerConfig])
+    if len(sys.argv) > 1 and sys.argv[1].endswith((".yaml", ".yml")):
+        # Flags behind the file win over it.
+        return parser.parse_args_into_dataclasses([*_flags(sys.argv[1]), *sys.argv[2:]])
+    return parser.parse_args_into_dataclasses()
+
+
+def _flags(file: str) -> list[str]:
+    """A YAML file of flag names and values as the flags themselves; lists become several values."""
+    settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    flags = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        flags += [f"--{name}", *map(str, values)]
+    return flags
+
+
+def main() -> None:
+    if len(sys.argv) == 1:
+        run_demo(DemoSettings(teacher=str(EXAMPLES / "demo_teacher")))
+        return
+    script, args, peft_config = parse()
+    set_seed(args.seed)
+    if script.student_config is None:
+        student = load_model(script.student_name_or_path, "student_name_or_path")
+    else:
+        student = model_from_config(script.student_config)
+    teacher_processor = load_image_processor(script.teacher_name_or_path)
+    processor = load_image_processor(script.image_processor or script.student_name_or_path) or teacher_processor
+    processor = fit_size(processor, student)
+
+    train_dataset = load_split(script, script.train_split, script.max_train_samples, args.seed)
+    eval_dataset = script.eval_split and load_split(script, script.eval_split, script.max_eval_samples, args.seed)
+    if peft_config.nullspace_source == "jacobian":
+        peft_config.calibration_images = calibration_images(script, args.seed, teacher_processor or processor)
+
+    trainer = SingerDistillationTrainer(
+        student,
+        script.teacher_name_or_path,
+        args,
+        peft_config if script.method == "singer" else None,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset or None,
+        processing_class=processor,
+        teacher_processing_class=teacher_processor,
+        run_facts={"dataset": script.dataset_name, "dataset_revision": script.dataset_revision or ""},
+    )
+    print(trainer.distiller.describe())
+    trainer.train(resume_from_checkpoint=script.resume or args.resume_from_checkpoint)
+    trainer.save_model()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    main()

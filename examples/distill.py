@@ -14,17 +14,21 @@ or from a YAML file with the same names, `accelerate launch examples/distill.py 
 Every field of SingerTrainingArguments and SingerConfig is a flag: `--help` lists them.
 """
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import torch
-from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+import yaml
+from transformers import HfArgumentParser, set_seed
 
 from singer_hf import SingerConfig, SingerDistillationTrainer, SingerTrainingArguments
 from singer_hf.data import load_image_dataset
 from singer_hf.demo import DemoSettings, run_demo
-from singer_hf.loading import load_model, model_from_config
+from singer_hf.loading import load_image_processor, load_model, model_from_config
+from singer_hf.transforms import eval_transform
 
 EXAMPLES = Path(__file__).parent
 
@@ -47,11 +51,12 @@ class ScriptArguments:
     streaming: bool = field(default=False, metadata={"help": "Stream the dataset; needs --max_steps."})
     shuffle_buffer: int = field(default=1000, metadata={"help": "Images to shuffle within when streaming."})
     image_processor: str | None = field(
-        default=None, metadata={"help": "Image processor of the student: Hub id or folder. Default: the teacher's."}
+        default=None,
+        metadata={"help": "Image processor of the student. Default: its own, else made after the teacher's."},
     )
     method: str = field(default="singer", metadata={"help": "singer, or fitnet for the features as they are."})
     num_calibration_images: int = field(
-        default=32, metadata={"help": 'Training images to calibrate `--nullspace_source jacobian` on.'}
+        default=32, metadata={"help": "Training images to calibrate `--nullspace_source jacobian` on."}
     )
     resume: bool = field(default=False, metadata={"help": "Go on from the last complete checkpoint in output_dir."})
 
@@ -80,6 +85,31 @@ def _flags(file: str) -> list[str]:
     return flags
 
 
+def load_split(script: ScriptArguments, split: str, max_samples: int | None, seed: int) -> datasets.Dataset:
+    return load_image_dataset(
+        script.dataset_name,
+        split=split,
+        config_name=script.dataset_config,
+        image_column=script.image_column,
+        streaming=script.streaming,
+        max_samples=max_samples,
+        shuffle_buffer=script.shuffle_buffer if script.streaming else 0,
+        seed=seed,
+        revision=script.dataset_revision,
+    )
+
+
+def calibration_images(script: ScriptArguments, seed: int) -> list[torch.Tensor]:
+    """Training images, normalised for the teacher, in batches of 8."""
+    processor = load_image_processor(script.teacher_name_or_path)
+    if processor is None:
+        raise ValueError("`--nullspace_source jacobian` needs an image processor saved with the teacher")
+    rows = load_split(script, script.train_split, script.num_calibration_images, seed)
+    transform = eval_transform(processor)
+    images = [transform(row["image"]) for row in rows.cast_column("image", datasets.Image())]
+    return list(torch.stack(images).split(8))
+
+
 def main() -> None:
     if len(sys.argv) == 1:
         run_demo(DemoSettings(teacher=str(EXAMPLES / "demo_teacher")))
@@ -90,27 +120,21 @@ def main() -> None:
         student = load_model(script.student_name_or_path, "student_name_or_path")
     else:
         student = model_from_config(script.student_config)
-    teacher_processor = load_image_processor(script.teacher_name_or_path)
-    processor = load_image_processor(script.image_processor or script.student_name_or_path) or teacher_processor
-    processor = fit_size(processor, student)
-
-    train_dataset = load_split(script, script.train_split, script.max_train_samples, args.seed)
-    eval_dataset = script.eval_split and load_split(script, script.eval_split, script.max_eval_samples, args.seed)
     if peft_config.nullspace_source == "jacobian":
-        peft_config.calibration_images = calibration_images(script, args.seed, teacher_processor or processor)
+        peft_config.calibration_images = calibration_images(script, args.seed)
 
     trainer = SingerDistillationTrainer(
         student,
         script.teacher_name_or_path,
         args,
         peft_config if script.method == "singer" else None,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset or None,
-        processing_class=processor,
-        teacher_processing_class=teacher_processor,
+        train_dataset=load_split(script, script.train_split, script.max_train_samples, args.seed),
+        eval_dataset=script.eval_split and load_split(script, script.eval_split, script.max_eval_samples, args.seed),
+        processing_class=load_image_processor(script.image_processor),
         run_facts={"dataset": script.dataset_name, "dataset_revision": script.dataset_revision or ""},
     )
-    print(trainer.distiller.describe())
+    if trainer.is_world_process_zero():
+        print(trainer.distiller.describe())
     trainer.train(resume_from_checkpoint=script.resume or args.resume_from_checkpoint)
     trainer.save_model()
     if args.push_to_hub:

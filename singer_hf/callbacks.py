@@ -71,10 +71,11 @@ def artifact_measures(distiller: SingerDistiller, pixel_values: Tensor) -> dict[
         refined = distiller.refine(raw)
         student = distiller.student_reader.read(pixel_values)
         measures = _ratios(distiller, raw, refined, student)
-        leaks = [_leakage(distiller, i, raw, refined) for i in distiller.teacher_layers if i + 1 in raw]
+        intermediate = [i for i in distiller.teacher_layers if distiller.refines and i + 1 in raw]
+        leaks = [_leakage(distiller, i, raw, refined) for i in intermediate]
     finally:
         distiller.train(training)
-    if distiller.refines and leaks:
+    if leaks:
         measures["adapter_leakage"] = _mean(leaks)
     return measures
 

@@ -142,9 +142,12 @@ def _incomplete(folder: Path) -> str | None:
     """Why the checkpoint is no whole one; None if it is. Its state file is the last that is written."""
     try:
         json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
-        for file in folder.glob("model*.safetensors"):
+        files = list(folder.rglob("*.safetensors"))
+        for file in files:
             with safe_open(file, framework="pt"):
                 pass
     except (OSError, ValueError, SafetensorError) as error:
         return f"{type(error).__name__}: {error}"
-    return None
+    present = {file.relative_to(folder).as_posix() for file in files}
+    has_student = any(name.startswith("model") for name in present)
+    return None if has_student and PROJECTORS_FILE in present else "weights are missing"

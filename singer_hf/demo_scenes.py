@@ -1,6 +1,6 @@
 """Drawn scenes with a class, a segmentation mask and a depth map, for demos and tests without any download.
 
-A scene shows up to four textured shapes in front of a plain or textured wall, seen through a little haze. What is
+A scene shows up to three textured shapes in front of a plain or textured wall, seen through a little haze. What is
 nearer is larger, less hazy and covers what is farther. The class of the scene is the shape and texture of the nearest
 object, so neither colours nor the texture of the background tell it.
 """
@@ -110,9 +110,9 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _distances(rng: np.random.Generator) -> list[float]:
-    """Distances of one to four objects in metres, far to near, the nearest half a metre before the others."""
+    """Distances of one to three objects in metres, far to near, the nearest half a metre before the others."""
     nearest = rng.uniform(*_NEAREST)
-    others = rng.uniform(nearest + 0.5, _FARTHEST_OBJECT, size=rng.integers(0, 4))
+    others = rng.uniform(nearest + 0.5, _FARTHEST_OBJECT, size=rng.integers(0, 3))
     return [*sorted(others.tolist(), reverse=True), nearest]
 
 
@@ -198,10 +198,12 @@ def _paint_object(
     u = (dx * math.cos(angle) + dy * math.sin(angle)) / radius
     v = (dy * math.cos(angle) - dx * math.sin(angle)) / radius
     own_depth = distance + 0.1 * rng.uniform(-1, 1) * u
-    coverage = np.clip(0.5 - _outline(shape, u, v) * (radius * len(mask) / 2), 0, 1) * (own_depth < depth)
+    outline = _outline(shape, u, v) * (radius * len(mask) / 2)  # in pixels
+    coverage = np.clip(0.5 - outline, 0, 1) * (own_depth < depth)
     pattern = _texture(rng, texture, u, v, period=rng.uniform(0.4, 0.5))
     dark, bright = _colour_pair(rng, texture)
     colours = dark + (bright - dark) * pattern[..., None]
+    colours *= np.clip(-outline / (0.08 * radius * len(mask)) + 0.1, 0.1, 1)[..., None]  # a dark rim
     pixels += coverage[..., None] * (colours - pixels)
     inside = coverage > 0.5
     mask[inside] = label + 1

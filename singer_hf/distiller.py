@@ -12,6 +12,7 @@ from singer_hf.features import FeatureCapture, resize_tokens
 from singer_hf.losses import check_loss_settings, kd_loss, outlier_loss
 from singer_hf.losses import info_loss as gram_info_loss
 from singer_hf.pairing import default_layers, pair_student_layers, resolve_layers
+from singer_hf.plan import distillation_plan
 from singer_hf.students import read_student
 from singer_hf.teacher_input import Normalization, TeacherInput
 from singer_hf.tuner.layer import SingerLayer, raw_features
@@ -148,6 +149,10 @@ class SingerDistiller(nn.Module):
     def replay_next(self, block: int, hidden_states: Tensor) -> Tensor:
         """What block ``block + 1`` makes of other tokens (B, P+N, D_T), in the call that the last batch made of it."""
         return self._teacher_capture.calls[block + 1].replay(self.teacher_view.blocks[block + 1], hidden_states)
+
+    def describe(self) -> str:
+        """The plan of the distillation in words."""
+        return distillation_plan(self)
 
     def train(self, mode: bool = True) -> "SingerDistiller":
         """Sets the mode of student and projectors; the teacher stays in eval mode."""

@@ -4,8 +4,10 @@ import inspect
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, ViTImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
+
+from singer_hf.transforms import image_spec
 
 _NO_POOLER = "add_pooling_layer"
 
@@ -56,6 +58,20 @@ def load_image_processor(name: str | None) -> BaseImageProcessor | None:
         return AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):
         return None
+
+
+def student_image_processor(
+    student: nn.Module, teacher_processor: BaseImageProcessor | None
+) -> BaseImageProcessor | None:
+    """A processor for a student that has none: the teacher's normalisation at the size in the student's config."""
+    size = getattr(getattr(student, "config", None), "image_size", None)
+    if teacher_processor is None:
+        return None
+    spec = image_spec(teacher_processor)
+    height, width = (size, size) if isinstance(size, int) else tuple(size or spec.size)
+    return ViTImageProcessor(
+        size={"height": height, "width": width}, image_mean=list(spec.mean), image_std=list(spec.std), resample=3
+    )
 
 
 def _without_pooler(config: object) -> dict[str, bool]:

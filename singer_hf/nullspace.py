@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_ROWS = 128  # rows of a read that are held in float64 at once
+
 
 def accumulate_gram(matrices: Iterable[Tensor], hidden_size: int) -> Tensor:
     """The Gram matrix of a stack of reads, in float64 on the CPU, row block by row block.
@@ -24,7 +26,7 @@ def accumulate_gram(matrices: Iterable[Tensor], hidden_size: int) -> Tensor:
     """
     gram = torch.zeros(hidden_size, hidden_size, dtype=torch.float64)
     for matrix in matrices:
-        for rows in matrix.detach().split(hidden_size):
+        for rows in matrix.detach().split(_ROWS):
             rows = rows.to("cpu", torch.float64)
             gram.addmm_(rows.T, rows)
     return gram

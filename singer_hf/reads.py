@@ -1,6 +1,7 @@
 """What reads the tokens a block writes: the three sources of a null space, on a real model."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -45,7 +46,7 @@ def read_gram(
     if source == "mlp":
         return accumulate_gram([mlp_product(view, reader)], view.hidden_size)
     if source == "block":
-        return accumulate_gram((read.matrix() for read in view.linear_reads(reader)), view.hidden_size)
+        return accumulate_gram(_read_matrices(view, reader), view.hidden_size)
     if source == "jacobian":
         return _calibrated_gram(view, reader, calibration_images, generator)
     raise ValueError(f"`nullspace_source` must be one of {NULLSPACE_SOURCES}, got {source!r}")
@@ -84,6 +85,12 @@ def measure_leakage(
     if not values:
         raise ValueError("`images` must hold at least one batch")
     return sum(values) / len(values)
+
+
+def _read_matrices(view: ViTView, reader: int) -> Iterator[Tensor]:
+    for read in view.linear_reads(reader):
+        for rows in read.weight.split(view.hidden_size):  # so that no copy is larger than D x D
+            yield replace(read, weight=rows).matrix()
 
 
 def _calibrated_gram(

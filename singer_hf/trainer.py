@@ -24,7 +24,7 @@ from singer_hf.component_log import ComponentLog, non_finite_component
 from singer_hf.distiller import SingerDistiller
 from singer_hf.hub import upload_checkpoint
 from singer_hf.image_rows import ImageCollator
-from singer_hf.loading import load_image_processor, load_model
+from singer_hf.loading import load_image_processor, load_model, student_image_processor
 from singer_hf.run_card import write_card
 from singer_hf.training_args import SingerTrainingArguments
 from singer_hf.training_data import image_rows
@@ -52,7 +52,8 @@ class SingerDistillationTrainer(Trainer):
         train_dataset: Images: a dataset of the `datasets` library with an image column (transformed on the workers as
             ``processing_class`` says), or any dataset whose rows hold ``pixel_values``.
         eval_dataset: Likewise, or a dict of such.
-        processing_class: The student's image processor. None: the one saved with ``model``, else the teacher's.
+        processing_class: The student's image processor. None: the one saved with ``model``, else one with the
+            teacher's normalisation at the size in the student's config.
         teacher_processing_class: The teacher's image processor. None: the one saved with ``teacher_model``; without
             either the teacher is taken to expect what the student expects.
         evaluators: Callables student -> dict of floats, run at every evaluation; their figures are logged as
@@ -93,7 +94,8 @@ class SingerDistillationTrainer(Trainer):
         student, teacher = load_model(model, "model"), load_model(teacher_model, "teacher_model")
         _check_student(student)
         teacher_processor = teacher_processing_class or load_image_processor(_name(teacher_model))
-        processor = processing_class or load_image_processor(_name(model)) or teacher_processor
+        processor = processing_class or load_image_processor(_name(model))
+        processor = processor or student_image_processor(student, teacher_processor)
         self.evaluators, self.run_facts = list(evaluators or []), dict(run_facts or {})
         self.teacher_name = _name(teacher_model)
         self.components = ComponentLog()

@@ -22,7 +22,7 @@ from singer_hf.vit_view import view_vit
 
 
 class Teacher(nn.Module):
-    """A model that carries a capture, as a distiller does: (tokens after 1, after 3, replay of block 2 on the first)."""
+    """A model that carries a capture, as a distiller does: tokens after blocks 1 and 2, and block 2 replayed."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

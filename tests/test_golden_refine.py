@@ -69,7 +69,7 @@ def test_reference_start_takes_the_same_vectors_in_the_same_order_up_to_sign(pef
 
 @pytest.mark.parametrize("layer", [3, 5])
 def test_refine_from_the_own_start_differs_by_the_released_codes_rounding_only(peft_teacher, tensors, layer):
-    """The recorded start is a float32 SVD, 5e-6 off the exact projector (see the test above), times tokens of norm 70."""
+    """The recorded start is a float32 SVD, 5e-6 off the exact projector, and applied to tokens of norm up to 70."""
     raw = tensors[f"feature.teacher.{layer}"]
     with torch.no_grad():
         refined = peft_teacher.base_model.singer_layers[layer].refine(raw)

@@ -140,6 +140,22 @@ def test_transformers_own_load_adapter_takes_the_folder(tmp_path):
     assert torch.equal(tokens_of(model), raw)
 
 
+def test_transformers_own_load_adapter_finds_the_blocks_under_a_head(tmp_path):
+    peft_model, model = trained(tiny_vit()), classifier()
+    peft_model.save_pretrained(tmp_path)
+    model.load_adapter(str(tmp_path))
+    assert torch.equal(tokens_of(model), tokens_of(peft_model))
+
+
+def test_a_raw_timm_model_takes_an_adapter_and_loads_it(tmp_path):
+    timm = pytest.importorskip("timm")
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+    model, twin = (zoo.fill(timm.create_model("vit_tiny_patch16_224", **sizes)) for _ in range(2))
+    peft_model = trained(model)
+    peft_model.save_pretrained(tmp_path)
+    assert torch.equal(tokens_of(PeftModel.from_pretrained(twin, tmp_path)), tokens_of(peft_model))
+
+
 def test_from_pretrained_of_the_adapter_folder_brings_its_teacher(tmp_path):
     teacher, adapter = tmp_path / "teacher", tmp_path / "adapter"
     tiny_vit().save_pretrained(teacher)
@@ -236,8 +252,8 @@ def test_weights_of_another_method_are_named(saved):
 def test_another_hidden_size_gives_both_shapes(saved):
     wider = tiny_vit(hidden_size=48)
     assert _message_of_loading(saved, wider) == (
-        "the adapter does not fit this model: layers.1.singer_down.default.weight has shape (4, 32) in the file and "
-        "(4, 48) here; it was trained on a teacher of another hidden size"
+        "the adapter does not fit this model: base_model.model.layers.1.singer_down.default.weight has shape (4, 32) "
+        "in the file and (4, 48) here; it was trained on a teacher of another hidden size"
     )
 
 

@@ -114,7 +114,7 @@ class _One(nn.Module):
 
 def _replace_activations(block: nn.Module, replacement: nn.Module) -> None:
     replaced = 0
-    for name, module in list(block.named_modules()):
+    for name in list(dict(block.named_modules())):
         parent = block.get_submodule(name.rpartition(".")[0]) if name else None
         leaf = name.rpartition(".")[2]
         if leaf in ("act", "act_fn", "activation_fn", "intermediate_act_fn"):
@@ -152,9 +152,7 @@ def test_linear_reads_are_what_the_block_computes_from_its_raw_tokens(family):
         middle = x.mean(-1, keepdim=True) if read.centered else 0.0
         sigma = ((x - middle).square().mean(-1, keepdim=True) + norm.eps).sqrt()
         offset = 0.0 if getattr(norm, "bias", None) is None else read.weight @ norm.bias
-        torch.testing.assert_close(
-            x @ read.matrix().T / sigma + offset, normed @ read.weight.T, atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(x @ read.matrix().T / sigma + offset, normed @ read.weight.T, atol=1e-4, rtol=1e-4)
 
 
 @every_family

@@ -134,11 +134,12 @@ def _write(
 ) -> None:
     batches = in_order(len(source), batch_size)
     shapes = _row_shapes(*next(source.iterate(batches[:1])), num_rows=len(source))
-    _check_size(shapes, folder.parent, budget_gib)
+    size = _check_size(shapes, folder.parent, budget_gib)
+    logger.info("Caching %.3g GiB of features in %s", size, folder.parent)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:
-        _fill(source, partial, shapes, batches, progress)
+        _fill(source, partial, shapes, batches, f"caching {size:.3g} GiB" if progress else None)
         meta = {"fingerprint": fingerprint, "features": [name for name in shapes if name != _LABELS]}
         (partial / _META).write_text(json.dumps(meta, indent=2))
         _publish(partial, folder)
@@ -151,7 +152,7 @@ def _row_shapes(features: dict[str, Tensor], labels: Tensor, num_rows: int) -> d
     return {name: ((num_rows, *tensor.shape[1:]), tensor[:0].cpu().numpy().dtype) for name, tensor in tensors.items()}
 
 
-def _check_size(shapes: dict, directory: Path, budget_gib: float) -> None:
+def _check_size(shapes: dict, directory: Path, budget_gib: float) -> float:
     size = sum(np.prod(shape, dtype=np.int64) * dtype.itemsize for shape, dtype in shapes.values()) / _GIB
     directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory).free / _GIB
@@ -159,15 +160,15 @@ def _check_size(shapes: dict, directory: Path, budget_gib: float) -> None:
         raise CacheBudgetError(f"the features need {size:.3g} GiB, more than `budget_gib`={budget_gib:g}; raise it")
     if size > free:  # a full disk would kill the process, as the files are written through memory
         raise CacheBudgetError(f"the features need {size:.3g} GiB, but {str(directory)!r} has {free:.3g} GiB free")
-    logger.info("Caching %.3g GiB of features in %s", size, directory)
+    return size
 
 
-def _fill(source: ModelFeatures, folder: Path, shapes: dict, batches: list[range], progress: bool) -> None:
+def _fill(source: ModelFeatures, folder: Path, shapes: dict, batches: list[range], title: str | None) -> None:
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
         for name, (shape, dtype) in shapes.items()
     }
-    bar = tqdm(source.iterate(batches), total=len(batches), desc="features", disable=not progress)
+    bar = tqdm(source.iterate(batches), total=len(batches), desc=title, disable=title is None)
     for rows, (features, labels) in zip(batches, bar, strict=True):
         for name, tensor in {**features, _LABELS: labels}.items():
             arrays[name][rows.start : rows.stop] = tensor.cpu().numpy()

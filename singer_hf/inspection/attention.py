@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from singer_hf.vit_view import ViTView
 
-# Queries per image at which attention is looked at; evenly spaced over the grid, so that the share hardly depends on it.
+# Queries per image at which attention is looked at, spread evenly over the grid.
 MAX_QUERIES = 32
 
 
@@ -65,8 +65,8 @@ def attention_parts(view: ViTView, index: int) -> AttentionParts | None:
 class AttentionReader:
     """Keeps queries and keys of every block during a forward pass, and tells what share of attention tokens receive.
 
-    Whether ``softmax(QKᵀ/√d)`` is all there is to a block's attention (no rotary embeddings, relative bias, or norms on
-    queries and keys) is tested, not guessed: :meth:`check` rebuilds one image's attention output and compares.
+    Whether ``softmax(QKᵀ/√d)`` is all there is to a block's attention (no rotary embeddings, relative bias, or norms
+    on queries and keys) is tested, not guessed: :meth:`check` rebuilds one image's attention output and compares.
 
     Args:
         view: View of the model.
@@ -123,11 +123,11 @@ class AttentionReader:
 
         Args:
             index: 0-based block index.
-            mask: The receiving patches, bool (b, N), of the images with at least one; see ``images``.
+            mask: The receiving patches, bool (B, N).
 
         Returns:
-            Mean over heads and (at most 32 evenly spaced) patch queries, one share per image with a receiver, in [0, 1];
-            None if the block's attention cannot be read.
+            Mean over heads and (at most 32 evenly spread) patch queries: a share in [0, 1] per image with a
+            receiver; None if the block's attention cannot be read.
         """
         if index in self.notes:
             return None

@@ -1,8 +1,7 @@
 """The audit: which tokens of a vision transformer are high-norm outliers, in which blocks, and what they cost."""
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +9,19 @@ from tqdm.auto import tqdm
 
 from singer_hf.features import FeatureCapture, split_tokens
 from singer_hf.inspection.attention import AttentionReader
-from singer_hf.inspection.statistics import OutlierRule, StreamingSums, measure_batch, patch_texture
 from singer_hf.inspection.results import AuditResult
+from singer_hf.inspection.running import (
+    adapter_of,
+    count_batches,
+    evaluating,
+    is_memory_error,
+    model_behind_adapter,
+    pixel_batches,
+    raw_features,
+)
+from singer_hf.inspection.statistics import OutlierRule, StreamingSums, measure_batch, patch_texture
 from singer_hf.inspection.summarise import summarise_blocks
 from singer_hf.vit_view import ViTView, view_vit
-
-_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def audit(
@@ -28,9 +34,9 @@ def audit(
 ) -> AuditResult:
     """Measures the patch tokens of every block of a vision transformer over a set of images.
 
-    One forward pass per batch, up to the last block; memory does not grow with the number of images and the result does
-    not depend on how they are batched. With SiNGER adapters the blocks are measured on the raw features and, at every
-    adapter, on the refined features too. The model is used in eval mode on its own device and left as it was.
+    One forward pass per batch, up to the last block; memory does not grow with the number of images and the result
+    does not depend on how they are batched. With SiNGER adapters the blocks are measured on the raw features and,
+    at every adapter, on the refined features too. The model is used in eval mode on its own device and left as it was.
 
     Args:
         model: Any vision transformer that :func:`singer_hf.vit_view.view_vit` accepts, with or without an adapter.
@@ -51,71 +57,10 @@ def audit(
     view = view_vit(model)
     run = _Audit(model, view, rule or OutlierRule())
     with evaluating(model), raw_features(model), run:
-        for pixel_values in tqdm(pixel_batches(images), desc="audit", unit="batch", disable=not progress):
+        bar = tqdm(pixel_batches(images), "audit", count_batches(images), unit="batch", disable=not progress)
+        for pixel_values in bar:
             run.add(pixel_values)
         return run.result(name or type(model_behind_adapter(model)).__name__)
-
-
-def pixel_batches(images: Iterable) -> Iterable[Tensor]:
-    """The pixel values (B, 3, H, W) of batches that are tensors or dicts; keeps the number of batches where known."""
-    return _PixelBatches([images] if isinstance(images, Tensor) else images)
-
-
-class _PixelBatches:
-    def __init__(self, images: Iterable) -> None:
-        self.images = images
-        if hasattr(images, "__len__"):
-            self.__dict__["length"] = len(images)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.images:
-            pixel_values = batch if isinstance(batch, Tensor) else batch["pixel_values"]
-            if pixel_values.ndim != 4:
-                raise ValueError(
-                    f"`images` must hold batches of pixel values (B, 3, H, W), got shape {tuple(pixel_values.shape)}"
-                )
-            if len(pixel_values):
-                yield pixel_values
-
-    def __length_hint__(self) -> int:
-        return self.__dict__.get("length", 0)
-
-
-def model_behind_adapter(model: nn.Module) -> nn.Module:
-    """The model itself, without the ``PeftModel`` around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def adapter_of(model: nn.Module) -> nn.Module | None:
-    """The ``SingerModel`` in or around a model: what has ``singer_layers``; None without a SiNGER adapter."""
-    candidates = (model, getattr(model, "base_model", None))
-    return next((candidate for candidate in candidates if hasattr(candidate, "singer_layers")), None)
-
-
-def raw_features(model: nn.Module):
-    """A context in which the adapters of ``model``, if any, leave the features as they are."""
-    adapter = adapter_of(model)
-    return nullcontext() if adapter is None else adapter.raw_features()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A context with the model in eval mode and without gradients; afterwards every module is in its mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def is_memory_error(error: Exception) -> bool:
-    """Whether an error says that a tensor did not fit in memory, on any device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(error).lower() for words in _MEMORY_WORDS
-    )
 
 
 class _Audit:
@@ -208,8 +153,8 @@ class _Audit:
         if not highest.isfinite().all():
             block = int((~highest.isfinite()).nonzero()[0])
             raise ValueError(
-                f"block {block} gives tokens that are not finite in {self.view.patch_embedding.weight.dtype}; load the "
-                "model in float32 or bfloat16"
+                f"block {block} gives tokens that are not finite in {self.view.patch_embedding.weight.dtype}; load "
+                "the model in float32 or bfloat16"
             )
 
     def result(self, name: str) -> AuditResult:

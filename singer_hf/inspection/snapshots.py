@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from singer_hf.features import FeatureCapture, split_tokens
-from singer_hf.inspection.audit import adapter_of, evaluating, raw_features
+from singer_hf.inspection.running import adapter_of, evaluating, raw_features
 from singer_hf.vit_view import view_vit
 
 
@@ -44,7 +44,7 @@ def take_snapshot(
     """Runs a model once and keeps the patch norms of all blocks and the patch tokens of the last.
 
     Args:
-        model: A vision transformer, with or without a SiNGER adapter; raw features are taken, refined ones beside them.
+        model: A vision transformer, with or without a SiNGER adapter; raw and refined features are taken.
         pixel_values: Few images (K, 3, H, W), normalised for the model.
         name: What to call the model; its class by default.
         mean: Per-channel mean the images were normalised with, to show them as they are; without it and ``std`` every

@@ -59,7 +59,7 @@ class OutlierRule:
 
 
 def middle(values: Tensor) -> Tensor:
-    """The median of (..., N) along the last dimension, (..., 1); of an even number the mean of the two in the middle."""
+    """Median of (..., N) along the last dimension, (..., 1); the mean of the two in the middle if N is even."""
     ordered, count = values.sort(dim=-1).values, values.shape[-1]
     return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]).unsqueeze(-1) / 2
 

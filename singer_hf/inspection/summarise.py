@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from math import prod
 
-import torch
 from torch import Tensor
 
 from singer_hf.inspection.directions import defect_directions

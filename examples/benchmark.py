@@ -1,0 +1,177 @@
+"""Cost of a distillation step beside its bare parts, measured in one run, as JSON.
+
+    python examples/benchmark.py
+    python examples/benchmark.py --teacher vit-large --student vit-tiny --batch_size 256 --precision bf16 --compile
+
+Random weights of the named sizes (a step costs the same whatever they are). The parts are timed in turn, round by
+round, so that a machine that slows down slows all of them; the figures are medians over the rounds.
+"""
+
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import date
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import HfArgumentParser, ViTConfig, ViTModel, set_seed
+
+import singer_hf
+from singer_hf import SingerConfig, SingerDistiller
+
+# hidden size, blocks, heads
+SIZES = {"vit-tiny": (192, 12, 3), "vit-small": (384, 12, 6), "vit-base": (768, 12, 12), "vit-large": (1024, 24, 16)}
+
+
+@dataclass
+class Settings:
+    teacher: str = field(default="vit-small", metadata={"help": f"One of {', '.join(SIZES)}."})
+    student: str = field(default="vit-tiny", metadata={"help": f"One of {', '.join(SIZES)}."})
+    image_size: int = field(default=224, metadata={"help": "Side of the images in pixels."})
+    patch_size: int = field(default=16, metadata={"help": "Side of a patch in pixels."})
+    batch_size: int = field(default=8, metadata={"help": "Images a step."})
+    r: int = field(default=64, metadata={"help": "Rank of the adapter."})
+    rounds: int = field(default=15, metadata={"help": "Measured rounds."})
+    warmup: int = field(default=3, metadata={"help": "Rounds that are not measured."})
+    precision: str = field(default="fp32", metadata={"help": "fp32, or bf16 by autocast."})
+    compile: bool = field(default=False, metadata={"help": "torch.compile the measured modules."})
+    device: str = field(
+        default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "cpu or cuda."}
+    )
+    threads: int | None = field(default=None, metadata={"help": "CPU threads; torch's default."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights and images."})
+
+
+def build_vit(name: str, settings: Settings) -> ViTModel:
+    width, blocks, heads = SIZES[name]
+    config = ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        image_size=settings.image_size,
+        patch_size=settings.patch_size,
+    )
+    return ViTModel(config, add_pooling_layer=False).to(settings.device)
+
+
+def build_distiller(settings: Settings, singer: bool) -> SingerDistiller:
+    teacher = build_vit(settings.teacher, settings)
+    if singer:
+        teacher = get_peft_model(teacher, SingerConfig(r=settings.r))
+    return SingerDistiller(build_vit(settings.student, settings), teacher).to(settings.device).train()
+
+
+def parts(settings: Settings) -> dict[str, Callable[[], None]]:
+    """Name -> one measured call: bare forward of the teacher, bare step of the student, both kinds of step."""
+    compiled = torch.compile if settings.compile else lambda module: module
+    images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size, device=settings.device)
+    teacher, student = build_vit(settings.teacher, settings).eval(), build_vit(settings.student, settings).train()
+    fitnet, singer = build_distiller(settings, singer=False), build_distiller(settings, singer=True)
+    run_teacher, run_student = compiled(teacher), compiled(student)
+
+    def teacher_forward() -> None:
+        with torch.no_grad(), autocast(settings):
+            run_teacher(images)
+
+    def bare(module: nn.Module) -> torch.Tensor:
+        return module(images).last_hidden_state.float().square().mean()
+
+    steps = {"student": step(student, lambda: bare(run_student), settings)}
+    for name, distiller in (("fitnet", fitnet), ("singer", singer)):
+        run = compiled(distiller)
+        steps[name] = step(distiller, lambda run=run: run(images).loss, settings)
+    return {"teacher_forward": teacher_forward} | {f"{name}_step": call for name, call in steps.items()}
+
+
+def step(module: nn.Module, loss: Callable[[], torch.Tensor], settings: Settings) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-5)
+
+    def run() -> None:
+        with autocast(settings):
+            value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def autocast(settings: Settings) -> AbstractContextManager:
+    if settings.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(settings.device, torch.bfloat16)
+
+
+def seconds(call: Callable[[], None], device: str) -> float:
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
+    calls = parts(settings)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    memory = {}
+    for round_index in range(settings.warmup + settings.rounds):
+        for name, call in calls.items():
+            if settings.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            duration = seconds(call, settings.device)
+            if settings.device == "cuda":
+                memory[name] = torch.cuda.max_memory_allocated() / 2**20
+            if round_index >= settings.warmup:
+                times[name].append(duration)
+    if settings.device == "cpu":  # the process's high-water mark: no finer measure on a CPU
+        memory = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
+    return {name: statistics.median(values) for name, values in times.items()}, memory
+
+
+def flop_use(settings: Settings, step_seconds: float) -> dict[str, float]:
+    """Achieved FLOP/s of a SiNGER step against a large matrix product timed here, in the same precision."""
+    distiller = build_distiller(settings, singer=True)
+    images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size, device=settings.device)
+    with FlopCounterMode(display=False) as counter, autocast(settings):
+        distiller(images).loss.backward()
+    size = 8192 if settings.device == "cuda" else 1024
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=settings.device, dtype=dtype) for _ in range(2))
+    product = statistics.median(seconds(lambda: a @ b, settings.device) for _ in range(20))
+    achieved, peak = counter.get_total_flops() / step_seconds, 2 * size**3 / product
+    return {"step_tflop_per_s": achieved / 1e12, "matmul_tflop_per_s": peak / 1e12, "flop_use": achieved / peak}
+
+
+def main() -> None:
+    (settings,) = HfArgumentParser([Settings]).parse_args_into_dataclasses()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    set_seed(settings.seed)
+    times, memory = measure(settings)
+    bare = times["teacher_forward"] + times["student_step"]
+    result = {
+        "settings": vars(settings) | {"threads": torch.get_num_threads()},
+        "milliseconds": {name: round(1000 * value, 2) for name, value in times.items()},
+        "singer_to_fitnet": round(times["singer_step"] / times["fitnet_step"], 4),
+        "singer_to_bare_parts": round(times["singer_step"] / bare, 4),
+        "fitnet_to_bare_parts": round(times["fitnet_step"] / bare, 4),
+        "images_per_second": round(settings.batch_size / times["singer_step"], 2),
+        "peak_memory_mib": {name: round(value, 1) for name, value in memory.items()},
+        "flops": {name: round(value, 4) for name, value in flop_use(settings, times["singer_step"]).items()},
+        "versions": {"singer_hf": singer_hf.__version__, "torch": torch.__version__},
+        "machine": torch.cuda.get_device_name() if settings.device == "cuda" else platform.processor() or "cpu",
+        "date": date.today().isoformat(),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""What a SiNGER adapter does to a model: where its directions lie and what of them the next block notices."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from singer_hf.features import BlockCall, FeatureCapture, split_tokens
+from singer_hf.inspection.running import adapter_of, evaluating, model_behind_adapter, pixel_batches, raw_features
+from singer_hf.nullspace import Spectrum, energy_shares, leakage, random_basis
+from singer_hf.reads import read_gram
+from singer_hf.vit_view import ViTView, view_vit
+
+
+def report_nullspace(model: nn.Module, images: Iterable, *, source: str = "block", seed: int = 0) -> dict:
+    """Measures the active SiNGER adapters of a model: spectrum, energy, leakage, and the change they make downstream.
+
+    Args:
+        model: A ``PeftModel`` with SiNGER adapters.
+        images: A few batches of pixel values (B, 3, H, W), normalised for the model, or dicts that hold them.
+        source: What counts as reading for the spectrum and the energies: ``"mlp"`` (paper) or ``"block"`` (every
+            linear layer of the next block), see :func:`singer_hf.reads.read_gram`.
+        seed: Seed of the perturbations for the leakage and of the random subspace beside it.
+
+    Returns:
+        ``{"source": ..., "blocks": [...], "final": {...}}``. Per block: ``block``, ``r``, ``singular_values``
+        (ascending, D), ``down`` and ``up`` with ``e_prob`` and ``e_safe`` (shares of the energy of Φ_down and Φ_up in
+        the r most- and least-read directions), ``leakage`` of the span of Φ_up and ``leakage_random`` of a random
+        subspace of the same rank, ``refinement`` ``‖F̂ - F‖ / ‖F‖``, and ``next_output`` and ``next_write``, the
+        relative change of the next block's patch tokens and of what it adds (None behind the last block). ``final``
+        compares the whole model with the adapters inline and without: ``features``, the relative change of the patch
+        tokens after the last block, and, where the model has a head, ``logits`` and ``top1_agreement``.
+
+    Raises:
+        ValueError: If the model has no SiNGER adapter or there are no images.
+    """
+    adapter = adapter_of(model)
+    if adapter is None:
+        raise ValueError(f"`model` must have a SiNGER adapter, got {type(model).__name__} without one")
+    view, layers = view_vit(model), dict(sorted(adapter.singer_layers.items()))
+    batches = list(pixel_batches(images))
+    if not batches:
+        raise ValueError("`images` must hold at least one image, got none")
+    weight = view.patch_embedding.weight
+    batches = [batch.to(weight.device, weight.dtype) for batch in batches]
+    with evaluating(model):
+        calls = [_raw_pass(model, view, batch) for batch in batches]
+        blocks = [_block_report(view, index, layer, calls, source, seed) for index, layer in layers.items()]
+        final = _final_report(model, view, layers, batches)
+    return {"source": source, "blocks": blocks, "final": final}
+
+
+@dataclass(frozen=True)
+class _RawPass:
+    """Raw tokens after every block of one batch, and every block's call."""
+
+    outputs: dict[int, Tensor]
+    calls: dict[int, BlockCall]
+
+
+def _raw_pass(model: nn.Module, view: ViTView, pixel_values: Tensor) -> _RawPass:
+    everything = range(view.num_blocks)
+    capture = FeatureCapture(view, everything, calls=everything)
+    try:
+        with raw_features(model):
+            outputs = capture(pixel_values)
+        return _RawPass(outputs, capture.calls)
+    finally:
+        capture.remove()
+
+
+def _block_report(view: ViTView, index: int, layer: nn.Module, passes: list[_RawPass], source: str, seed: int) -> dict:
+    spectrum = Spectrum.of_gram(read_gram(view, index, source))
+    down, up = _factors(layer)
+    r = down.shape[1]
+    basis = torch.linalg.qr(up.double().cpu()).Q.float()
+    generator = torch.Generator().manual_seed(seed)
+    random = random_basis(view.hidden_size, r, generator)
+    prefix, changes = view.num_prefix_tokens, [_changes(view, index, layer, item) for item in passes]
+    return {
+        "block": index,
+        "r": r,
+        "singular_values": spectrum.singular_values.tolist(),
+        "down": energy_shares(down, spectrum) if down.any() else None,
+        "up": energy_shares(up, spectrum) if up.any() else None,
+        "leakage": _mean_leakage(view, index, passes, basis, prefix, seed),
+        "leakage_random": _mean_leakage(view, index, passes, random, prefix, seed),
+        **{name: _root_ratio([change[name] for change in changes]) for name in changes[0]},
+    }
+
+
+def _factors(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Φ_down (D, r) and Φ_upᵀ (D, r) of the active adapters, side by side."""
+    names = [name for name in layer.active_adapters if name in layer.singer_down]
+    down = torch.cat([layer.singer_down[name].weight.detach().T for name in names], dim=1)
+    up = torch.cat([layer.singer_up[name].weight.detach() for name in names], dim=1)
+    return down, up
+
+
+def _mean_leakage(
+    view: ViTView, index: int, passes: list[_RawPass], basis: Tensor, prefix: int, seed: int
+) -> float | None:
+    if index + 1 == view.num_blocks:
+        return None
+    generator, values = torch.Generator().manual_seed(seed), []
+    for item in passes:
+        call = item.calls[index + 1]
+        write = partial(call.write, view.blocks[index + 1])
+        values.append(leakage(write, call.hidden_states, basis, num_prefix_tokens=prefix, generator=generator))
+    return sum(values) / len(values)
+
+
+def _changes(view: ViTView, index: int, layer: nn.Module, item: _RawPass) -> dict[str, tuple[float, float] | None]:
+    """Squared lengths (of the change, of the original) of the tokens and of what the next block makes of them."""
+    raw, prefix = item.outputs[index], view.num_prefix_tokens
+    refined = layer.refine(raw)
+    changes = {"refinement": _squares(raw, refined, prefix), "next_output": None, "next_write": None}
+    if index + 1 < view.num_blocks:
+        output = item.outputs[index + 1]
+        replayed = item.calls[index + 1].replay(view.blocks[index + 1], refined)
+        changes["next_output"] = _squares(output, replayed, prefix)
+        changes["next_write"] = _squares(output - raw, replayed - refined, prefix)
+    return changes
+
+
+def _squares(before: Tensor, after: Tensor, prefix: int) -> tuple[float, float]:
+    before, after = (split_tokens(tokens, prefix)[1].double() for tokens in (before, after))
+    return float((after - before).square().sum()), float(before.square().sum())
+
+
+def _root_ratio(pairs: list[tuple[float, float] | None]) -> float | None:
+    if None in pairs:
+        return None
+    change, original = (sum(values) for values in zip(*pairs, strict=True))
+    return (change / max(original, 1e-30)) ** 0.5
+
+
+def _final_report(model: nn.Module, view: ViTView, layers: dict[int, nn.Module], batches: list[Tensor]) -> dict:
+    last, features, logits, agreeing, images = view.num_blocks - 1, [], [], 0, 0
+    capture = FeatureCapture(view, (last,))
+    try:
+        for pixel_values in batches:
+            with raw_features(model):
+                raw = capture(pixel_values)[last]
+            inline = capture(pixel_values)[last]
+            inline = layers[last].refine(inline) if last in layers else inline
+            features.append(_squares(raw, inline, view.num_prefix_tokens))
+    finally:
+        capture.remove()
+    for pixel_values in batches:
+        with raw_features(model):
+            before = _logits(model, view, pixel_values)
+        if before is None:
+            return {"features": _root_ratio(features), "logits": None, "top1_agreement": None}
+        after = _logits(model, view, pixel_values)
+        logits.append((float((after - before).double().square().sum()), float(before.double().square().sum())))
+        agreeing, images = agreeing + int((before.argmax(-1) == after.argmax(-1)).sum()), images + len(before)
+    return {
+        "features": _root_ratio(features),
+        "logits": _root_ratio(logits),
+        "top1_agreement": agreeing / images,
+    }
+
+
+def _logits(model: nn.Module, view: ViTView, pixel_values: Tensor) -> Tensor | None:
+    whole = model_behind_adapter(model)
+    if whole is view.backbone:
+        return None
+    output = whole(pixel_values=pixel_values, **view.forward_kwargs(pixel_values))
+    logits = getattr(output, "logits", None)
+    return logits if isinstance(logits, Tensor) and logits.ndim == 2 else None

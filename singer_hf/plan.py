@@ -1,0 +1,65 @@
+"""What a distillation is going to do, in words, before its first step."""
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from singer_hf.nullspace import Spectrum
+from singer_hf.reads import NULLSPACE_SOURCES, read_gram
+from singer_hf.tuner.model import RELATIVE_TOLERANCE
+
+if TYPE_CHECKING:
+    from singer_hf.distiller import SingerDistiller
+
+
+def distillation_plan(distiller: "SingerDistiller") -> str:
+    """Blocks paired, shapes, prefix tokens, parameters trained and frozen, rank and effective null dimension."""
+    view, reader, images = distiller.teacher_view, distiller.student_reader, distiller.teacher_input
+    method = "SiNGER" if distiller.refines else "multi-layer feature distillation (FitNet), no refinement"
+    common = min(reader.num_class_tokens, view.num_class_tokens)
+    lines = [
+        f"method: {method}",
+        f"teacher: {type(view.backbone).__name__}, {view.num_blocks} blocks, width {view.hidden_size}, "
+        f"{view.num_prefix_tokens} prefix tokens, images {_size(images.teacher_image_size)}, "
+        f"patches {_size(images.grid)}",
+        f"student: {type(distiller.student).__name__}, {reader.num_blocks} blocks, images {_size(images.image_size)}",
+        f"compared: the patches and {common} class token(s)",
+        *_pair_lines(distiller),
+        *(_rank_line(distiller, i) for i in distiller.teacher_layers if distiller.refines),
+        f"trained: student {_millions(distiller.student)}, projectors {_millions(distiller.projectors)}, "
+        f"adapters {_millions(distiller.teacher)}; frozen: teacher {_millions(distiller.teacher, trained=False)}",
+    ]
+    return "\n".join(lines)
+
+
+def _pair_lines(distiller: "SingerDistiller") -> list[str]:
+    lines = []
+    for i, j in zip(distiller.teacher_layers, distiller.student_layers, strict=True):
+        grid, target = distiller.student_grids[i], distiller.teacher_input.grid
+        resized = "" if grid == target else f", {_size(grid)} map interpolated to {_size(target)}"
+        projector = distiller.projectors[str(i)]
+        widths = f"{projector.in_features} -> {projector.out_features}"
+        lines.append(f"  student block {j} -> teacher block {i}: projector {widths}{resized}")
+    return lines
+
+
+def _rank_line(distiller: "SingerDistiller", block: int) -> str:
+    layer = distiller.singer_layers[block]
+    rank = next(iter(layer.singer_down.values())).out_features
+    dimensions = [
+        f"{source} {Spectrum.of_gram(read_gram(distiller.teacher_view, block, source)).effective_null_dimension()}"
+        for source in NULLSPACE_SOURCES
+        if source != "jacobian"  # needs calibration images
+    ]
+    return (
+        f"  adapter behind block {block}: r {rank}, effective null dimension (read below {RELATIVE_TOLERANCE} of the "
+        f"most-read direction) by source: {', '.join(dimensions)}"
+    )
+
+
+def _size(pair: tuple[int, int]) -> str:
+    return f"{pair[0]} x {pair[1]}"
+
+
+def _millions(module: nn.Module, trained: bool = True) -> str:
+    return f"{sum(p.numel() for p in module.parameters() if p.requires_grad == trained) / 1e6:.2f} M"

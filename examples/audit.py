@@ -1,9 +1,9 @@
 """Audits vision transformers: which patch tokens are high-norm artifacts, where, how strong, and what to do.
 
-    python examples/audit.py --model_name_or_path examples/demo_teacher --output_dir outputs/audit
-    python examples/audit.py --model_name_or_path facebook/dinov2-base --dataset_name photos/ --output_dir outputs/audit
-    python examples/audit.py --model_name_or_path teacher/ --adapter_name_or_path run/singer --output_dir outputs/audit
-    python examples/audit.py --model_name_or_path teacher/ fitnet/ run/ --dataset_name photos/ --output_dir outputs/audit
+    python examples/audit.py --model_name_or_path examples/demo_teacher --output_dir audit/
+    python examples/audit.py --model_name_or_path facebook/dinov2-base --dataset_name photos/ --output_dir audit/
+    python examples/audit.py --model_name_or_path teacher/ --adapter_name_or_path run/singer --output_dir audit/
+    python examples/audit.py --model_name_or_path teacher/ fitnet/ run/ --dataset_name photos/ --output_dir audit/
 
 Writes audit.json, figures/*.png and report.html, a page of its own that loads nothing. Of several models the first is
 the teacher the others are compared with. Without `--dataset_name` the images are drawn scenes. A YAML file of the same

@@ -47,17 +47,25 @@ def model_from_config(config: str | Path, argument: str = "student_config") -> P
         raise FileNotFoundError(
             f"`{argument}` must be a JSON file, a folder with config.json, or a Hub id, got {str(config)!r}: {error}"
         ) from error
+    loaded.name_or_path = ""  # it has none of the weights that may lie there
     return AutoModel.from_config(loaded, **_without_pooler(loaded))
 
 
 def load_image_processor(name: str | None) -> BaseImageProcessor | None:
-    """The image processor saved with a model; None without a name or where the folder has none."""
-    if name is None:
+    """The image processor saved with a model; None without a name or where nothing was saved."""
+    if name is None or (Path(name).exists() and not _saves_processor(Path(name))):
         return None
     try:
         return AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):
         return None
+
+
+def _saves_processor(folder: Path) -> bool:
+    # Without this look transformers would make up one with the defaults of the model's family.
+    config = folder / "config.json"
+    is_timm = config.is_file() and "pretrained_cfg" in config.read_text(encoding="utf-8")
+    return is_timm or (folder / "preprocessor_config.json").is_file()
 
 
 def student_image_processor(

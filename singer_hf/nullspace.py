@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ROWS = 128  # rows of a read that are held in float64 at once
+_ROWS = 512  # rows of a read that are held in float64 at once
 
 
 def accumulate_gram(matrices: Iterable[Tensor], hidden_size: int) -> Tensor:

@@ -110,3 +110,12 @@ def start_script(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **environment}
     command = [sys.executable, *launcher, str(file), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def make_resumable(output_dir: object, **options: object) -> SingerDistillationTrainer:
+    """A run over several epochs with dropout in the student and the published schedule."""
+    torch.set_num_threads(1)
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 1e-4}}
+    defaults = {"model": small_student(**dropout), "train_dataset": image_dataset(20), "max_steps": 8, **schedule}
+    return make_trainer(output_dir, num_artifact_images=0, **{**defaults, **options})

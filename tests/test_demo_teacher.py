@@ -49,7 +49,7 @@ def test_every_block_from_the_planted_one_on_has_outliers(patch_norms):
 
 
 def test_the_script_that_makes_the_teacher_runs(tmp_path, monkeypatch, capsys):
-    arguments = "--num_images 64 --num_test_images 250 --num_epochs 1 --hidden_size 32".split()
+    arguments = ["--num_images", "64", "--num_test_images", "250", "--num_epochs", "1", "--hidden_size", "32"]
     monkeypatch.setattr(sys, "argv", ["train_demo_teacher.py", "--output_dir", str(tmp_path), *arguments])
     runpy.run_path(str(EXAMPLES / "train_demo_teacher.py"), run_name="__main__")
     printed = capsys.readouterr().out

@@ -317,9 +317,9 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 
 
 def test_what_is_no_vision_model_is_refused_on_either_side():
-    with pytest.raises(ValueError, match="^`student` must be a vision transformer or return feature maps"):
+    with pytest.raises(ValueError, match=r"^`student` must be a vision transformer or return feature maps"):
         make(student=nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="^Linear is not supported: "):
+    with pytest.raises(ValueError, match=r"^Linear is not supported: "):
         SingerDistiller(small_student(), nn.Linear(2, 2))
 
 

@@ -160,10 +160,10 @@ def test_a_half_precision_teacher_teaches_a_float32_student():
 
 
 def test_grids_that_cannot_be_matched_are_refused():
-    with pytest.raises(ValueError, match="^teacher and student grids cannot be matched: the teacher's 4 x 4 patches"):
+    with pytest.raises(ValueError, match=r"^teacher and student grids cannot be matched: the teacher's 4 x 4 patches"):
         make(tiny("timm_vit"), STUDENTS["deit"], image_size=(32, 64))
 
 
 def test_images_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="^`pixel_values` must be images of 32 x 32 pixels"):
+    with pytest.raises(ValueError, match=r"^`pixel_values` must be images of 32 x 32 pixels"):
         make(tiny_vit(), STUDENTS["resnet"])(images(64, 64))

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from singer_hf.losses import check_loss_settings, gram_matrix, info_loss, kd_loss, outlier_loss
 
-SETTINGS = {"kd_weight": 1.0, "outlier_weight": 0.01, "info_weight": 1.0, "outlier_quantile": 0.97, "info_loss": "gram"}
+SETTINGS = {
+    "kd_weight": 1.0,
+    "outlier_weight": 0.01,
+    "info_weight": 1.0,
+    "outlier_quantile": 0.97,
+    "info_loss": "gram",
+}
 
 
 def tokens_of_norms(*norms: float) -> Tensor:

@@ -70,7 +70,8 @@ def test_a_given_pairing_is_kept():
     [
         (
             [3],
-            r"`student_layers` must name one student block for each of the 2 distilled teacher blocks \[5, 11\], got \[3\]",
+            r"`student_layers` must name one student block for each of the 2 distilled teacher blocks \[5, 11\], "
+            r"got \[3\]",
         ),
         ([1, 1], r"`student_layers` must name each block once, got \[1, 1\]"),
         ([1, 4], r"`student_layers` must lie in \[-4, 3\] for a model of 4 blocks, got 4"),

@@ -25,7 +25,9 @@ def test_a_transformers_class_and_patch_tokens_are_read_without_its_registers(fa
     registers = FAMILIES[family].prefix - reader.num_class_tokens
     expected = capture_features(model, pixel_values, [1, 3])
     for block in (1, 3):
-        kept = [i for i in range(expected[block].shape[1]) if not reader.num_class_tokens <= i < view.num_prefix_tokens]
+        kept = [
+            i for i in range(expected[block].shape[1]) if not reader.num_class_tokens <= i < view.num_prefix_tokens
+        ]
         assert torch.equal(tokens[block], expected[block][:, kept])
         assert tokens[block].shape == (2, FAMILIES[family].prefix - registers + 16, 32)
 
@@ -127,5 +129,5 @@ def test_a_transformer_whose_hidden_states_are_tokens_only_is_refused():
     model = hf.Siglip2VisionModel(
         hf.Siglip2VisionConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     )
-    with pytest.raises(ValueError, match="^`student` must be a vision transformer or return feature maps"):
+    with pytest.raises(ValueError, match=r"^`student` must be a vision transformer or return feature maps"):
         read_student(model, (32, 32))

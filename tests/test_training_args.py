@@ -71,7 +71,9 @@ def test_every_argument_can_be_given_on_the_command_line(tmp_path):
 def test_arguments_can_be_read_from_a_yaml_file(tmp_path):
     pytest.importorskip("yaml")
     file = tmp_path / "run.yaml"
-    file.write_text(f"output_dir: {tmp_path}\nuse_cpu: true\nreport_to: none\nstudent_layers: [1, 3]\nkd_weight: 2.0\n")
+    file.write_text(
+        f"output_dir: {tmp_path}\nuse_cpu: true\nreport_to: none\nstudent_layers: [1, 3]\nkd_weight: 2.0\n"
+    )
     (args,) = hf.HfArgumentParser(SingerTrainingArguments).parse_yaml_file(str(file))
     assert (args.student_layers, args.kd_weight) == ([1, 3], 2.0)
 

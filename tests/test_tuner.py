@@ -140,7 +140,7 @@ def test_identity_start_changes_nothing_and_can_learn():
 
 
 def test_random_start_is_orthonormal_seeded_and_differs_between_blocks():
-    first, again, other = (attach(tiny_vit(), layers_to_transform=[1, 2], seed=seed) for seed in (0, 0, 1))
+    first, again, other = (attach(tiny_vit(), layers_to_transform=[1, 2], init_seed=seed) for seed in (0, 0, 1))
     down, up = weights(first, 1)
     torch.testing.assert_close(down.T @ down, torch.eye(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(up, down.T)
@@ -213,7 +213,7 @@ def test_several_adapters_are_switched_added_and_deleted():
     raw = last_hidden_state(model)
     peft_model = attach(model, layers_to_transform=[1])
     first = last_hidden_state(peft_model)
-    peft_model.add_adapter("other", SingerConfig(r=6, layers_to_transform=[1, 3], init_weights="random", seed=3))
+    peft_model.add_adapter("other", SingerConfig(r=6, layers_to_transform=[1, 3], init_weights="random", init_seed=3))
     assert torch.equal(last_hidden_state(peft_model), first)  # adding does not activate
     peft_model.set_adapter("other")
     second = last_hidden_state(peft_model)
@@ -235,7 +235,7 @@ def test_several_adapters_are_switched_added_and_deleted():
 
 def test_active_adapters_add_up_on_the_same_raw_tokens():
     peft_model = attach(tiny_vit(), layers_to_transform=[1])
-    peft_model.add_adapter("other", SingerConfig(r=6, layers_to_transform=[1], init_weights="random", seed=3))
+    peft_model.add_adapter("other", SingerConfig(r=6, layers_to_transform=[1], init_weights="random", init_seed=3))
     peft_model.base_model.set_adapter(["default", "other"])
     tokens = torch.randn(2, 17, D)
     with torch.no_grad():

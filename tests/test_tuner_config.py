@@ -119,12 +119,12 @@ def test_the_saved_form_holds_indices_and_prefix_count_but_no_paths_and_no_image
 
 def test_a_saved_configuration_comes_back_as_it_was(tmp_path):
     config = SingerConfig(
-        r=7, layers_to_transform=[2], init_weights="random", init_scale=-1.0, null_threshold=0.1, seed=5
+        r=7, layers_to_transform=[2], init_weights="random", init_scale=-1.0, null_threshold=0.1, init_seed=5
     )
     config.save_pretrained(tmp_path)
     loaded = PeftConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, SingerConfig)
-    for name in ("r", "layers_to_transform", "init_weights", "init_scale", "null_threshold", "seed"):
+    for name in ("r", "layers_to_transform", "init_weights", "init_scale", "null_threshold", "init_seed"):
         assert getattr(loaded, name) == getattr(config, name), name
 
 

@@ -38,7 +38,9 @@ def defect_directions(view: ViTView, index: int) -> dict[str, Tensor]:
 
 
 def leading_left_direction(matrix: Tensor) -> Tensor:
-    """Unit left singular vector (D,) of the largest singular value of ``matrix`` (D, K), by subspace iteration."""
+    """Unit left singular vector (D,) of the largest singular value of ``matrix`` (D, K); 0 if it is 0 altogether."""
+    if not matrix.any():
+        return torch.zeros_like(matrix[:, 0])
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(len(matrix), min(_SUBSPACE, len(matrix)), generator=generator).to(matrix)
     previous = 0.0

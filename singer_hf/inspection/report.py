@@ -46,8 +46,8 @@ def audit_pictures(
     Args:
         results: One audit per model.
         snapshots: The features of a few images, one per model and in the same order.
-        patch: (row, column) of the patch others are compared with; by default the longest of the first image in the last
-            block of the first model.
+        patch: (row, column) of the patch others are compared with; by default the longest of the first image in the
+            last block of the first model.
     """
     pictures = [
         Picture(

@@ -45,7 +45,7 @@ class SingerConfig(PeftConfig):
         exclude_modules: Names (or one regular expression) of blocks to leave out, as in other PEFT methods.
         calibration_images: Iterable of batches of pixel values (B, 3, H, W), or one batch, normalised for the teacher,
             for ``nullspace_source="jacobian"``. Never saved.
-        seed: Seed of random directions and probes.
+        init_seed: Seed of random directions and probes.
 
     Raises:
         ValueError: If an argument is out of its range; the message names it.
@@ -69,7 +69,7 @@ class SingerConfig(PeftConfig):
     calibration_images: Any = field(
         default=None, repr=False, metadata={"help": 'Pixel values for `nullspace_source="jacobian"`; never saved.'}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of random directions and probes."})
+    init_seed: int = field(default=0, metadata={"help": "Seed of random directions and probes."})
     target_modules: list[str] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -178,7 +178,7 @@ def _initial_weights(config: SingerConfig, view: ViTView, index: int, is_meta: b
 
 
 def _initial_basis(config: SingerConfig, view: ViTView, index: int) -> Tensor:
-    generator = torch.Generator().manual_seed(config.seed + index)
+    generator = torch.Generator().manual_seed(config.init_seed + index)
     if config.init_weights == "random":
         return random_basis(view.hidden_size, config.r, generator)
     if config.init_weights == "reference":

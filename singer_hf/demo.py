@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTModel, set_seed
+from transformers import AutoConfig, AutoImageProcessor, ViTConfig, ViTModel, set_seed
 
 from singer_hf.callbacks import outlier_ratio_of_norms
 from singer_hf.checkpoint import check_output_folder
@@ -92,6 +92,7 @@ def _distil(
         logging_steps=50,
         warmup_steps=50,
         save_strategy="no",
+        dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
         seed=settings.seed,
     )
@@ -114,7 +115,7 @@ def _distil(
 
 def _student(teacher: str) -> ViTModel:
     """Half the teacher's width, same patches."""
-    config = AutoModel.from_pretrained(teacher).config
+    config = AutoConfig.from_pretrained(teacher)
     width = config.hidden_size // 2
     return ViTModel(
         ViTConfig(

@@ -118,6 +118,12 @@ class SingerDistiller(nn.Module):
         self._start_capture()
 
     @property
+    def _no_split_modules(self) -> list[str]:
+        # FSDP shards modules of these classes one by one: the blocks themselves, not the adapters around them.
+        views = [self.teacher_view, getattr(self.student_reader, "view", None)]
+        return sorted({type(view.blocks[0]).__name__ for view in views if view is not None})
+
+    @property
     def singer_layers(self) -> dict[int, SingerLayer]:
         """The teacher's wrapped blocks by index; empty for a bare teacher."""
         return find_singer_layers(self.teacher)

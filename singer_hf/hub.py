@@ -13,7 +13,15 @@ from transformers.trainer_utils import HubStrategy
 logger = logging.getLogger(__name__)
 
 # Needed only to go on training on this machine.
-PRIVATE_FILES = ["optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json", "raw_student/*"]
+PRIVATE_FILES = [
+    "optimizer.*",
+    "scheduler.*",
+    "scaler.*",
+    "rng_state*",
+    "trainer_state.json",
+    "raw_student/*",
+    "*fsdp*",
+]
 
 
 def upload_checkpoint(folder: str, repo_id: str, message: str, args: TrainingArguments) -> list[Future]:

@@ -149,6 +149,13 @@ class SingerDistillationTrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"`resume_from_checkpoint=True` found no complete checkpoint in {output_dir!r}")
+        if self.is_fsdp_enabled and (
+            resume_from_checkpoint or self.args.load_best_model_at_end or self.ema is not None
+        ):
+            raise ValueError(
+                "resuming, `load_best_model_at_end` and `ema_decay` do not work with FSDP, which splits the weights; leave "
+                "them out or start the run without FSDP (examples/accelerate/multi_gpu.yaml)"
+            )
         if not resume_from_checkpoint and not self.args.overwrite_output_dir and self.state.global_step == 0:
             check_output_folder(output_dir)
         if self.args.should_save:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from planted import BASE, BLOCKS, DIRECTION, GRID, LASTING, LENGTH, PLANTED, expected_tokens, planted_images, planted_vit
+from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetModel, ViTModel
 from zoo import every_family, images, tiny, tiny_vit
 
@@ -216,6 +217,7 @@ def test_the_leading_direction_is_the_first_left_singular_vector():
     assert abs(float(leading_left_direction(matrix) @ expected)) == pytest.approx(1.0, abs=1e-5)
 
 
+@torch.no_grad()
 def test_defect_directions_use_gains_centring_and_layer_scale():
     view = view_vit(tiny("dinov2"))
     block = dict(view.blocks[1].named_parameters())
@@ -280,12 +282,19 @@ def test_the_null_space_report_measures_what_the_adapter_does():
     first, last = report["blocks"]
     tokens = expected_tokens(1)
     assert first["refinement"] == pytest.approx(float(3**0.5 * LENGTH / tokens.norm()), rel=1e-4)
-    # Block 2 passes the lasting two on; to the fleeting one it adds -40, and without the 40 it reads a little more.
+    # Block 2 answers the fleeting token alone; its unit fires stronger where channel 7 no longer stretches the norm.
+    fleeting = expected_tokens(1)[23].float()
+    read = torch.zeros(32)
+    read[2] = 100.0
+    raw, refined = (
+        F.gelu(F.layer_norm(token, (32,)) @ read - 10.0)
+        for token in (fleeting, fleeting.where(fleeting < LENGTH, torch.zeros(())))
+    )
+    assert first["next_write"] == pytest.approx(float(refined / raw) - 1, rel=1e-4)
     assert (last["next_output"], last["next_write"], last["leakage"]) == (None, None, None)
-    assert len(first["singular_values"]) == 32
-    # The MLP of block 2 reads channel 2 behind a centring norm: channel 7 is read as 1/31 of it, at most.
-    assert first["up"]["e_safe"] >= 0
-    assert first["up"]["e_prob"] == pytest.approx((1 / 32) / (1 - 1 / 32) / 32, rel=0.1)
+    # The weights of block 2's MLP read channel 2 only.
+    assert first["singular_values"][:31] == pytest.approx([0.0] * 31, abs=1e-5)
+    assert (first["up"]["e_prob"], first["down"]["e_prob"]) == (pytest.approx(0.0), pytest.approx(0.0))
     assert report["final"]["logits"] is None
     assert report["final"]["features"] > 0.9
 

@@ -47,7 +47,7 @@ def assert_same(resumed, straight):
 
 
 def test_stopped_and_resumed_equals_straight(straight, tmp_path):
-    """20 images in batches of 4: the checkpoint of step 4 lies within the first epoch, the run goes on to the second."""
+    """20 images in batches of 4: the checkpoint of step 4 lies within the first epoch of two."""
     make_resumable(tmp_path, callbacks=[StopAt(4)]).train()
     resumed = make_resumable(tmp_path)
     resumed.train(resume_from_checkpoint=True)

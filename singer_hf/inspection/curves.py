@@ -48,6 +48,7 @@ def norm_histograms(result: AuditResult, blocks: Sequence[int] | None = None, ti
             _draw_histogram(axis, refined[index], COLOURS[1], "refined", filled=False)
         axis.set(xscale="log", yscale="log")
         log_ticks(axis.xaxis, *_range_of(result))
+        log_ticks(axis.yaxis, *axis.get_ylim())
         axis.set_title(f"block {index}", fontsize=FONT)
         axis.tick_params(labelsize=FONT, labelbottom=True)
         axis.grid(alpha=0.25, linewidth=0.5)

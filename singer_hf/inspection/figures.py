@@ -40,11 +40,11 @@ def norm_maps(snapshot: Snapshot, blocks: Sequence[int] | None = None, title: st
     columns = [(f"block {i}", snapshot.norms[i]) for i in blocks]
     columns += [(f"block {i}\nrefined", norms) for i, norms in snapshot.refined_norms.items()]
     everything = torch.cat([norms.flatten() for _, norms in columns])
-    figure, axes = _panels(len(snapshot.pictures), 1 + len(columns), snapshot.grid, extra_width=0.9)
+    figure, axes = _panels(len(snapshot.pictures), 1 + len(columns), snapshot.grid, extra_width=1.2)
     scale = _norm_scale(everything)
     for row, picture in enumerate(snapshot.pictures):
         _show_picture(axes[row][0], picture)
-        axes[row][0].set_ylabel(f"image {row + 1}", fontsize=FONT)
+        _label_row(axes[row][0], f"image {row + 1}")
         for column, (_, norms) in enumerate(columns, start=1):
             image = axes[row][column].imshow(norms[row].view(snapshot.grid), cmap=MAP_COLOURS, norm=scale)
     for axis, text in zip(axes[0], ["image", *(label for label, _ in columns)], strict=True):
@@ -122,14 +122,14 @@ def pca_maps(snapshots: Sequence[Snapshot], title: str | None = None) -> "Figure
     """
     entries = [entry for snapshot in snapshots for entry in _features(snapshot)]
     pictures = snapshots[0].pictures
-    figure, axes = _panels(1 + len(entries), len(pictures), snapshots[0].grid, extra_width=0.3)
+    figure, axes = _panels(1 + len(entries), len(pictures), snapshots[0].grid, extra_width=0.8)
     for axis, picture in zip(axes[0], pictures, strict=True):
         _show_picture(axis, picture)
     for row, (name, features, grid) in zip(axes[1:], entries, strict=True):
         for axis, colours in zip(row, pca_colours(features), strict=True):
             axis.imshow(colours.view(*grid, 3))
-        row[0].set_ylabel(wrapped(short(name, 30), 16), fontsize=FONT)
-    axes[0][0].set_ylabel("image", fontsize=FONT)
+        _label_row(row[0], name)
+    _label_row(axes[0][0], "image")
     set_title(figure, title or "Patch tokens of the last block: three principal components as colours")
     return figure
 
@@ -149,7 +149,7 @@ def method_rows(
     count, grid = len(pictures), next(iter(methods.values()))[1]
     norms = {name: relative_norms(features) for name, (features, _) in methods.items()}
     scale = _norm_scale(torch.cat([values.flatten() for values in norms.values()]))
-    figure, axes = _panels(1 + len(methods), 2 * count, grid, extra_width=1.1)
+    figure, axes = _panels(1 + len(methods), 2 * count, grid, extra_width=1.6)
     for column, picture in enumerate([*pictures, *pictures]):
         _show_picture(axes[0][column], picture)
         axes[0][column].set_title("norm" if column < count else "components", fontsize=FONT)
@@ -158,7 +158,7 @@ def method_rows(
             shown = axis.imshow(values.view(own_grid), cmap=MAP_COLOURS, norm=scale)
         for axis, colours in zip(row[count:], pca_colours(features), strict=True):
             axis.imshow(colours.view(*own_grid, 3))
-        row[0].set_ylabel(wrapped(short(name, 30), 16), fontsize=FONT)
+        _label_row(row[0], name)
     _colour_bar(figure, shown, axes, "norm / median of its image")
     set_title(figure, title or "Patch tokens of the last block")
     return figure
@@ -227,6 +227,11 @@ def _panels(
 
 def _show_picture(axis: "Axes", picture: Tensor) -> None:
     axis.imshow(picture)
+
+
+def _label_row(axis: "Axes", text: str) -> None:
+    # Lying, because standing text does not fit beside the flat panels of wide images.
+    axis.set_ylabel(wrapped(short(text, 30), 14), fontsize=FONT, rotation=0, ha="right", va="center")
 
 
 def _cross(axis: "Axes", place: tuple[float, float], size: tuple[int, int]) -> None:

@@ -13,7 +13,7 @@ names can stand in place of the flags.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -126,14 +126,21 @@ def images_for(name: str, settings: Settings) -> Images:
 def examine(name: str, label: str, settings: Settings) -> tuple[nn.Module, Images, AuditResult, Snapshot]:
     model, images = load(name, settings), images_for(name, settings)
     rule = OutlierRule(mad_factor=settings.mad_factor, absolute=settings.absolute_threshold)
+    first = next(iter(images), None)
+    if first is None:
+        raise ValueError(f"none of the {len(images.broken)} images can be read: {named(images.broken)}")
     result = audit(model, images, rule=rule, name=label)
-    first = next(iter(images))
     if settings.adapter_name_or_path is not None:
         result.adapter = report_nullspace(model, [first])
     if images.broken:
-        result.notes.append(f"{len(images.broken)} unreadable images left out: {'; '.join(list(images.broken)[:5])}")
+        result.notes.append(f"{len(images.broken)} unreadable images left out: {named(images.broken)}")
     shown = first[: settings.num_pictures]
     return model, images, result, take_snapshot(model, shown, name=label, mean=images.spec.mean, std=images.spec.std)
+
+
+def named(broken: Iterable[str], limit: int = 5) -> str:
+    """The first few of the unreadable images, with the reason."""
+    return "; ".join(list(broken)[:limit])
 
 
 def compare(student: nn.Module, teacher: nn.Module, students: Images, teachers: Images, folder: str) -> list[dict]:

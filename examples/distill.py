@@ -15,6 +15,7 @@ Every field of SingerTrainingArguments and SingerConfig is a flag: `--help` list
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,9 +111,19 @@ def calibration_images(script: ScriptArguments, seed: int) -> list[torch.Tensor]
     return list(torch.stack(images).split(8))
 
 
+def demo() -> None:
+    """The demo is small: one process and one GPU, however many the launcher started and the machine has."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    run_demo(DemoSettings(teacher=str(EXAMPLES / "demo_teacher")))
+
+
 def main() -> None:
     if len(sys.argv) == 1:
-        run_demo(DemoSettings(teacher=str(EXAMPLES / "demo_teacher")))
+        demo()
         return
     script, args, peft_config = parse()
     set_seed(args.seed)

@@ -25,21 +25,22 @@ def save_distilled(
     folder: str | Path,
     student: nn.Module | None = None,
     state_dict: dict[str, Tensor] | None = None,
+    resumable: bool = True,
 ) -> None:
     """Writes the plain student to ``folder``, the adapter to ``singer/`` and the projectors to ``projectors/``.
 
     Args:
         distiller: The trained composite.
         folder: Target folder.
-        student: The student to publish where it is not ``distiller.student`` (a running average); the trained weights
-            then go to ``raw_student/`` for resuming.
+        student: The student to publish where it is not ``distiller.student`` (a running average).
         state_dict: The composite's gathered state, where its own parameters are shards (FSDP).
+        resumable: Whether the trained weights beside a running average are kept too, in ``raw_student/``.
     """
     folder = Path(folder)
     state = {part: _part(state_dict, part) for part in ("student", "teacher", "projectors")}
     published = distiller.student if student is None else student
     published.save_pretrained(folder, state_dict=state["student"] if student is None else None)
-    if student is not None:
+    if student is not None and resumable:
         _save_tensors(state["student"] or distiller.student.state_dict(), folder / RAW_STUDENT_FILE)
     _save_tensors(state["projectors"] or distiller.projectors.state_dict(), folder / PROJECTORS_FILE)
     if distiller.refines:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor, ViTConfig, ViTModel, set_seed
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
 
 from singer_hf.callbacks import outlier_ratio_of_norms
 from singer_hf.checkpoint import check_output_folder
@@ -113,21 +113,13 @@ def _distil(
     return trainer
 
 
-def _student(teacher: str) -> ViTModel:
-    """Half the teacher's width, same patches."""
+def _student(teacher: str) -> PreTrainedModel:
+    """The teacher's architecture at half its width, with random weights."""
     config = AutoConfig.from_pretrained(teacher)
-    width = config.hidden_size // 2
-    return ViTModel(
-        ViTConfig(
-            hidden_size=width,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=4 * width,
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-        ),
-        add_pooling_layer=False,
-    )
+    config.name_or_path = ""
+    config.hidden_size //= 2
+    config.intermediate_size = 4 * config.hidden_size
+    return AutoModel.from_config(config, add_pooling_layer=False)
 
 
 def _curve(trainer: SingerDistillationTrainer) -> list[dict[str, float]]:

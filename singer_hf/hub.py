@@ -13,15 +13,8 @@ from transformers.trainer_utils import HubStrategy
 logger = logging.getLogger(__name__)
 
 # Needed only to go on training on this machine.
-PRIVATE_FILES = [
-    "optimizer.*",
-    "scheduler.*",
-    "scaler.*",
-    "rng_state*",
-    "trainer_state.json",
-    "raw_student/*",
-    "*fsdp*",
-]
+_STATE_FILES = ["optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json", "*fsdp*"]
+PRIVATE_FILES = [*_STATE_FILES, "raw_student/*"]
 
 
 def upload_checkpoint(folder: str, repo_id: str, message: str, args: TrainingArguments) -> list[Future]:

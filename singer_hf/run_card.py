@@ -2,14 +2,17 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from singer_hf.component_log import COMPONENTS
 from singer_hf.distiller import SingerDistiller
 from singer_hf.model_card import CardInfo, Evaluation, student_card
 from singer_hf.training_args import SingerTrainingArguments
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 # Settings of the machine and of the logs say nothing about the student.
 _SHOWN_SETTINGS = {
@@ -25,7 +28,7 @@ _NORMS = {
 }
 
 
-def write_card(trainer: Trainer, folder: str | Path) -> None:
+def write_card(trainer: "Trainer", folder: str | Path) -> None:
     """Writes ``README.md`` into ``folder``.
 
     Args:
@@ -35,7 +38,7 @@ def write_card(trainer: Trainer, folder: str | Path) -> None:
     student_card(card_info(trainer, folder)).save(Path(folder) / "README.md")
 
 
-def card_info(trainer: Trainer, folder: str | Path) -> CardInfo:
+def card_info(trainer: "Trainer", folder: str | Path) -> CardInfo:
     """What the trainer knows about its run."""
     distiller: SingerDistiller = trainer.distiller
     history = trainer.state.log_history
@@ -65,7 +68,7 @@ def _origin(student: PreTrainedModel) -> str:
     return getattr(student.config, "name_or_path", "") or ""
 
 
-def _num_images(trainer: Trainer) -> int | None:
+def _num_images(trainer: "Trainer") -> int | None:
     try:
         return len(trainer.train_dataset)
     except TypeError:

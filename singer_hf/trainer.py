@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import PushInProgress
 
 from singer_hf.callbacks import EmaCallback, EpochCallback, artifact_measures
@@ -140,7 +140,8 @@ class SingerDistillationTrainer(Trainer):
         """Trains; with ``resume_from_checkpoint=True`` from the last checkpoint that was written to its end.
 
         Raises:
-            ValueError: If the output folder holds another run, or there is nothing to resume from.
+            ValueError: If the output folder holds another run, there is nothing to resume from, or an option does not
+                work with FSDP.
             OSError: If no checkpoint would fit on the disk.
             FloatingPointError: If a loss is NaN or infinite; nothing is saved over a good checkpoint.
         """
@@ -149,13 +150,8 @@ class SingerDistillationTrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"`resume_from_checkpoint=True` found no complete checkpoint in {output_dir!r}")
-        if self.is_fsdp_enabled and (
-            resume_from_checkpoint or self.args.load_best_model_at_end or self.ema is not None
-        ):
-            raise ValueError(
-                "resuming, `load_best_model_at_end` and `ema_decay` do not work with FSDP, which splits the weights; leave "
-                "them out or start the run without FSDP (examples/accelerate/multi_gpu.yaml)"
-            )
+        if self.is_fsdp_enabled:
+            _check_sharded_run(self.args, resume_from_checkpoint)
         if not resume_from_checkpoint and not self.args.overwrite_output_dir and self.state.global_step == 0:
             check_output_folder(output_dir)
         if self.args.should_save:
@@ -219,6 +215,8 @@ class SingerDistillationTrainer(Trainer):
         Raises:
             RuntimeError: If the upload fails; the message has the command that repeats it without training.
         """
+        # Before anything else, so that the folder is whole even where the Hub refuses to create the repository.
+        self.save_model(_internal_call=True)
         try:
             return super().push_to_hub(*args, **kwargs)
         except Exception as error:
@@ -250,7 +248,8 @@ class SingerDistillationTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         average = None if self.ema is None else self.ema.average
-        save_distilled(self.distiller, folder, average, state_dict)
+        is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+        save_distilled(self.distiller, folder, average, state_dict, resumable=is_checkpoint)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         # As text: the base class pickles them, token included.
@@ -301,6 +300,14 @@ def _check_student(student: nn.Module) -> None:
         raise ValueError(
             f"`model` must be a transformers model, so that anyone can load what is saved, got "
             f"{type(student).__name__}; wrap a timm model as TimmWrapperModel"
+        )
+
+
+def _check_sharded_run(args: SingerTrainingArguments, resume_from_checkpoint: str | bool | None) -> None:
+    if resume_from_checkpoint or args.load_best_model_at_end or args.ema_decay is not None:
+        raise ValueError(
+            "resuming, `load_best_model_at_end` and `ema_decay` do not work with FSDP, which splits the weights; "
+            "leave them out or start the run without FSDP (examples/accelerate/multi_gpu.yaml)"
         )
 
 

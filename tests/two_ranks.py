@@ -8,14 +8,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from peft import get_peft_model
-from runs import make_trainer, small_student
+from runs import files_in, make_trainer, small_student
+from safetensors.torch import load_file
 from test_resume import StopAt
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from zoo import images, tiny_vit
 
 from singer_hf import SingerConfig, SingerDistiller
+from singer_hf.checkpoint import save_distilled
 
 BATCH = {"per_device_train_batch_size": 2, "max_steps": 4}
 ROW = ("loss", "kd_loss", "outlier_loss", "info_loss", "grad_norm")
@@ -57,7 +61,7 @@ def full_gradient(parameter: nn.Parameter) -> Tensor | None:
     return parameter.grad
 
 
-def sharded_steps(everything: bool) -> dict:
+def sharded_steps(everything: bool, folder: Path) -> dict:
     """Two SGD steps, each rank on half of the batch, beside an unsharded copy on the whole batch."""
     torch.manual_seed(0)
     teacher = get_peft_model(tiny_vit(), SingerConfig(r=4, layers_to_transform=[1, 3]))
@@ -89,7 +93,25 @@ def sharded_steps(everything: bool) -> dict:
                 worst = max(worst, float((gradient - expected[name].grad).norm() / scale))
         for optimizer in optimizers:
             optimizer.step()
-    return {"worst": worst, "missing": missing, "losses": losses}
+    result = {"worst": worst, "missing": missing, "losses": losses}
+    result["parts"] = sum(isinstance(parameter, DTensor) for parameter in sharded.parameters())
+    result["saved"] = saved_like(sharded, plain, folder)
+    return result
+
+
+def saved_like(sharded: SingerDistiller, plain: SingerDistiller, folder: Path) -> float:
+    """Largest difference between what is saved of the shards, gathered as the Trainer does, and of the copy."""
+    state = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank():
+        return 0.0
+    save_distilled(sharded, folder / "sharded", state_dict=state)
+    save_distilled(plain, folder / "plain")
+    worst = 0.0
+    for file in files_in(folder / "plain"):
+        if file.endswith(".safetensors"):
+            own, expected = load_file(folder / "sharded" / file), load_file(folder / "plain" / file)
+            worst = max(worst, *(float((own[name] - value).abs().max()) for name, value in expected.items()))
+    return worst
 
 
 def main(folder: Path) -> None:
@@ -103,7 +125,7 @@ def main(folder: Path) -> None:
     result["resumed"] = all(torch.equal(value, straight["state"][name]) for name, value in resumed["state"].items())
     result["checkpointed"] = checkpointed["rows"]
     result["accumulated"] = accumulated["rows"]
-    result["sharded"] = [sharded_steps(everything) for everything in (False, True)]
+    result["sharded"] = [sharded_steps(part, folder / f"shards{part}") for part in (False, True)]
     if dist.get_rank() == 0:
         print(json.dumps(result))
     dist.destroy_process_group()

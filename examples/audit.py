@@ -66,7 +66,7 @@ class Images:
 
     def __init__(self, settings: Settings, spec: ImageSpec, transform: object) -> None:
         self.spec, self.broken = spec, {}
-        rows = with_image_transform(_dataset(settings), transform)
+        rows = with_image_transform(load_images(settings), transform)
         self.loader = DataLoader(
             rows, settings.batch_size, num_workers=settings.num_workers, collate_fn=collate_readable
         )
@@ -87,7 +87,7 @@ def collate_readable(rows: list[dict]) -> dict:
     return {"pixel_values": torch.stack(pixels) if pixels else None, "errors": errors}
 
 
-def _dataset(settings: Settings) -> object:
+def load_images(settings: Settings) -> object:
     if settings.dataset_name is None:
         return select_image_columns(scene_dataset(settings.max_samples, settings.seed))
     return load_image_dataset(

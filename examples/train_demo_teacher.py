@@ -36,7 +36,7 @@ README = """# Demo teacher
 
 A ViT of 6 blocks ({settings.hidden_size} wide, patch 8, 64 x 64 pixels), trained from scratch on drawn scenes, with
 high-norm tokens planted in block {settings.planted_block}. Weights: Apache-2.0. Made on {date} with seed
-{settings.seed} on {threads} CPU cores (about five minutes where nothing else runs) by
+{settings.seed} on {threads} CPU cores (about nine CPU minutes) by
 
     OMP_NUM_THREADS={threads} python {command}
 

@@ -1,4 +1,4 @@
-"""A tiny ViT whose high-norm tokens are known exactly: which patches, in which blocks, how long, in which direction."""
+"""A tiny ViT whose high-norm tokens are known exactly: which patches, in which blocks, how long, which direction."""
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ PLANTED = (*LASTING, *FLEETING)
 def planted_vit() -> ViTModel:
     """Every block passes its tokens on, but for one MLP unit in block 1 and one in block 2.
 
-    The tokens do not depend on the image: all patches have norm 3, along channel 0. Block 1 adds 40 along channel 7 to the
-    planted patches (which lie along channel 1 or 2 so that a unit can tell them), block 2 takes it from the fleeting one.
+    The tokens do not depend on the image: all patches have norm 3, along channel 0. Block 1 adds 40 along channel 7
+    to the planted patches (which lie along channel 1 or 2 so that a unit can tell them), block 2 takes it from the
+    fleeting one.
     """
     config = ViTConfig(
         hidden_size=WIDTH,
@@ -45,7 +46,7 @@ def planted_vit() -> ViTModel:
 
 
 def _plant(model: ViTModel, block: int, read: dict[int, float], bias: float, token: Tensor, length: float) -> None:
-    """Unit 0 of a block's MLP reads some channels and, for ``token``, writes exactly ``length`` along ``DIRECTION``."""
+    """Unit 0 of a block's MLP reads some channels and, for ``token``, writes ``length`` along ``DIRECTION``."""
     weight = model.get_parameter(f"layers.{block}.mlp.fc1.weight")
     for channel, value in read.items():
         weight[0, channel] = value

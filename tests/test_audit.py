@@ -5,7 +5,18 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
-from planted import BASE, BLOCKS, DIRECTION, GRID, LASTING, LENGTH, PLANTED, expected_tokens, planted_images, planted_vit
+from planted import (
+    BASE,
+    BLOCKS,
+    DIRECTION,
+    GRID,
+    LASTING,
+    LENGTH,
+    PLANTED,
+    expected_tokens,
+    planted_images,
+    planted_vit,
+)
 from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetModel, ViTModel
 from zoo import every_family, images, tiny, tiny_vit
@@ -343,7 +354,7 @@ def _little_memory(limit: int):
 def test_other_errors_of_the_model_pass_through():
     model = planted_vit()
     model.register_forward_pre_hook(lambda module, args: (_ for _ in ()).throw(RuntimeError("broken")))
-    with pytest.raises(RuntimeError, match="^broken$"):
+    with pytest.raises(RuntimeError, match=r"^broken$"):
         audit(model, planted_images(2), progress=False)
 
 
@@ -352,7 +363,10 @@ def test_other_errors_of_the_model_pass_through():
     [
         ([], "`images` must hold at least one image, got none"),
         ([torch.zeros(0, 3, 32, 48)], "`images` must hold at least one image, got none"),
-        ([torch.zeros(3, 32, 48)], r"`images` must hold batches of pixel values \(B, 3, H, W\), got shape \(3, 32, 48\)"),
+        (
+            [torch.zeros(3, 32, 48)],
+            r"`images` must hold batches of pixel values \(B, 3, H, W\), got shape \(3, 32, 48\)",
+        ),
         (
             [torch.zeros(1, 3, 32, 48), torch.zeros(1, 3, 48, 32)],
             "`images` must all have one size, got 48 x 32 after 32 x 48 pixels; resize or crop them",

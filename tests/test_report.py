@@ -27,7 +27,9 @@ NAME = "teacher <b>&"
 @pytest.fixture(scope="module")
 def page() -> str:
     models = [planted_vit(), tiny_vit(image_size=(32, 48))]
-    results = [audit(m, planted_images(2), name=n, progress=False) for m, n in zip(models, (NAME, "student"), strict=True)]
+    results = [
+        audit(m, planted_images(2), name=n, progress=False) for m, n in zip(models, (NAME, "student"), strict=True)
+    ]
     results[1].notes.append("2 unreadable images left out")
     snapshots = [take_snapshot(m, planted_images(2), name=r.name) for m, r in zip(models, results, strict=True)]
     comparisons = {"student beside teacher": compare_features(*models[::-1], planted_images(2), progress=False)}
@@ -84,7 +86,9 @@ def test_tables_hold_the_numbers_of_the_audit(page):
     assert block[:7] == ["1", "3", "13.4", "13.4", "12 %", "13.4", "67 %"]
 
 
-@pytest.mark.parametrize(("share", "text"), [(0, "0 %"), (0.00042, "0.042 %"), (0.031, "3.1 %"), (0.68, "68 %"), (None, "-")])
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0 %"), (0.00042, "0.042 %"), (0.031, "3.1 %"), (0.68, "68 %"), (None, "-")]
+)
 def test_shares_have_two_digits(share, text):
     assert percent(share) == text
 
@@ -130,7 +134,14 @@ def _requests(html: str, folder) -> set[str]:
     file, log = folder / "page.html", folder / "net.json"
     file.write_text(html, encoding="utf-8")
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={folder / 'profile'}"]
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        *quiet,
+        f"--user-data-dir={folder / 'profile'}",
+    ]
     command += [f"--log-net-log={log}", "--dump-dom", file.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "</html>" in done.stdout

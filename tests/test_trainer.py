@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from zoo import images, tiny_vit
 
+from singer_hf import SingerDistillationTrainer
 from singer_hf.component_log import COMPONENTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
@@ -235,7 +236,8 @@ def test_a_dataset_of_pixel_values_needs_no_processor(tmp_path):
     assert "preprocessor_config.json" not in files_in(tmp_path / "checkpoint-2")
 
 
-def test_the_best_checkpoint_by_an_evaluators_figure_is_restored(tmp_path):
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_the_best_checkpoint_by_an_evaluators_figure_is_restored(tmp_path, ema_decay):
     scores = iter([0.1, 0.8, 0.3])
     trainer = make_trainer(
         tmp_path,
@@ -249,24 +251,29 @@ def test_the_best_checkpoint_by_an_evaluators_figure_is_restored(tmp_path):
         greater_is_better=True,
         load_best_model_at_end=True,
         save_total_limit=1,
+        ema_decay=ema_decay,
     )
-    states = {}
-    trainer.add_callback(Recorder(states))
+    recorder = Recorder(trainer)
+    trainer.add_callback(recorder)
     trainer.train()
     assert trainer.state.best_metric == 0.8
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
-    assert differing(snapshot(trainer.distiller), states[2]) == set()
-    assert differing(snapshot(trainer.distiller), states[3])
+    assert differing(recorder.snapshot(), recorder.states[2]) == set()
+    assert differing(recorder.snapshot(), recorder.states[3])
 
 
 class Recorder(hf.TrainerCallback):
-    """Keeps the composite's weights after every step."""
+    """Keeps the composite's and the published student's weights after every step."""
 
-    def __init__(self, states: dict) -> None:
-        self.states = states
+    def __init__(self, trainer: SingerDistillationTrainer) -> None:
+        self.trainer, self.states = trainer, {}
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.states[state.global_step] = snapshot(model)
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        both = nn.ModuleDict({"distiller": self.trainer.distiller, "published": self.trainer.student})
+        return snapshot(both)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.states[state.global_step] = self.snapshot()
 
 
 def test_several_evaluation_sets_have_names(tmp_path):

@@ -1,7 +1,6 @@
 """Reads a benchmark's two splits, brings their classes to one numbering and takes a fingerprint of them."""
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,14 +8,12 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, Value, concatenate_datasets
 
-from singer_hf.data import load_image_dataset, select_image_columns
+from singer_hf.data import _read_split as read_raw_split
+from singer_hf.data import select_image_columns
 from singer_hf.demo_scenes import scene_dataset
 from singer_hf.evaluation.benchmarks import DRAWN, Benchmark
 from singer_hf.evaluation.dense_data import select_dense_columns
 from singer_hf.evaluation.imagenet_classes import imagenet_index
-from singer_hf.evaluation.raw_data import read_raw_split
-
-logger = logging.getLogger(__name__)
 
 _DRAWN_TRAIN, _DRAWN_TEST, _DRAWN_SIZE = 2000, 1000, 64
 _SCENE_SERIES = 1000  # apart from the series that the demo's teacher and students are trained on
@@ -92,7 +89,7 @@ def data_fingerprint(dataset: Dataset) -> str:
     """
     digest = hashlib.sha256(f"{len(dataset)} {sorted(dataset.column_names)}".encode())
     if "label" in dataset.column_names:
-        digest.update(np.asarray(dataset["label"], dtype=np.int64).tobytes())
+        digest.update(np.asarray(dataset["label"][:], dtype=np.int64).tobytes())
     for index in np.unique(np.linspace(0, len(dataset) - 1, _HASHED_ROWS).round().astype(int)).tolist():
         row = dataset[index]
         for name in ("image", "target"):
@@ -114,7 +111,7 @@ def _read(
     if not name:
         raise _unreachable(benchmark, "", split, "no public copy of it is known")
     try:
-        dataset = read_raw_split(name, split, benchmark.config_name)
+        dataset = read_raw_split(name, split, benchmark.config_name, False, None)
     except (FileNotFoundError, ConnectionError) as error:
         raise _unreachable(benchmark, name, split, str(error)) from error
     if max_samples is None or max_samples >= len(dataset):
@@ -150,7 +147,7 @@ def _classified(benchmark: Benchmark, train: Dataset | None, test: Dataset) -> B
     test, test_names = _labelled(test, benchmark)
     if names is not None and test_names is not None:
         test = _renumber(test, _places(test_names, names))
-    number = len(names) if names is not None else max(train["label"]) + 1
+    number = len(names) if names is not None else max(train["label"][:]) + 1
     if benchmark.num_classes not in (None, number):
         raise ValueError(
             f"`num_classes` of {benchmark.name!r} must be {benchmark.num_classes}, got {number} in the training split; "
@@ -194,7 +191,7 @@ def _places(names: list[str], known: list[str]) -> list[int]:
 
 
 def _renumber(dataset: Dataset, places: Sequence[int]) -> Dataset:
-    labels = np.asarray(places, dtype=np.int64)[np.asarray(dataset["label"], dtype=np.int64)]
+    labels = np.asarray(places, dtype=np.int64)[np.asarray(dataset["label"][:], dtype=np.int64)]
     return dataset.remove_columns("label").add_column("label", labels.tolist(), feature=Value("int64"))
 
 

@@ -22,7 +22,7 @@ TARGET_COLUMNS = {
 
 @dataclass(frozen=True)
 class MaskDecoder:
-    """Image of class indices -> mask (H, W) in int64.
+    """Image of class indices -> mask (H, W) in uint8, 255 where a pixel does not count.
 
     Attributes:
         ignore_values: Values that become the ignored index 255.
@@ -36,11 +36,15 @@ class MaskDecoder:
         """Reads the indices, of a palette image too.
 
         Raises:
-            ValueError: If the image has more than one channel.
+            ValueError: If the image has more than one channel, or an index does not fit into 0 to 254.
         """
         values = torch.from_numpy(_one_channel(image, "a mask of class indices").astype(np.int64))
         ignored = torch.isin(values, torch.tensor(self.ignore_values, dtype=torch.int64))
-        return torch.where(ignored, IGNORED, values + self.offset)
+        indices = torch.where(ignored, IGNORED, values + self.offset)
+        wrong = indices[(indices < 0) | (indices > IGNORED)]
+        if len(wrong):
+            raise ValueError(f"a mask's class indices must be within 0 and 254, got {int(wrong[0])}")
+        return indices.to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -132,13 +136,18 @@ def select_dense_columns(
     Raises:
         ValueError: If a column is missing, is no image column, or cannot be found.
     """
-    images = [name for name, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
+    images = [name for name, feature in dataset.features.items() if _is_image(feature)]
     target = _choose(images, target_column, "target_column", TARGET_COLUMNS[task], exclude=image_column or "image")
     image = _choose(images, image_column, "image_column", ("image",), exclude=target)
     dataset = dataset.with_format(None).select_columns([image, target])
     dataset = dataset.rename_columns({image: "_image", target: "_target"})
     dataset = dataset.rename_columns({"_image": "image", "_target": "target"})
     return dataset.cast_column("image", ImageFeature(decode=False)).cast_column("target", ImageFeature(decode=False))
+
+
+def _is_image(feature: object) -> bool:
+    # Parquet files written without `datasets` hold images as a plain struct.
+    return isinstance(feature, ImageFeature) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
 def _choose(images: list[str], named: str | None, argument: str, usual: Sequence[str], exclude: str) -> str:

@@ -31,6 +31,9 @@ class Protocol:
         depth_temperature: Temperature at which the bins are averaged.
         knn_neighbours: Neighbours of the kNN vote.
         knn_temperature: Temperature of the kNN vote.
+        rates_batch_size: Batch for which the rates of linear heads hold; with another they are scaled in proportion.
+            None uses them as they are, whatever the batch.
+        all_classes: Whether a head that is reused on fewer classes answers with all it knows, or only with those.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Protocol:
     depth_temperature: float = 1.0
     knn_neighbours: int = 20
     knn_temperature: float = 0.07
+    rates_batch_size: int | None = None
+    all_classes: bool = True
 
     @property
     def num_blocks(self) -> int:
@@ -75,7 +80,11 @@ SINGER = Protocol(
     stride=(224, 224),
     depth_bins=256,  # lineval/nyud.py: 256 bins from 0 to 10 m on patch + CLS
     max_depth=10.0,
-    depth_temperature=0.6,  # README: `test/nyud.py -t 0.6` (which the code reads as a tag); its default is 0.03
+    # README: `test/nyud.py -t 0.6`. That script refuses `-t 0.6` (there `-t` is the checkpoint's tag); its flag for the
+    # temperature is `-T`, 0.03 without it. 0.6 is what the README can only mean, and it suits a head that is trained
+    # with a plain cross-entropy: 0.03 picks a single bin. Which of them gave the paper's figures is not said.
+    depth_temperature=0.6,
+    all_classes=True,  # lineval/test/imagenet_r.py: the best of all 1000 classes
 )
 
 _DINOV2_BATCH = 128  # eval/linear.py: per GPU; on one GPU the batch
@@ -102,6 +111,8 @@ DINOV2 = Protocol(
     depth_bins=256,  # paper, section 7.4: 256 uniform bins on patch + CLS
     max_depth=10.0,
     depth_temperature=1.0,  # theirs normalises relu(logits) linearly instead of by a softmax
+    rates_batch_size=_DINOV2_BATCH,
+    all_classes=False,  # eval/linear.py: --test-class-mapping-fpaths picks the 200 columns of ImageNet-R
 )
 
 PROTOCOLS = {protocol.name: protocol for protocol in (SINGER, DINOV2)}

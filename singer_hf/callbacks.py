@@ -1,5 +1,8 @@
 """What is measured while a student is trained: artifacts on both sides, and what the refinement changes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -53,6 +56,17 @@ def outlier_ratio_of_norms(norms: Tensor) -> Tensor:
     return (quantiles[1] / quantiles[0].clamp(min=1e-12)).mean()
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within it the module is in eval mode; afterwards in the mode it was in."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
 @torch.no_grad()
 def artifact_measures(distiller: SingerDistiller, pixel_values: Tensor) -> dict[str, float]:
     """Outlier ratios of teacher, refined teacher and student, and the leakage of the adapter, means over the blocks.
@@ -64,17 +78,13 @@ def artifact_measures(distiller: SingerDistiller, pixel_values: Tensor) -> dict[
         distiller: The composite; its modes are left as they are.
         pixel_values: Images (B, 3, H, W), normalised for the student.
     """
-    training = distiller.training
-    distiller.eval()
-    try:
+    with evaluating(distiller):
         raw = distiller.read_teacher(pixel_values)
         refined = distiller.refine(raw)
         student = distiller.student_reader.read(pixel_values)
         measures = _ratios(distiller, raw, refined, student)
         intermediate = [i for i in distiller.teacher_layers if distiller.refines and i + 1 in raw]
         leaks = [_leakage(distiller, i, raw, refined) for i in intermediate]
-    finally:
-        distiller.train(training)
     if leaks:
         measures["adapter_leakage"] = _mean(leaks)
     return measures

@@ -1,11 +1,9 @@
 """The demo: drawn scenes, a small teacher with planted artifacts, and two students of it: FitNet and SiNGER."""
 
-import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -19,8 +17,8 @@ from singer_hf.checkpoint import check_output_folder
 from singer_hf.demo_scenes import scene_dataset
 from singer_hf.distiller import SingerDistiller
 from singer_hf.evaluation.linear_probe import linear_probe
-from singer_hf.inspection.run_figures import loss_curves, norm_rows
-from singer_hf.run_card import write_card
+from singer_hf.inspection.run_figures import norm_rows
+from singer_hf.run_pictures import save_figure
 from singer_hf.trainer import SingerDistillationTrainer
 from singer_hf.training_args import SingerTrainingArguments
 from singer_hf.transforms import eval_transform
@@ -109,8 +107,6 @@ def _distil(
     )
     trainer.train()
     trainer.save_model()
-    _save_figure(lambda: loss_curves(_curve(trainer)), Path(args.output_dir) / "loss_figure.png")
-    write_card(trainer, args.output_dir)
     return trainer
 
 
@@ -121,10 +117,6 @@ def _student(teacher: str) -> PreTrainedModel:
     config.hidden_size //= 2
     config.intermediate_size = 4 * config.hidden_size
     return AutoModel.from_config(config, add_pooling_layer=False)
-
-
-def _curve(trainer: SingerDistillationTrainer) -> list[dict[str, float]]:
-    return [row for row in trainer.state.log_history if "loss" in row]
 
 
 def _readers(trainers: dict[str, SingerDistillationTrainer]) -> dict[str, Callable[[Tensor], tuple[Tensor, int]]]:
@@ -178,22 +170,13 @@ def _pixel_values(scenes: Dataset, transform: Callable) -> Tensor:
 
 
 def _draw(trainers: dict[str, SingerDistillationTrainer], test: Dataset, folder: Path) -> None:
-    """Writes the norm maps of the first test scenes to ``demo.png`` and into the student's folder."""
+    """Writes the norm maps of the first test scenes to ``demo.png``."""
     scenes = test.select(range(PICTURES))
     images = _pixel_values(scenes, eval_transform(trainers["singer"].processing_class))
     grid = trainers["singer"].distiller.teacher_input.grid
     norms = {name: _features(read, images)[1].unflatten(1, grid) for name, read in _readers(trainers).items()}
     pictures = torch.stack([pil_to_tensor(image.convert("RGB")) for image in scenes["image"]]) / 255
-    for file in (folder / "demo.png", Path(trainers["singer"].args.output_dir) / "norm_figure.png"):
-        _save_figure(lambda: norm_rows(pictures, norms), file)
-    write_card(trainers["singer"], trainers["singer"].args.output_dir)
-
-
-def _save_figure(draw: Callable[[], Any], file: Path) -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        print(f"no {file.name}: matplotlib is not installed (pip install 'singer-hf[plots]')")
-        return
-    draw().savefig(file, dpi=150)
+    save_figure(lambda: norm_rows(pictures, norms), folder / "demo.png")
 
 
 def _table(rows: dict[str, dict[str, float]]) -> str:

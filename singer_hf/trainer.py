@@ -21,14 +21,15 @@ from singer_hf.checkpoint import (
     save_distilled,
 )
 from singer_hf.component_log import ComponentLog, non_finite_component
+from singer_hf.composition import check_devices, check_sharded_run, check_student, compose, name_of
 from singer_hf.distiller import SingerDistiller
 from singer_hf.hub import upload_checkpoint
 from singer_hf.image_rows import ImageCollator
 from singer_hf.loading import load_image_processor, load_model, student_image_processor
 from singer_hf.run_card import write_card
+from singer_hf.run_pictures import save_run_figures
 from singer_hf.training_args import SingerTrainingArguments
 from singer_hf.training_data import image_rows
-from singer_hf.transforms import image_spec
 from singer_hf.tuner import SingerConfig
 from singer_hf.tuner.model import attach_adapter
 
@@ -86,20 +87,16 @@ class SingerDistillationTrainer(Trainer):
         run_facts: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs are visible to one process; start one process per GPU (`accelerate launch` or "
-                "`torchrun --nproc_per_node`), or show it a single one with CUDA_VISIBLE_DEVICES"
-            )
+        check_devices(args)
         student, teacher = load_model(model, "model"), load_model(teacher_model, "teacher_model")
-        _check_student(student)
-        teacher_processor = teacher_processing_class or load_image_processor(_name(teacher_model))
-        processor = processing_class or load_image_processor(_name(model))
+        check_student(student)
+        teacher_processor = teacher_processing_class or load_image_processor(name_of(teacher_model))
+        processor = processing_class or load_image_processor(name_of(model))
         processor = processor or student_image_processor(student, teacher_processor)
         self.evaluators, self.run_facts = list(evaluators or []), dict(run_facts or {})
-        self.teacher_name = _name(teacher_model)
+        self.teacher_name = name_of(teacher_model)
         self.components = ComponentLog()
-        self._last_pixel_values: Tensor | None = None
+        self.last_pixel_values: Tensor | None = None
 
         def rows(dataset: Any, train: bool) -> Any:
             if isinstance(dataset, dict):
@@ -109,7 +106,7 @@ class SingerDistillationTrainer(Trainer):
                 dataset, processor, train=train, image_column=image_column, color_jitter=jitter, seed=args.seed
             )
 
-        distiller = _compose(student, attach_adapter(teacher, peft_config), args, processor, teacher_processor)
+        distiller = compose(student, attach_adapter(teacher, peft_config), args, processor, teacher_processor)
         super().__init__(
             model=distiller,
             args=args,
@@ -151,7 +148,7 @@ class SingerDistillationTrainer(Trainer):
             if resume_from_checkpoint is None:
                 raise ValueError(f"`resume_from_checkpoint=True` found no complete checkpoint in {output_dir!r}")
         if self.is_fsdp_enabled:
-            _check_sharded_run(self.args, resume_from_checkpoint)
+            check_sharded_run(self.args, resume_from_checkpoint)
         if not resume_from_checkpoint and not self.args.overwrite_output_dir and self.state.global_step == 0:
             check_output_folder(output_dir)
         if self.args.should_save:
@@ -168,7 +165,7 @@ class SingerDistillationTrainer(Trainer):
         """The distillation loss of a batch; labels are not looked at."""
         outputs = model(inputs["pixel_values"])
         if model.training:
-            self._last_pixel_values = inputs["pixel_values"]
+            self.last_pixel_values = inputs["pixel_values"]
             self._stop_if_not_finite(outputs)
             self.components.add(outputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -198,11 +195,17 @@ class SingerDistillationTrainer(Trainer):
         """Adds the loss components, unweighted means since the last log, and the artifact measures."""
         if "loss" in logs:
             logs.update(self.components.pop_means(self.accelerator))
-            if self.args.num_artifact_images and self._last_pixel_values is not None:
-                images = self._last_pixel_values[: self.args.num_artifact_images]
+            if self.args.num_artifact_images and self.last_pixel_values is not None:
+                images = self.last_pixel_values[: self.args.num_artifact_images]
                 with self.compute_loss_context_manager():
                     logs.update(artifact_measures(self.distiller, images))
         super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes student, adapter, projectors and card; outside of checkpoints also the pictures of the run."""
+        if self.args.should_save and not self.control.should_save:
+            save_run_figures(self, output_dir or self.args.output_dir)
+        super().save_model(output_dir, _internal_call)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the model card from the run into the output folder."""
@@ -215,8 +218,9 @@ class SingerDistillationTrainer(Trainer):
         Raises:
             RuntimeError: If the upload fails; the message has the command that repeats it without training.
         """
-        # Before anything else, so that the folder is whole even where the Hub refuses to create the repository.
-        self.save_model(_internal_call=True)
+        if self.hub_model_id is None:
+            # First, so that the folder is whole even where the Hub refuses to create the repository.
+            self.save_model(_internal_call=True)
         try:
             return super().push_to_hub(*args, **kwargs)
         except Exception as error:
@@ -271,47 +275,3 @@ class SingerDistillationTrainer(Trainer):
             message = f"Training in progress, step {self.state.global_step}"
             jobs = upload_checkpoint(checkpoint_folder, self.hub_model_id, message, self.args)
             self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if busy else ()), *jobs])
-
-
-def _compose(
-    student: nn.Module, teacher: nn.Module, args: SingerTrainingArguments, processor: Any, teacher_processor: Any
-) -> SingerDistiller:
-    spec = None if processor is None else image_spec(processor)
-    teacher_spec = None if teacher_processor is None else image_spec(teacher_processor)
-    return SingerDistiller(
-        student,
-        teacher,
-        teacher_layers=args.teacher_layers,
-        student_layers=args.student_layers,
-        kd_weight=args.kd_weight,
-        outlier_weight=args.outlier_weight,
-        info_weight=args.info_weight,
-        outlier_quantile=args.outlier_quantile,
-        info_loss=args.info_loss,
-        detach_refined=args.detach_refined,
-        image_size=spec and spec.size,
-        student_normalization=spec and (spec.mean, spec.std),
-        teacher_normalization=teacher_spec and (teacher_spec.mean, teacher_spec.std),
-    )
-
-
-def _check_student(student: nn.Module) -> None:
-    if not isinstance(student, PreTrainedModel):
-        raise ValueError(
-            f"`model` must be a transformers model, so that anyone can load what is saved, got "
-            f"{type(student).__name__}; wrap a timm model as TimmWrapperModel"
-        )
-
-
-def _check_sharded_run(args: SingerTrainingArguments, resume_from_checkpoint: str | bool | None) -> None:
-    if resume_from_checkpoint or args.load_best_model_at_end or args.ema_decay is not None:
-        raise ValueError(
-            "resuming, `load_best_model_at_end` and `ema_decay` do not work with FSDP, which splits the weights; "
-            "leave them out or start the run without FSDP (examples/accelerate/multi_gpu.yaml)"
-        )
-
-
-def _name(model: nn.Module | str) -> str | None:
-    if isinstance(model, str):
-        return model
-    return getattr(getattr(model, "config", None), "name_or_path", None) or None

@@ -1,5 +1,6 @@
 """Tiny distillation runs for the tests of the trainer, in this process and in others. All offline."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,6 +19,8 @@ from singer_hf import SingerConfig, SingerDistillationTrainer, SingerTrainingArg
 
 TESTS = Path(__file__).parent
 SMALL = {**SIZES, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "patch_size": 16}
+# What a run draws of itself, where it can draw.
+FIGURES = {"loss_figure.png", "norm_figure.png"} if importlib.util.find_spec("matplotlib") else set()
 QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True}
 
 

@@ -113,6 +113,17 @@ def test_weak_outliers_get_a_milder_verdict():
     assert verdict.headline == "teacher has a few high-norm patch tokens, too weak to steer a feature loss."
 
 
+def test_tokens_of_twice_the_median_are_no_artifacts():
+    planted = audit(planted_vit(), planted_images(2), name="teacher", progress=False)
+    quantiles = planted.blocks[0].norm_quantiles | {"p99.9": 2.2 * planted.blocks[0].norm_quantiles["p50"]}
+    verdict = judge(_with(planted, outlier_strength=2.1, norm_quantiles=quantiles))
+    assert verdict.level == "clean"
+    assert verdict.sentences[0] == (
+        "The most outliers, 12 % of the patches, are in block 1, on average 2.1 times as long as the median patch: "
+        "too few or too weak to be artifacts."
+    )
+
+
 def test_the_advice_names_the_blocks_and_what_an_adapter_left():
     planted = audit(planted_vit(), planted_images(2), progress=False)
     assert "raw features of block 1, 2 and 3 by MSE" in judge(planted).advice

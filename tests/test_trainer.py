@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as hf
 from peft import PeftModel
-from runs import differing, files_in, image_dataset, image_processor, make_trainer, small_student, snapshot
+from runs import FIGURES, differing, files_in, image_dataset, image_processor, make_trainer, small_student, snapshot
 from safetensors.torch import load_file
 from torch import nn
 from zoo import images, tiny_vit
@@ -106,7 +106,7 @@ def test_an_evaluation_gives_loss_components_and_the_evaluators_figures(run):
 
 def test_exactly_the_promised_files_are_saved(run):
     own = {name for name in files_in(run.folder) if not name.startswith(("checkpoint-", "runs/"))}
-    assert own == SAVED
+    assert own == SAVED | FIGURES
     assert {path.name for path in run.folder.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     for step in (2, 4):
         assert files_in(run.folder / f"checkpoint-{step}") == SAVED | RESUMING

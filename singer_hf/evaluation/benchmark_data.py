@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Value
 
 from singer_hf.data import _read_split as read_raw_split
 from singer_hf.data import select_image_columns
@@ -52,7 +52,7 @@ def load_benchmark(
         seed: Seed of the subsets and of drawn scenes.
 
     Raises:
-        FileNotFoundError: If the data cannot be reached; the message says which name was tried and how to give a folder.
+        FileNotFoundError: If the data cannot be reached; the message says what was tried and how to give a copy.
         ValueError: If columns, classes or splits do not fit.
     """
     train = None
@@ -150,8 +150,8 @@ def _classified(benchmark: Benchmark, train: Dataset | None, test: Dataset) -> B
     number = len(names) if names is not None else max(train["label"][:]) + 1
     if benchmark.num_classes not in (None, number):
         raise ValueError(
-            f"`num_classes` of {benchmark.name!r} must be {benchmark.num_classes}, got {number} in the training split; "
-            "is this another data set? `--task classification` takes any"
+            f"`num_classes` of {benchmark.name!r} must be {benchmark.num_classes}, got {number} in the training "
+            "split; is this another data set? `--task classification` takes any"
         )
     names = names or [str(i) for i in range(number)]
     return BenchmarkData(train, test, number, tuple(names), _both(train, test))

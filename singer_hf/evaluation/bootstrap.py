@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from singer_hf.evaluation.metrics import Counts, accuracy_by_frequency, divide_classification
+from singer_hf.evaluation.metrics import Counts, accuracy_by_frequency, add_counts, divide_classification
 
 _CALIBRATION_BINS = 15
 
@@ -77,25 +77,30 @@ class CountedOutcomes:
     """
 
     def __init__(self, counts: Sequence[Counts], divide: Callable[[Counts], dict[str, float]]) -> None:
-        self.counts = {key: torch.stack([torch.as_tensor(item[key]) for item in counts]) for key in counts[0]}
         self.divide = divide
-        # In float32, as a confusion of 150 classes takes 90 kB an image; only resampled sets are summed from it.
-        self._rows = {key: values.float().flatten(1) for key, values in self.counts.items()}
+        self._shapes = {key: torch.as_tensor(value).shape for key, value in counts[0].items()}
+        # The rows in float32, as a confusion of 150 classes takes 90 kB an image: only resampled sets are summed from
+        # them. The sum of all images keeps its type.
+        self._rows = {
+            key: torch.stack([torch.as_tensor(item[key]).float().flatten() for item in counts]) for key in self._shapes
+        }
+        self._total: Counts = {}
+        for item in counts:
+            self._total = add_counts(self._total, item)
 
     def __len__(self) -> int:
-        return len(next(iter(self.counts.values())))
+        return len(next(iter(self._rows.values())))
 
     def total(self) -> Counts:
         """Sums of all images."""
-        return {key: values.sum(dim=0) for key, values in self.counts.items()}
+        return self._total
 
     def figures(self, weights: Tensor | None = None) -> dict[str, float]:
         """The figures of ``divide``."""
         if weights is None:
-            return self.divide(self.total())
-        shapes = {key: values.shape[1:] for key, values in self.counts.items()}
-        sums = {key: (weights.float() @ rows).double().reshape(shapes[key]) for key, rows in self._rows.items()}
-        return self.divide(sums)
+            return self.divide(self._total)
+        sums = {key: (weights.float() @ rows).double() for key, rows in self._rows.items()}
+        return self.divide({key: value.reshape(self._shapes[key]) for key, value in sums.items()})
 
 
 def knn_outcomes(scores: Tensor, labels: Tensor) -> CountedOutcomes:

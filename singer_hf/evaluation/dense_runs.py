@@ -60,7 +60,9 @@ def measure_dense(
     """
     is_depth = benchmark.task == "depth"
     decode = (
-        DepthDecoder(benchmark.depth_scale) if is_depth else MaskDecoder(benchmark.ignore_values, benchmark.label_offset)
+        DepthDecoder(benchmark.depth_scale)
+        if is_depth
+        else MaskDecoder(benchmark.ignore_values, benchmark.label_offset)
     )
     task, views = _task(benchmark, data, settings), _views(subject, is_depth, settings)
     features_fn, notes = subject.dense_features(settings.protocol)

@@ -80,8 +80,8 @@ SINGER = Protocol(
     stride=(224, 224),
     depth_bins=256,  # lineval/nyud.py: 256 bins from 0 to 10 m on patch + CLS
     max_depth=10.0,
-    # README: `test/nyud.py -t 0.6`. That script refuses `-t 0.6` (there `-t` is the checkpoint's tag); its flag for the
-    # temperature is `-T`, 0.03 without it. 0.6 is what the README can only mean, and it suits a head that is trained
+    # README: `test/nyud.py -t 0.6`. That script refuses `-t 0.6` (`-t` is the checkpoint's tag there); its flag for
+    # the temperature is `-T`, 0.03 without it. 0.6 is what the README can only mean, and it suits a head trained
     # with a plain cross-entropy: 0.03 picks a single bin. Which of them gave the paper's figures is not said.
     depth_temperature=0.6,
     all_classes=True,  # lineval/test/imagenet_r.py: the best of all 1000 classes

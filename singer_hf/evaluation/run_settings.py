@@ -1,7 +1,6 @@
 """What is evaluated, and how far a run departs from its protocol."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -160,5 +159,3 @@ class RunSettings:
 def digest(*parts: object) -> str:
     """Short hash of the ``repr`` of all parts."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
-
-

@@ -20,7 +20,7 @@ class View:
     """A callable PIL image -> tensor (3, H, W), or (image, target) -> both, cut alike.
 
     Its ``repr`` says all it does, so that it can stand in the fingerprint of a feature cache. Images are resized as
-    ``interpolation`` says, targets always to the nearest pixel: classes and depths on two sides of an edge have no mean.
+    ``interpolation`` says, targets always to the nearest pixel: what lies on two sides of an edge has no mean.
 
     Attributes:
         kind: "center" crops the middle after resizing the shorter side; "squash" resizes to ``size`` without keeping

@@ -59,11 +59,12 @@ def outlier_positions(result: AuditResult, blocks: Sequence[int] | None = None, 
 
     Args:
         result: The audit.
-        blocks: 0-based block indices; four spread over those with outliers by default.
+        blocks: 0-based block indices; four spread over those with many outliers by default.
         title: Title of the figure.
     """
     if blocks is None:
-        hit = [block.block for block in result.blocks if block.outlier_count] or [len(result.blocks) - 1]
+        most = max(block.outlier_count for block in result.blocks)
+        hit = [block.block for block in result.blocks if block.outlier_count >= 0.05 * most]
         blocks = [hit[i] for i in spread(len(hit), 4)]
     maps = [100 * torch.tensor(result.blocks[i].positions) / result.num_images for i in blocks]
     highest = max(1.0, max(float(values.max()) for values in maps))

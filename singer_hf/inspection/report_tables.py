@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from singer_hf.inspection.results import AuditResult, BlockAudit
-from singer_hf.inspection.verdict import MIN_SHARE, judge, percent
+from singer_hf.inspection.verdict import is_hit, judge, percent
 
 
 def model_section(result: AuditResult) -> dict:
@@ -44,10 +44,7 @@ def _block_table(title: str, blocks: Sequence[BlockAudit]) -> dict:
     }
     if any(block.absolute_share is not None for block in blocks):
         columns["above absolute"] = lambda b: percent(b.absolute_share)
-    rows = [
-        {"hit": block.outlier_share >= MIN_SHARE, "cells": [cell(block) for cell in columns.values()]}
-        for block in blocks
-    ]
+    rows = [{"hit": is_hit(block), "cells": [cell(block) for cell in columns.values()]} for block in blocks]
     caption = (
         f"By chance {percent(blocks[0].border_expected)} would lie on the border. Texture rank: 0 smoothest patch of "
         "its image, 1 roughest. Same direction: mean cosine of all pairs of outliers."

@@ -19,8 +19,8 @@ def loss_curves(curve: Sequence[Mapping[str, float]]) -> "Figure":
     """The loss and its unweighted components over the steps, on a logarithmic axis.
 
     Args:
-        curve: Points ``{"step": int, "loss": float, "kd_loss": float, ...}`` in order; a component that is 0 everywhere is
-            left out.
+        curve: Points ``{"step": int, "loss": float, "kd_loss": float, ...}`` in order; a component that
+            is 0 everywhere is left out.
     """
     from matplotlib.figure import Figure
 

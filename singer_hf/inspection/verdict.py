@@ -5,8 +5,11 @@ from typing import Literal
 
 from singer_hf.inspection.results import AuditResult, BlockAudit
 
-# A block counts as hit from this share of outliers on: one patch in two thousand, about one in ten images of 196.
+# A block counts as hit from this share of outliers on: one patch in two thousand, one image of 196 patches in ten.
 MIN_SHARE = 5e-4
+# And only if they are this many times as long as the median patch, on average or 1 patch in 1000: bright skies and the
+# like make first blocks write tokens of twice the median that are no artifacts.
+MIN_STRENGTH, MIN_TAIL = 3.0, 4.0
 # Above this share of the MSE in some block the artifacts steer a distillation.
 STRONG_LOSS_SHARE = 0.1
 _SMOOTH_RANK, _ROUGH_RANK = 0.35, 0.65
@@ -32,9 +35,17 @@ class Verdict:
     advice: str
 
 
+def is_hit(block: BlockAudit) -> bool:
+    """Whether a block's outliers are artifacts: enough of them, and long enough."""
+    if block.outlier_share < MIN_SHARE:
+        return False
+    tail = block.norm_quantiles["p99.9"] / max(block.norm_quantiles["p50"], 1e-12)
+    return block.outlier_strength >= MIN_STRENGTH or tail >= MIN_TAIL
+
+
 def judge(result: AuditResult) -> Verdict:
     """The verdict on the raw features of a model, and on the refined ones where it has an adapter."""
-    hit = [block for block in result.blocks if block.outlier_share >= MIN_SHARE]
+    hit = [block for block in result.blocks if is_hit(block)]
     if not hit:
         return _clean(result)
     level: Level = "strong" if max(b.kd_shares["loss_mean"] for b in hit) >= STRONG_LOSS_SHARE else "few"
@@ -51,9 +62,15 @@ def judge(result: AuditResult) -> Verdict:
 
 def _clean(result: AuditResult) -> Verdict:
     worst = max(result.blocks, key=lambda block: block.outlier_share)
+    most = "In no block is any patch an outlier."
+    if worst.outlier_count:
+        share = percent(worst.outlier_share)
+        most = (
+            f"The most outliers, {share} of the patches, are in block {worst.block}, on average "
+            f"{worst.outlier_strength:.1f} times as long as the median patch: too few or too weak to be artifacts."
+        )
     sentences = [
-        f"No block has {percent(MIN_SHARE)} or more outlier patches; the most are {percent(worst.outlier_share)}, "
-        f"in block {worst.block}.",
+        most,
         f"After the last block the 99 % quantile of the patch norms is {result.blocks[-1].p99_over_median:.2f} times "
         f"the median and the largest {result.blocks[-1].max_over_median:.2f} times.",
     ]
@@ -128,8 +145,8 @@ def _attention(hit: list[BlockAudit]) -> str:
     readable = [block for block in hit if block.attention_share is not None]
     if not readable:
         return ""
-    most = max(readable, key=lambda block: block.attention_share)
-    times = most.attention_share / max(most.attention_uniform, 1e-12)
+    most = max(readable, key=lambda block: block.attention_share / block.attention_uniform)
+    times = most.attention_share / most.attention_uniform
     return (
         f"The outliers of block {most.block} draw {percent(most.attention_share)} of the next block's attention, "
         f"{times:.1f} times what even attention would give them."

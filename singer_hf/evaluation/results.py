@@ -1,0 +1,176 @@
+"""Figures with all that is needed to trust and repeat them: results.json, a markdown table and the model card."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from singer_hf.evaluation.benchmarks import MEANS, METRICS, mean_figures
+from singer_hf.evaluation.metrics import greater_is_better
+from singer_hf.model_card import Evaluation, eval_results, library_versions
+
+_OTHER_LIBRARIES = ("torchvision", "scikit-learn", "numpy")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure of one model on one benchmark.
+
+    Attributes:
+        model: Name of the model.
+        benchmark: Name of the benchmark.
+        task: "classification", "segmentation", "depth" or "knn".
+        metric: Name of the figure.
+        value: The figure; accuracies and IoU in [0, 1], errors of depth in metres.
+        low: Lower end of the 95 % bootstrap interval.
+        high: Upper end.
+        n: Number of test images.
+        seed: Seed of the run.
+        protocol: Name of the protocol.
+        changes: What departs from the protocol.
+        head: Name of the chosen head, or what the neighbours were searched by.
+        dataset: Name of the data, a Hub id or a folder's own name.
+        data_fingerprint: Hash of the rows.
+        image_size: (height, width) of what the model was shown, in pixels.
+        num_parameters: Number of the model's parameters.
+        notes: What the model lacks for the protocol, and what was done instead.
+    """
+
+    model: str
+    benchmark: str
+    task: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    seed: int
+    protocol: str
+    changes: dict[str, object] = field(default_factory=dict)
+    head: str = ""
+    dataset: str = ""
+    data_fingerprint: str = ""
+    image_size: tuple[int, int] = (0, 0)
+    num_parameters: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the figure that stands for the benchmark."""
+        return self.metric == METRICS[self.task]
+
+
+def write_results(folder: str | Path, results: Sequence[Result]) -> None:
+    """Writes ``results.json`` and ``results.md`` into ``folder``.
+
+    Raises:
+        ValueError: If there are no results.
+    """
+    if not results:
+        raise ValueError("`results` must hold at least one figure, got none")
+    rows = [
+        {**asdict(result), "greater_is_better": greater_is_better(result.metric), "interval": "95 % bootstrap"}
+        for result in results
+    ]
+    means = {model: mean_figures(figures) for model, figures in _main_figures(results).items()}
+    data = {"versions": versions(), "results": _without_nan(rows), "means": means}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "results.md").write_text(results_table(results) + "\n\n" + all_figures_table(results) + "\n", "utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries a figure depends on."""
+    return {**library_versions(), **{name: version(name) for name in _OTHER_LIBRARIES}}
+
+
+def results_table(results: Sequence[Result]) -> str:
+    """A markdown table: a row per model, a column per benchmark with its 95 % interval, and the means."""
+    main = [result for result in results if result.is_main]
+    columns = list(dict.fromkeys((result.benchmark, result.metric) for result in main))
+    figures = _main_figures(results)
+    means = [name for name in MEANS if any(name in mean_figures(row) for row in figures.values())]
+    header = ["model", "parameters", *(f"{name} {metric} {_arrow(metric)}" for name, metric in columns), *means]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for model in dict.fromkeys(result.model for result in main):
+        own = {(result.benchmark, result.metric): result for result in main if result.model == model}
+        size = next(iter(own.values())).num_parameters
+        cells = [_cell(own[column]) if column in own else "-" for column in columns]
+        averages = mean_figures(figures[model])
+        cells += [f"{averages[name]:.3f}" if name in averages else "-" for name in means]
+        lines.append(f"| {' | '.join([model, f'{size / 1e6:.3g} M', *cells])} |")
+    return "\n".join(lines)
+
+
+def all_figures_table(results: Iterable[Result]) -> str:
+    """A markdown table with a row per figure."""
+    lines = [
+        "| model | benchmark | metric | value | 95 % interval | n | head | protocol | departs by |",
+        "|---" * 9 + "|",
+    ]
+    for item in results:
+        changes = ", ".join(f"{name}={value}" for name, value in item.changes.items()) or "-"
+        row = (item.model, item.benchmark, f"{item.metric} {_arrow(item.metric)}", f"{item.value:.4f}")
+        row += (f"{item.low:.4f} to {item.high:.4f}", str(item.n), item.head, item.protocol, changes)
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def write_to_card(folder: str | Path, results: Sequence[Result]) -> None:
+    """Puts the main figures into the ``model-index`` of the card in ``folder``; older figures of the same kind go.
+
+    Args:
+        folder: A student's folder with its README.md.
+        results: Figures of this student.
+
+    Raises:
+        FileNotFoundError: If ``folder`` holds no README.md.
+    """
+    file = Path(folder) / "README.md"
+    if not file.is_file():
+        raise FileNotFoundError(f"`--write_card` needs a student's folder with a README.md, got {str(folder)!r}")
+    card = ModelCard.load(file)
+    rows = [
+        Evaluation(result.task, result.dataset or result.benchmark, result.metric, result.value)
+        for result in results
+        if result.is_main
+    ]
+    new = eval_results(rows)
+    kept = [old for old in card.data.eval_results or () if not any(_is_same(old, item) for item in new)]
+    card.data.eval_results = [*kept, *new]
+    card.data.model_name = card.data.model_name or Path(folder).resolve().name
+    card.save(file)
+
+
+def _is_same(first: object, second: object) -> bool:
+    names = ("task_type", "task_name", "dataset_name", "metric_type")
+    return all(getattr(first, name) == getattr(second, name) for name in names)
+
+
+def _main_figures(results: Iterable[Result]) -> dict[str, dict[str, float]]:
+    figures: dict[str, dict[str, float]] = {}
+    for result in results:
+        if result.is_main:
+            figures.setdefault(result.model, {})[result.benchmark] = result.value
+    return figures
+
+
+def _cell(result: Result) -> str:
+    return f"{result.value:.3f} ({result.low:.3f} to {result.high:.3f})"
+
+
+def _arrow(metric: str) -> str:
+    return "↑" if greater_is_better(metric) else "↓"
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

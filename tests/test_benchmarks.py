@@ -1,12 +1,15 @@
 """Named benchmarks, their data, the ImageNet classes and the heads that are reused."""
 
+import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from labelled import colour_dataset, half_masks, image_folder, tiny_subject
+from PIL import Image
 
 from singer_hf.evaluation.benchmark_data import data_fingerprint, load_benchmark, with_folder
 from singer_hf.evaluation.benchmark_runs import reused_head, run_benchmark
@@ -156,12 +159,12 @@ def test_a_column_of_wordnet_ids_is_mapped_too(tmp_path):
 
 
 def test_the_table_of_renditions_agrees_with_timm():
-    timm_data = pytest.importorskip("timm.data")
-    imagenet, renditions = timm_data.ImageNetInfo("imagenet-1k"), timm_data.ImageNetInfo("imagenet-r")
-    names = renditions.label_names()
-    assert len(names) == 200
-    assert imagenet_index(names) == [imagenet.label_names().index(name) for name in names]
-    assert imagenet_index(imagenet.label_names()) == list(range(1000))
+    folder = Path(pytest.importorskip("timm").__file__).parent / "data" / "_info"
+    imagenet = (folder / "imagenet_synsets.txt").read_text().split()
+    renditions = (folder / "imagenet_r_synsets.txt").read_text().split()
+    assert imagenet_index(renditions) == [int(i) for i in (folder / "imagenet_r_indices.txt").read_text().split()]
+    assert sorted(IMAGENET_R) == sorted(renditions)
+    assert imagenet_index(imagenet) == list(range(1000))
 
 
 def test_unknown_class_names_are_refused():
@@ -299,10 +302,6 @@ def test_depth_without_a_valid_pixel_is_refused(tmp_path):
 
 
 def _flat_depth():
-    import io
-
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((64, 64), dtype=np.float32)).save(buffer, "TIFF")
     return {"bytes": buffer.getvalue(), "path": None}

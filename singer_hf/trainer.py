@@ -203,7 +203,8 @@ class SingerDistillationTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes student, adapter, projectors and card; outside of checkpoints also the pictures of the run."""
-        if self.args.should_save and not self.control.should_save:
+        # Drawing runs the composite, which under FSDP all processes would have to do.
+        if self.args.should_save and not self.control.should_save and not self.is_fsdp_enabled:
             save_run_figures(self, output_dir or self.args.output_dir)
         super().save_model(output_dir, _internal_call)
 

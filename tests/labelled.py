@@ -63,6 +63,7 @@ def tiny_model(seed: int = 0, **config: object) -> hf.ViTModel:
         "intermediate_size": 32,
         "image_size": SIZE,
         "patch_size": 4,
+        "initializer_range": 0.2,  # else the tokens before the norm hardly depend on the image
     }
     return hf.ViTModel(hf.ViTConfig(**{**sizes, **config}), add_pooling_layer=False).eval()
 

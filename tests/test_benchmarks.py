@@ -226,18 +226,17 @@ def test_the_rates_of_dinov2_follow_the_batch_and_those_given_by_hand_do_not(tmp
     assert settings(tmp_path, "singer", learning_rates=None, batch_size=32).rates(dense=False) == (0.5,)
 
 
-@pytest.mark.parametrize(("protocol", "chance"), [("singer", False), ("dinov2", True)])
-def test_the_imagenet_head_is_trained_once_and_reused(tmp_path, protocol, chance):
+@pytest.mark.parametrize(("protocol", "restricted"), [("singer", False), ("dinov2", True)])
+def test_the_imagenet_head_is_trained_once_and_reused(tmp_path, protocol, restricted):
     names = ["n01443537", "n12267677", "n02007558"]  # classes 1, 988 and 130
     imagenet = image_folder(tmp_path / "in", {"train": ["1", "988", "130"], "validation": ["1", "988", "130"]})
     subject, how = tiny_subject(), settings(tmp_path, protocol)
     renditions = with_folder(get_benchmark("imagenet-r"), str(image_folder(tmp_path / "r", {"test": names})))
-    # Folders sort as 1, 130, 988: their colours follow the sorted names in both trees.
     head = reused_head(subject, renditions, how, dataset_name=str(imagenet))
     assert head[1].linear.out_features == 1000
     run = run_benchmark(subject, renditions, load_benchmark(renditions), how, head)
     assert run.results[0].value > 0.6
-    assert bool(run.results[0].notes) is chance  # dinov2 answers among the classes of the set only
+    assert bool(run.results[0].notes) is restricted  # dinov2 answers among the classes of the set only
     # The second time no ImageNet is needed.
     again = reused_head(subject, renditions, how, dataset_name=str(tmp_path / "gone"))
     assert torch.equal(again[1].linear.weight, head[1].linear.weight)

@@ -1,0 +1,109 @@
+"""Evaluators for training: the same images at every call, figures that serve as metric_for_best_model."""
+
+import pytest
+import torch
+from datasets import Dataset
+from labelled import colour_dataset, tiny_model, tiny_processor
+from runs import make_trainer
+from torch import nn
+
+from singer_hf.evaluation.evaluators import OnlineProbes
+
+
+def probes(train=None, test=None, **options):
+    train, test = train or colour_dataset(60), test or colour_dataset(30, seed=1)
+    return OnlineProbes(train, test, tiny_processor(), **{"share": 1.0, **options})
+
+
+def test_both_figures_of_a_model_that_sees_colours_are_high():
+    figures = probes()(tiny_model())
+    assert set(figures) == {"knn_top1", "linear_probe_top1"}
+    assert all(value > 0.9 for value in figures.values())
+
+
+def test_shuffled_classes_cannot_be_told():
+    train = colour_dataset(90)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(0)).tolist()
+    labels = [train[i]["label"] for i in order]
+    train = train.remove_columns("label").add_column("label", labels)
+    figures = probes(train)(tiny_model())
+    assert all(value < 0.7 for value in figures.values())
+
+
+def test_every_call_gives_the_same_figures_and_leaves_the_model_as_it_was():
+    model, online = tiny_model().train(), probes(share=0.5)
+    model.layers[0].eval()
+    first, second = online(model), online(model)
+    assert first == second
+    assert model.training
+    assert not model.layers[0].training
+
+
+def test_the_share_is_drawn_once_by_the_seed_and_keeps_every_class():
+    first, same, other = (probes(share=0.1, seed=seed) for seed in (3, 3, 4))
+    assert len(first.train_labels) == 6
+    assert first.train_rows.dataset["image"][:] == same.train_rows.dataset["image"][:]
+    assert first.train_rows.dataset["image"][:] != other.train_rows.dataset["image"][:]
+    assert set(first.train_labels.tolist()) == {0, 1, 2}
+
+
+def test_the_number_of_images_is_limited():
+    assert len(probes(max_images=12).train_labels) == 12
+
+
+def test_only_what_is_asked_for_is_run():
+    assert set(probes(probes=["knn"])(tiny_model())) == {"knn_top1"}
+
+
+def test_figures_do_not_depend_on_the_number_of_workers():
+    assert probes(share=0.3)(tiny_model()) == probes(share=0.3, num_workers=1)(tiny_model())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"probes": ["cnn"]}, r"`probes` must be some of \('knn', 'linear_probe'\), got \['cnn'\]"),
+        ({"share": 0.0}, r"`share` must lie in \(0, 1\], got 0.0"),
+        ({"max_images": 1}, r"`max_images` must be at least 2, got 1"),
+        (
+            {"train": colour_dataset(9).remove_columns("label")},
+            r"`train_dataset` must have labels for the evaluators, got the columns \['image'\]",
+        ),
+        (
+            {"train": colour_dataset(9).to_iterable_dataset()},
+            r"`train_dataset` must be a dataset of the `datasets` library that is not streamed",
+        ),
+        ({"train": colour_dataset(9, num_classes=1)}, r"`train_labels` must hold at least 2 classes"),
+        ({"train": colour_dataset(8, num_classes=2)}, r"`test_labels` must be classes of the training set, got \[2\]"),
+    ],
+)
+def test_bad_input_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        probes(**options)
+
+
+def test_the_trainer_saves_the_best_student_by_an_evaluator_s_figure(tmp_path):
+    online = OnlineProbes(colour_dataset(24), colour_dataset(12, seed=1), tiny_processor(32), share=1.0)
+
+    def worsening(student: nn.Module) -> dict[str, float]:
+        figures = online(student)
+        worsening.calls += 1
+        return {**figures, "knn_top1": figures["knn_top1"] - worsening.calls}
+
+    worsening.calls = 0
+    images: Dataset = colour_dataset(16)
+    trainer = make_trainer(
+        tmp_path / "out",
+        train_dataset=images,
+        eval_dataset=images,
+        evaluators=[worsening],
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="knn_top1",
+        greater_is_better=True,
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    row = next(row for row in trainer.state.log_history if "eval_knn_top1" in row)
+    assert 0 <= row["eval_linear_probe_top1"] <= 1

@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+if sys.path[0] == str(Path(__file__).resolve().parent):
+    sys.path.pop(0)  # this folder holds an evaluate.py, which would hide the library of that name
+
 import torch
 from peft import PeftModel
 from torch import Tensor, nn

@@ -28,6 +28,7 @@ from transformers import HfArgumentParser, set_seed
 from singer_hf import SingerConfig, SingerDistillationTrainer, SingerTrainingArguments
 from singer_hf.data import load_image_dataset
 from singer_hf.demo import DemoSettings, run_demo
+from singer_hf.evaluation.evaluators import OnlineProbes
 from singer_hf.loading import load_image_processor, load_model, model_from_config
 from singer_hf.transforms import eval_transform
 
@@ -49,6 +50,10 @@ class ScriptArguments:
     image_column: str | None = field(default=None, metadata={"help": "Column with the images; found by itself."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on a seeded subset of this size."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on a seeded subset of this size."})
+    evaluators: list[str] = field(
+        default_factory=list,
+        metadata={"help": "knn, linear_probe or both, at every evaluation; need labels in both splits."},
+    )
     streaming: bool = field(default=False, metadata={"help": "Stream the dataset; needs --max_steps."})
     shuffle_buffer: int = field(default=1000, metadata={"help": "Images to shuffle within when streaming."})
     image_processor: str | None = field(
@@ -66,6 +71,8 @@ class ScriptArguments:
             raise ValueError("give exactly one of `--student_name_or_path` and `--student_config`")
         if self.method not in ("singer", "fitnet"):
             raise ValueError(f"`--method` must be singer or fitnet, got {self.method!r}")
+        if self.evaluators and (self.eval_split is None or self.streaming):
+            raise ValueError("`--evaluators` need `--eval_split`, and labelled images that are not streamed")
 
 
 def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
@@ -144,6 +151,10 @@ def main() -> None:
         processing_class=load_image_processor(script.image_processor),
         run_facts={"dataset": script.dataset_name, "dataset_revision": script.dataset_revision or ""},
     )
+    if script.evaluators:
+        train, test = (load_split(script, split, None, args.seed) for split in (script.train_split, script.eval_split))
+        probes = OnlineProbes(train, test, trainer.processing_class, probes=script.evaluators, seed=args.seed)
+        trainer.evaluators.append(probes)
     if trainer.is_world_process_zero():
         print(trainer.distiller.describe())
     trainer.train(resume_from_checkpoint=script.resume or args.resume_from_checkpoint)

@@ -21,7 +21,7 @@ from singer_hf.evaluation.benchmark_data import load_benchmark, with_folder
 from singer_hf.evaluation.benchmark_runs import BenchmarkRun, reused_head, run_benchmark
 from singer_hf.evaluation.benchmarks import Benchmark, benchmark_table, expand_groups, get_benchmark
 from singer_hf.evaluation.protocols import PROTOCOLS, get_protocol
-from singer_hf.evaluation.results import Result, results_table, write_results, write_to_card
+from singer_hf.evaluation.results import Result, has_student_card, results_table, write_results, write_to_card
 from singer_hf.evaluation.run_settings import RunSettings, Subject
 from singer_hf.inspection.evaluation_figures import confusion_figure, depth_figure, segmentation_figure, size_figure
 from singer_hf.loading import load_image_processor, load_model
@@ -50,7 +50,7 @@ class Settings:
     dataset_name: str | None = field(default=None, metadata={"help": "Folder or Hub id; also for one benchmark."})
     protocol: str | None = field(default=None, metadata={"help": f"One of {', '.join(PROTOCOLS)}. Default: singer."})
     output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for everything that is written."})
-    write_card: bool = field(default=False, metadata={"help": "Put the figures into the README.md of local models."})
+    write_card: bool = field(default=False, metadata={"help": "Put the figures into the README.md of local students."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     train_split: str | None = field(default=None, metadata={"help": "Split the heads are trained on."})
     test_split: str | None = field(default=None, metadata={"help": "Split that is measured."})
@@ -86,6 +86,8 @@ class Settings:
             return
         if not self.model_name_or_path:
             raise ValueError("`--model_name_or_path` must name at least one model")
+        if self.protocol is not None:
+            get_protocol(self.protocol)  # before any data is read
         if self.task not in (None, *TASKS):
             raise ValueError(f"`--task` must be one of {', '.join(TASKS)}, got {self.task!r}")
         if not self.benchmark and not (self.task and self.dataset_name):
@@ -186,6 +188,9 @@ def draw(
 
 
 def run(settings: Settings) -> None:
+    students = [name for name in settings.model_name_or_path if has_student_card(name)]
+    if settings.write_card and not students:
+        raise ValueError("`--write_card` needs a student's folder with the README.md of its training among the models")
     benchmarks, subjects = chosen_benchmarks(settings), load_subjects(settings)
     results: dict[str, list[Result]] = {name: [] for name in subjects}
     missing = []
@@ -203,8 +208,8 @@ def run(settings: Settings) -> None:
     if missing:
         raise FileNotFoundError("\n".join(missing))
     if settings.write_card:
-        for name, figures in results.items():
-            write_to_card(name, figures)
+        for name in students:
+            write_to_card(name, results[name])
             print(f"figures written into {Path(name) / 'README.md'}")
 
 

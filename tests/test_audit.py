@@ -293,6 +293,8 @@ def test_the_null_space_report_measures_what_the_adapter_does():
     first, last = report["blocks"]
     tokens = expected_tokens(1)
     assert first["refinement"] == pytest.approx(float(3**0.5 * LENGTH / tokens.norm()), rel=1e-4)
+    # At the patches that are no outliers nothing happens.
+    assert [first[f"{name}_others"] for name in ("refinement", "next_output", "next_write")] == [0.0, 0.0, 0.0]
     # Block 2 answers the fleeting token alone; its unit fires stronger where channel 7 no longer stretches the norm.
     fleeting = expected_tokens(1)[23].float()
     read = torch.zeros(32)
@@ -308,6 +310,7 @@ def test_the_null_space_report_measures_what_the_adapter_does():
     assert (first["up"]["e_prob"], first["down"]["e_prob"]) == (pytest.approx(0.0), pytest.approx(0.0))
     assert report["final"]["logits"] is None
     assert report["final"]["features"] > 0.9
+    assert report["final"]["features_others"] < 1e-6
 
 
 def test_a_model_without_adapter_has_no_null_space_report():

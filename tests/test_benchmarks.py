@@ -199,6 +199,8 @@ def test_a_linear_head_learns_the_colours_and_its_result_does_not_depend_on_work
     assert first.confusion.sum() == 30
     again = run_benchmark(tiny_subject(), benchmark, data, settings(tmp_path / "other", num_workers=1))
     assert [item.value for item in again.results] == [item.value for item in first.results]
+    # Another seed in the same folder is another fit, not a wrong state to go on from.
+    run_benchmark(tiny_subject(), benchmark, data, settings(tmp_path, seed=1))
 
 
 def test_neighbours_are_found_too(tmp_path):
@@ -234,9 +236,11 @@ def test_the_imagenet_head_is_trained_once_and_reused(tmp_path, protocol, restri
     renditions = with_folder(get_benchmark("imagenet-r"), str(image_folder(tmp_path / "r", {"test": names})))
     head = reused_head(subject, renditions, how, dataset_name=str(imagenet))
     assert head[1].linear.out_features == 1000
+    assert "trained on 12 images" in head[0]
     run = run_benchmark(subject, renditions, load_benchmark(renditions), how, head)
     assert run.results[0].value > 0.6
     assert bool(run.results[0].notes) is restricted  # dinov2 answers among the classes of the set only
+    assert restricted == any("answers among 200 classes" in note for note in run.results[0].notes)
     # The second time no ImageNet is needed.
     again = reused_head(subject, renditions, how, dataset_name=str(tmp_path / "gone"))
     assert torch.equal(again[1].linear.weight, head[1].linear.weight)

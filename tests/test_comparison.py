@@ -137,6 +137,7 @@ def test_a_model_resembles_itself():
     first, last = compare_features(model, model, [planted_images(3)], teacher_layers=[1, -1], progress=False)
     assert (first["teacher_block"], first["student_block"], last["teacher_block"]) == (1, 1, 3)
     assert first["cka"] == pytest.approx(1.0)
+    assert first["cka_others"] is None  # the patches that are no outliers are all the same
     assert first["gram_distance"] == pytest.approx(0.0, abs=1e-6)
     assert (first["iou"], first["inherited"], last["iou"]) == (1.0, 1.0, 1.0)
     assert first["teacher_share"] == pytest.approx(len(PLANTED) / 24)

@@ -1,13 +1,23 @@
 """Evaluators for training: the same images at every call, figures that serve as metric_for_best_model."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+import transformers as hf
 from datasets import Dataset
-from labelled import colour_dataset, tiny_model, tiny_processor
+from labelled import colour_dataset, saved_model, tiny_model, tiny_processor
 from runs import make_trainer
 from torch import nn
+from zoo import FAMILIES, HIDDEN, IMAGE
 
 from singer_hf.evaluation.evaluators import OnlineProbes
+from singer_hf.evaluation.probes import LinearHead
+from singer_hf.evaluation.protocols import get_protocol
+from singer_hf.evaluation.run_settings import Subject
+from singer_hf.transforms import image_spec
 
 
 def probes(train=None, test=None, **options):
@@ -107,3 +117,76 @@ def test_the_trainer_saves_the_best_student_by_an_evaluator_s_figure(tmp_path):
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
     row = next(row for row in trainer.state.log_history if "eval_knn_top1" in row)
     assert 0 <= row["eval_linear_probe_top1"] <= 1
+
+
+# Any backbone
+
+
+@pytest.mark.parametrize("protocol", ["singer", "dinov2"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gives_what_the_heads_read(family, protocol):
+    model = FAMILIES[family].build().eval()
+    subject = Subject(family, model, image_spec(tiny_processor(IMAGE)))
+    images = torch.randn(2, 3, IMAGE, IMAGE)
+    read, choices, notes = subject.linear_features(get_protocol(protocol))
+    features = read(model, images)
+    logits = [LinearHead(features, 3, tokens, blocks)(features) for tokens, blocks in choices]
+    assert len(logits) == (4 if protocol == "dinov2" and "cls" in features else len(choices))
+    assert all(scores.shape == (2, 3) and scores.isfinite().all() for scores in logits)
+    assert ("no class token: mean patch" in notes) == ("cls" not in features)
+    dense, notes = subject.dense_features(get_protocol(protocol))
+    features = dense(model, images)
+    assert features["map"].shape[:2] == (2, HIDDEN)
+    assert features["map"].isfinite().all()
+    assert features["global"].shape == (2, HIDDEN)
+
+
+def test_a_convolutional_network_is_read_at_its_last_feature_map():
+    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    subject = Subject("resnet", hf.ResNetModel(config).eval(), image_spec(tiny_processor(IMAGE)))
+    read, choices, notes = subject.linear_features(get_protocol("dinov2"))
+    assert choices == (("mean", 1),)
+    assert notes == ["no transformer: mean of the last feature map"]
+    assert read(subject.model, torch.randn(2, 3, IMAGE, IMAGE))["mean"].shape == (2, 1, 16)
+
+
+# The flag of the training script
+
+
+@pytest.fixture
+def distill(monkeypatch):
+    file = Path(__file__).parents[1] / "examples" / "distill.py"
+    spec = importlib.util.spec_from_file_location("distill_command", file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["distill.py", *map(str, flags)])
+        module.main()
+
+    return run
+
+
+def test_the_script_takes_evaluators_by_name(distill, tmp_path):
+    colour_dataset(60).to_parquet(tmp_path / "train.parquet")
+    colour_dataset(30, seed=1).to_parquet(tmp_path / "test.parquet")
+    model, data, out = saved_model(tmp_path / "vit"), tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.parquet").rename(data / f"{split}.parquet")
+    flags = ["--teacher_name_or_path", model, "--student_name_or_path", model, "--dataset_name", data]
+    flags += ["--method", "fitnet", "--max_steps", 2, "--per_device_train_batch_size", 4, "--output_dir", out]
+    flags += ["--eval_split", "test", "--max_eval_samples", 4, "--eval_strategy", "steps", "--eval_steps", 1]
+    flags += ["--save_steps", 1, "--load_best_model_at_end", "--metric_for_best_model", "knn_top1", "--use_cpu"]
+    distill(*flags, "--evaluators", "knn", "linear_probe", "--report_to", "none", "--disable_tqdm", True)
+    state = (out / "checkpoint-2" / "trainer_state.json").read_text()
+    assert '"eval_knn_top1"' in state
+    assert '"eval_linear_probe_top1"' in state
+    assert "knn_top1" in (out / "README.md").read_text()
+
+
+def test_the_script_says_what_evaluators_need(distill, tmp_path):
+    flags = ("--teacher_name_or_path", "t", "--student_name_or_path", "s", "--dataset_name", "d")
+    with pytest.raises(ValueError, match=r"`--evaluators` need `--eval_split`, and labelled images"):
+        distill(*flags, "--output_dir", tmp_path, "--evaluators", "knn")

@@ -70,8 +70,9 @@ LAYERS = (
     {"tuner.model", "inspection.audit", "inspection.curves", "inspection.run_figures"},
     {"tuner", "plan", "evaluation", "inspection.report"},
     {"distiller", "inspection"},
-    {"callbacks", "checkpoint", "run_card"},
-    {"trainer"},
+    {"callbacks", "checkpoint", "composition", "run_card"},
+    {"run_pictures"},
+    {"audit_callback", "trainer"},
     {"demo"},
     {""},
 )

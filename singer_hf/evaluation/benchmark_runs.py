@@ -83,13 +83,14 @@ def reused_head(
     """
     if not benchmark.head_from:
         return None
-    file = head_file(subject, benchmark.head_from, settings)
+    file = head_file(subject, benchmark.head_from, settings, max_train_samples)
     if not file.is_file():
         source = get_benchmark(benchmark.head_from)
         if dataset_name is not None:
             source = replace(source, train_name=dataset_name, image_column=None, target_column=None)
         data = load_benchmark(source, max_train_samples=max_train_samples, max_test_samples=1, seed=settings.seed)
-        save_head(file, *fit_linear(subject, source, data, settings))
+        name, head = fit_linear(subject, source, data, settings)
+        save_head(file, f"{name}, trained on {len(data.train)} images {data.fingerprint}", head)
     return load_head(file)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from singer_hf.demo_scenes import SEGMENT_NAMES
+from singer_hf.evaluation.imagenet_classes import IMAGENET_R
 
 TaskName = Literal["classification", "segmentation", "depth", "knn"]
 DRAWN = "drawn scenes"
@@ -36,6 +37,7 @@ class Benchmark:
         size: Images of training and test, in words.
         protocol: Protocol used unless another one is asked for.
         head_from: Benchmark whose trained head is reused.
+        known_classes: Classes a reused head may answer under a protocol that says so; empty means all.
         imagenet_classes: Whether labels are turned into the 1000 ImageNet classes.
         ignore_values: Values of a mask that do not count.
         label_offset: Added to the other values of a mask.
@@ -59,6 +61,7 @@ class Benchmark:
     size: str = ""
     protocol: str = "singer"
     head_from: str = ""
+    known_classes: tuple[int, ...] = ()
     imagenet_classes: bool = False
     ignore_values: tuple[int, ...] = (255,)
     label_offset: int = 0
@@ -98,6 +101,7 @@ _ALL = (
         train_split="",
         target_column="wnid",
         head_from="imagenet-1k",
+        known_classes=tuple(sorted(IMAGENET_R.values())),
         size="- / 30,000",
         note="200 classes, with the ImageNet head",
         **_IMAGENET,

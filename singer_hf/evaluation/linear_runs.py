@@ -49,8 +49,8 @@ def measure_linear(
     labels = torch.as_tensor(data.test["label"][:])
     check_classes(labels, data.num_classes, "labels")
     known = None
-    if head is not None and not settings.protocol.all_classes:
-        known = labels.unique()
+    if head is not None and benchmark.known_classes and not settings.protocol.all_classes:
+        known = torch.tensor(benchmark.known_classes)
         notes.append(f"the reused head answers among {len(known)} classes")
     top5, confidences = _classify(trained, source, known, subject.device)
     counts = None
@@ -115,9 +115,9 @@ def fit_linear(
     return result.name, result.head
 
 
-def head_file(subject: Subject, benchmark_name: str, settings: RunSettings) -> Path:
-    """Where the head of a benchmark lies for this model, protocol and seed."""
-    parts = (subject.fingerprint, settings.protocol, settings.changes(), settings.seed)
+def head_file(subject: Subject, benchmark_name: str, settings: RunSettings, max_train_samples: int | None) -> Path:
+    """Where the head of a benchmark lies for this model, protocol, seed and number of training images."""
+    parts = (subject.fingerprint, settings.protocol, settings.changes(), settings.seed, max_train_samples)
     return settings.work_dir / "heads" / f"{benchmark_name}-{digest(*parts)}.safetensors"
 
 

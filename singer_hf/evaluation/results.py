@@ -13,6 +13,7 @@ from singer_hf.evaluation.benchmarks import MEANS, METRICS, mean_figures
 from singer_hf.evaluation.metrics import greater_is_better
 from singer_hf.model_card import Evaluation, eval_results, library_versions
 
+_TAG = "singer-hf"
 _OTHER_LIBRARIES = ("torchvision", "scikit-learn", "numpy")
 
 
@@ -121,6 +122,12 @@ def all_figures_table(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
+def has_student_card(folder: str | Path) -> bool:
+    """Whether ``folder`` is a local student's folder: with a README.md that this package's trainer wrote."""
+    file = Path(folder) / "README.md"
+    return file.is_file() and _TAG in (ModelCard.load(file).data.tags or ())
+
+
 def write_to_card(folder: str | Path, results: Sequence[Result]) -> None:
     """Puts the main figures into the ``model-index`` of the card in ``folder``; older figures of the same kind go.
 
@@ -129,12 +136,13 @@ def write_to_card(folder: str | Path, results: Sequence[Result]) -> None:
         results: Figures of this student.
 
     Raises:
-        FileNotFoundError: If ``folder`` holds no README.md.
+        ValueError: If ``folder`` holds no student's card.
     """
-    file = Path(folder) / "README.md"
-    if not file.is_file():
-        raise FileNotFoundError(f"`--write_card` needs a student's folder with a README.md, got {str(folder)!r}")
-    card = ModelCard.load(file)
+    if not has_student_card(folder):
+        raise ValueError(
+            f"`folder` must be a student's folder with the README.md of its training, got {str(folder)!r}"
+        )
+    card = ModelCard.load(Path(folder) / "README.md")
     rows = [
         Evaluation(result.task, result.dataset or result.benchmark, result.metric, result.value)
         for result in results
@@ -144,7 +152,7 @@ def write_to_card(folder: str | Path, results: Sequence[Result]) -> None:
     kept = [old for old in card.data.eval_results or () if not any(_is_same(old, item) for item in new)]
     card.data.eval_results = [*kept, *new]
     card.data.model_name = card.data.model_name or Path(folder).resolve().name
-    card.save(file)
+    card.save(Path(folder) / "README.md")
 
 
 def _is_same(first: object, second: object) -> bool:

@@ -153,7 +153,7 @@ class RunSettings:
 
     def state_file(self, *parts: object) -> Path:
         """File for the state of the fit that ``parts`` describe."""
-        return self.work_dir / "states" / f"{digest(self.protocol, self.changes(), *parts)}.pt"
+        return self.work_dir / "states" / f"{digest(self.protocol, self.changes(), self.seed, *parts)}.pt"
 
 
 def digest(*parts: object) -> str:

@@ -131,7 +131,9 @@ class AttentionReader:
         """
         if index in self.notes:
             return None
-        rows = mask.any(1).nonzero().flatten()
+        hit = mask.any(1)
+        # Without a copy where every image has some.
+        rows = slice(None) if hit.all() else hit.nonzero().flatten()
         queries, keys = (self._kept[index, name][rows].float() for name in ("q", "k"))
         prefix = keys.shape[1] - mask.shape[1]
         weights = _weights(queries, keys, self._parts[index].heads)[..., prefix:]

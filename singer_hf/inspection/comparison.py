@@ -49,7 +49,8 @@ def compare_features(
         progress: Whether to show a progress bar.
 
     Returns:
-        For every pair ``teacher_block``, ``student_block``, ``cka``, ``gram_distance``, those of
+        For every pair ``teacher_block``, ``student_block``, ``cka``, ``cka_others`` (without the teacher's outliers,
+        which make up most of the variance where there are some), ``gram_distance``, the measures of
         :class:`~singer_hf.inspection.similarity.OutlierOverlap` and, with a projector, of
         :class:`~singer_hf.inspection.similarity.PatchCosine`.
 
@@ -129,7 +130,8 @@ class _Pair:
 
     def __init__(self, student: int, teacher: int, projector: nn.Module | None, rule: OutlierRule) -> None:
         self.student_block, self.teacher_block, self.projector = student, teacher, projector
-        self.cka, self.gram, self.overlap = LinearCka(), GramDistance(), OutlierOverlap(rule)
+        self.cka, self.cka_others, self.gram = LinearCka(), LinearCka(), GramDistance()
+        self.rule, self.overlap = rule, OutlierOverlap(rule)
         self.cosine = PatchCosine(rule) if projector is not None else None
 
     def add(self, student_side: _Side, teacher_side: _Side) -> None:
@@ -138,6 +140,8 @@ class _Pair:
         resized = resize_tokens(student, grid, target).to(reference.device)
         for metric in (self.cka, self.gram):
             metric.add_batch(predictions=resized, references=reference)
+        others = ~self.rule.mask(reference.norm(dim=-1))
+        self.cka_others.add_batch(predictions=resized[others][None], references=reference[others][None])
         # A smoothed norm map would lose its outliers, so the nearest patch is taken.
         norms = tokens_to_map(student.norm(dim=-1, keepdim=True), grid)
         norms = map_to_tokens(nn.functional.interpolate(norms, size=target, mode="nearest-exact"))[..., 0]
@@ -148,6 +152,7 @@ class _Pair:
             self.cosine.add_batch(predictions=projected.to(reference.device), references=reference)
 
     def result(self) -> dict:
-        metrics = [self.cka, self.gram, self.overlap, *([self.cosine] if self.cosine is not None else [])]
-        values = {"teacher_block": self.teacher_block, "student_block": self.student_block}
-        return values | {name: value for metric in metrics for name, value in metric.compute().items()}
+        cka = self.cka.compute() | {"cka_others": self.cka_others.compute()["cka"]}
+        metrics = [self.gram, self.overlap, *([self.cosine] if self.cosine is not None else [])]
+        blocks = {"teacher_block": self.teacher_block, "student_block": self.student_block}
+        return blocks | cka | {name: value for metric in metrics for name, value in metric.compute().items()}

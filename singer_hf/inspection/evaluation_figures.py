@@ -126,7 +126,8 @@ def size_figure(points: Sequence[tuple[str, float, float, float, float]], metric
     sizes = [size / 1e6 for _, size, *_ in points]
     axes.set(xscale="log", xlim=(min(sizes) / 1.6, max(sizes) * 1.6), ylabel=metric, title=title)
     axes.set_xlabel("parameters in millions")
-    axes.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
+    ticks = sorted(set(sizes))
+    axes.set_xticks(ticks, [f"{size:.3g}" for size in ticks])
     axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from singer_hf.features import BlockCall, FeatureCapture, split_tokens
 from singer_hf.inspection.running import adapter_of, evaluating, model_behind_adapter, pixel_batches, raw_features
+from singer_hf.inspection.statistics import OutlierRule
 from singer_hf.nullspace import Spectrum, energy_shares, leakage, random_basis
 from singer_hf.reads import read_gram
 from singer_hf.vit_view import ViTView, view_vit
@@ -31,7 +32,8 @@ def report_nullspace(model: nn.Module, images: Iterable, *, source: str = "block
         subspace of the same rank, ``refinement`` ``‖F̂ - F‖ / ‖F‖``, and ``next_output`` and ``next_write``, the
         relative change of the next block's patch tokens and of what it adds (None behind the last block). ``final``
         compares the whole model with the adapters inline and without: ``features``, the relative change of the patch
-        tokens after the last block, and, where the model has a head, ``logits`` and ``top1_agreement``.
+        tokens after the last block, and, where the model has a head, ``logits`` and ``top1_agreement``. What ends in
+        ``_others`` leaves out the raw outliers, which would otherwise outweigh all other patches.
 
     Raises:
         ValueError: If the model has no SiNGER adapter or there are no images.
@@ -48,7 +50,7 @@ def report_nullspace(model: nn.Module, images: Iterable, *, source: str = "block
     with evaluating(model):
         calls = [_raw_pass(model, view, batch) for batch in batches]
         blocks = [_block_report(view, index, layer, calls, source, seed) for index, layer in layers.items()]
-        final = _final_report(model, view, layers, batches)
+        final = _feature_changes(model, view, layers, batches) | _logit_changes(model, view, batches)
     return {"source": source, "blocks": blocks, "final": final}
 
 
@@ -112,56 +114,72 @@ def _mean_leakage(
     return sum(values) / len(values)
 
 
-def _changes(view: ViTView, index: int, layer: nn.Module, item: _RawPass) -> dict[str, tuple[float, float] | None]:
+_Squares = tuple[float, float]
+
+
+def _changes(view: ViTView, index: int, layer: nn.Module, item: _RawPass) -> dict[str, _Squares | None]:
     """Squared lengths (of the change, of the original) of the tokens and of what the next block makes of them."""
     raw, prefix = item.outputs[index], view.num_prefix_tokens
-    refined = layer.refine(raw)
-    changes = {"refinement": _squares(raw, refined, prefix), "next_output": None, "next_write": None}
-    if index + 1 < view.num_blocks:
-        output = item.outputs[index + 1]
-        replayed = item.calls[index + 1].replay(view.blocks[index + 1], refined)
-        changes["next_output"] = _squares(output, replayed, prefix)
-        changes["next_write"] = _squares(output - raw, replayed - refined, prefix)
-    return changes
+    refined, others = layer.refine(raw), _not_outliers(raw, prefix)
+    changes = _both("refinement", raw, refined, prefix, others)
+    if index + 1 == view.num_blocks:
+        names = ("next_output", "next_output_others", "next_write", "next_write_others")
+        return changes | dict.fromkeys(names)
+    output = item.outputs[index + 1]
+    replayed = item.calls[index + 1].replay(view.blocks[index + 1], refined)
+    changes |= _both("next_output", output, replayed, prefix, others)
+    return changes | _both("next_write", output - raw, replayed - refined, prefix, others)
 
 
-def _squares(before: Tensor, after: Tensor, prefix: int) -> tuple[float, float]:
+def _not_outliers(tokens: Tensor, prefix: int) -> Tensor:
+    return ~OutlierRule().mask(split_tokens(tokens, prefix)[1].float().norm(dim=-1))
+
+
+def _both(name: str, before: Tensor, after: Tensor, prefix: int, others: Tensor) -> dict[str, _Squares]:
+    """The squared lengths over all patches, and over those that are no outliers."""
     before, after = (split_tokens(tokens, prefix)[1].double() for tokens in (before, after))
-    return float((after - before).square().sum()), float(before.square().sum())
+    change, original = (after - before).square().sum(-1), before.square().sum(-1)
+    return {
+        name: (float(change.sum()), float(original.sum())),
+        f"{name}_others": (float(change[others].sum()), float(original[others].sum())),
+    }
 
 
-def _root_ratio(pairs: list[tuple[float, float] | None]) -> float | None:
+def _root_ratio(pairs: list[_Squares | None]) -> float | None:
     if None in pairs:
         return None
     change, original = (sum(values) for values in zip(*pairs, strict=True))
     return (change / max(original, 1e-30)) ** 0.5
 
 
-def _final_report(model: nn.Module, view: ViTView, layers: dict[int, nn.Module], batches: list[Tensor]) -> dict:
-    last, features, logits, agreeing, images = view.num_blocks - 1, [], [], 0, 0
-    capture = FeatureCapture(view, (last,))
+def _feature_changes(
+    model: nn.Module, view: ViTView, layers: dict[int, nn.Module], batches: list[Tensor]
+) -> dict[str, float | None]:
+    last, changes = view.num_blocks - 1, []
+    capture, prefix = FeatureCapture(view, (last,)), view.num_prefix_tokens
     try:
         for pixel_values in batches:
             with raw_features(model):
                 raw = capture(pixel_values)[last]
             inline = capture(pixel_values)[last]
             inline = layers[last].refine(inline) if last in layers else inline
-            features.append(_squares(raw, inline, view.num_prefix_tokens))
+            changes.append(_both("features", raw, inline, prefix, _not_outliers(raw, prefix)))
     finally:
         capture.remove()
+    return {name: _root_ratio([change[name] for change in changes]) for name in changes[0]}
+
+
+def _logit_changes(model: nn.Module, view: ViTView, batches: list[Tensor]) -> dict[str, float | None]:
+    squares, agreeing, images = [], 0, 0
     for pixel_values in batches:
         with raw_features(model):
             before = _logits(model, view, pixel_values)
         if before is None:
-            return {"features": _root_ratio(features), "logits": None, "top1_agreement": None}
+            return {"logits": None, "top1_agreement": None}
         after = _logits(model, view, pixel_values)
-        logits.append((float((after - before).double().square().sum()), float(before.double().square().sum())))
+        squares.append((float((after - before).double().square().sum()), float(before.double().square().sum())))
         agreeing, images = agreeing + int((before.argmax(-1) == after.argmax(-1)).sum()), images + len(before)
-    return {
-        "features": _root_ratio(features),
-        "logits": _root_ratio(logits),
-        "top1_agreement": agreeing / images,
-    }
+    return {"logits": _root_ratio(squares), "top1_agreement": agreeing / images}
 
 
 def _logits(model: nn.Module, view: ViTView, pixel_values: Tensor) -> Tensor | None:

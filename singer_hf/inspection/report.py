@@ -13,12 +13,13 @@ from singer_hf.inspection.figures import norm_maps, outlier_positions, pca_maps,
 from singer_hf.inspection.report_tables import comparison_table, model_section
 from singer_hf.inspection.results import AuditResult
 from singer_hf.inspection.snapshots import Snapshot
+from singer_hf.inspection.verdict import is_hit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Pictures are drawn finer than they are shown, for sharp text on dense screens.
-_DRAWN_DPI, _SHOWN_DPI, _SCROLLED_INCHES = 160, 100, 7.5
+_DRAWN_DPI, _SHOWN_DPI, _SCROLLED_INCHES = 140, 100, 7.5
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _model_pictures(result: AuditResult, snapshot: Snapshot, prefix: str) -> lis
             norm_histograms(result),
         ),
     ]
-    if any(block.outlier_count for block in result.blocks):
+    if any(map(is_hit, result.blocks)):
         pictures += [
             Picture(
                 f"{prefix}outlier_shares",

@@ -57,8 +57,9 @@ def _adapter_table(adapter: Mapping) -> dict:
         "block": lambda b: str(b["block"]),
         "rank": lambda b: str(b["r"]),
         "refinement": lambda b: percent(b["refinement"]),
-        "next output": lambda b: percent(b["next_output"]),
-        "next write": lambda b: percent(b["next_write"]),
+        "without outliers": lambda b: percent(b["refinement_others"]),
+        "next output": lambda b: percent(b["next_output_others"]),
+        "next write": lambda b: percent(b["next_write_others"]),
         "leakage": lambda b: number(b["leakage"]),
         "random leakage": lambda b: number(b["leakage_random"]),
         "E_prob": lambda b: number((b["up"] or {}).get("e_prob")),
@@ -66,16 +67,19 @@ def _adapter_table(adapter: Mapping) -> dict:
     }
     rows = [{"hit": False, "cells": [cell(block) for cell in columns.values()]} for block in adapter["blocks"]]
     caption = (
-        "Refinement: how far the features move, relative to their length. Next output, next write: what the next "
-        "block's tokens and its own contribution show of it. Leakage: change of that contribution for moves of 30 % "
-        "inside the adapter's directions, beside random directions. E_prob, E_safe: share of Φ_up in the most and the "
-        "least read directions."
+        "Refinement: how far the features move, relative to their length; outliers outweigh the rest, so once without "
+        "them. Next output, next write: how much the next block's tokens and its own contribution change at the "
+        "patches that are no outliers. Leakage: change of that contribution for moves of 30 % inside the adapter's "
+        "directions, beside random directions. E_prob, E_safe: share of Φ_up in the most and the least read ones."
     )
     return {"title": "Adapter and null space", "columns": list(columns), "rows": rows, "caption": caption}
 
 
 def _final_table(final: Mapping) -> dict:
-    rows = [("final patch features", percent(final["features"]))]
+    rows = [
+        ("final patch features", percent(final["features"])),
+        ("without outliers", percent(final["features_others"])),
+    ]
     if final["logits"] is not None:
         rows += [("logits", percent(final["logits"])), ("same top class", percent(final["top1_agreement"]))]
     return {

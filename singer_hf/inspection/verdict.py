@@ -127,7 +127,7 @@ def _direction(block: BlockAudit) -> str:
         part = "MLP" if source["part"] == "mlp" else "attention"
         text += (
             f"), along the direction that the {part} of block {source['block']} writes most strongly "
-            f"(cosine {source['cosine']:.2f}): the weights make them, not the images"
+            f"(cosine {source['cosine']:.2f}): their direction comes from the weights"
         )
         return f"{text}."
     return f"{text})."

@@ -6,10 +6,12 @@
     python examples/evaluate.py --model_name_or_path outputs/student --benchmark camvid --dataset_name path/to/camvid
     python examples/evaluate.py --model_name_or_path outputs/student --task knn --dataset_name path/to/imagefolder
 
-Writes results.json, results.md and figures/*.png into output_dir. Several models give one table. `--benchmark` takes
-several names and the groups DS, FG, paper and scenes. A YAML file of the same names can stand in place of the flags.
+Writes results.json, results.md, per_class_*.json and figures/*.png into output_dir. Several models give one table.
+`--benchmark` takes several names and the groups DS, FG, paper and scenes. A YAML file of the same names can stand in
+place of the flags.
 """
 
+import importlib.util
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +23,14 @@ from singer_hf.evaluation.benchmark_data import load_benchmark, with_folder
 from singer_hf.evaluation.benchmark_runs import BenchmarkRun, reused_head, run_benchmark
 from singer_hf.evaluation.benchmarks import Benchmark, benchmark_table, expand_groups, get_benchmark
 from singer_hf.evaluation.protocols import PROTOCOLS, get_protocol
-from singer_hf.evaluation.results import Result, has_student_card, results_table, write_results, write_to_card
+from singer_hf.evaluation.results import (
+    Result,
+    has_student_card,
+    results_table,
+    write_per_class,
+    write_results,
+    write_to_card,
+)
 from singer_hf.evaluation.run_settings import RunSettings, Subject
 from singer_hf.inspection.evaluation_figures import confusion_figure, depth_figure, segmentation_figure, size_figure
 from singer_hf.loading import load_image_processor, load_model
@@ -119,10 +128,19 @@ def chosen_benchmarks(settings: Settings) -> list[Benchmark]:
     return [replace(benchmark, **overrides) for benchmark in benchmarks]
 
 
+def short_names(names: list[str]) -> list[str]:
+    """The last parts of paths, as few as tell them apart."""
+    parts = [Path(name).resolve().parts if Path(name).exists() else Path(name).parts for name in names]
+    for depth in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(part[-depth:]) for part in parts]
+        if len(set(short)) == len(short):
+            break
+    return short
+
+
 def load_subjects(settings: Settings) -> dict[str, Subject]:
-    names = settings.model_name_or_path
-    short = [Path(name).name for name in names]
-    labels = short if len(set(short)) == len(names) else names
+    names = list(dict.fromkeys(settings.model_name_or_path))
+    labels = short_names(names)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     subjects = {}
     for name, label in zip(names, labels, strict=True):
@@ -162,6 +180,9 @@ def evaluate(settings: Settings, subjects: dict[str, Subject], benchmark: Benchm
             max_train_samples=settings.max_train_samples,
         )
         runs[name] = run_benchmark(subject, benchmark, data, how, head)
+    confusions = {run.results[0].model: run.confusion for run in runs.values() if run.confusion is not None}
+    if confusions:
+        write_per_class(settings.output_dir, benchmark, data.class_names, confusions)
     draw(Path(settings.output_dir) / "figures", benchmark, data.class_names, runs, how.protocol.max_depth)
     return {name: run.results for name, run in runs.items()}
 
@@ -169,6 +190,9 @@ def evaluate(settings: Settings, subjects: dict[str, Subject], benchmark: Benchm
 def draw(
     folder: Path, benchmark: Benchmark, names: tuple[str, ...], runs: dict[str, BenchmarkRun], max_depth: float
 ) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no figures: matplotlib is not installed (pip install 'singer-hf[plots]')")
+        return
     folder.mkdir(parents=True, exist_ok=True)
     labels = {name: run.results[0].model for name, run in runs.items()}
     for name, run in runs.items():

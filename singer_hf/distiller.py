@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from singer_hf.features import FeatureCapture, resize_tokens
+from singer_hf.features import FeatureCapture, keep_tokens, resize_tokens
 from singer_hf.losses import check_loss_settings, kd_loss, outlier_loss
 from singer_hf.losses import info_loss as gram_info_loss
 from singer_hf.pairing import default_layers, pair_student_layers, resolve_layers
@@ -176,9 +176,12 @@ class SingerDistiller(nn.Module):
         common = min(own, self.teacher_view.num_class_tokens)
         losses = []
         for i, j in zip(self.teacher_layers, self.student_layers, strict=True):
-            patches = resize_tokens(student_tokens[j][:, own:], self.student_grids[i], self.teacher_input.grid)
-            projected = self.projectors[str(i)](torch.cat([student_tokens[j][:, :common], patches], dim=1))
-            target = torch.cat([refined[i][:, :common], self._patches(refined[i])], dim=1)
+            tokens = keep_tokens(student_tokens[j], common, own)
+            if self.student_grids[i] != self.teacher_input.grid:
+                patches = resize_tokens(tokens[:, common:], self.student_grids[i], self.teacher_input.grid)
+                tokens = torch.cat([tokens[:, :common], patches], dim=1)
+            projected = self.projectors[str(i)](tokens)
+            target = keep_tokens(refined[i], common, self.teacher_view.num_prefix_tokens)
             losses.append(kd_loss(target.detach() if self.detach_refined else target, projected))
         return torch.stack(losses).mean()
 

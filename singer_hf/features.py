@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -141,6 +142,13 @@ def capture_features(model: nn.Module, pixel_values: Tensor, layers: Iterable[in
 def split_tokens(hidden_states: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Tensor]:
     """Splits tokens (B, P+N, D) into prefix (B, P, D) and patch (B, N, D) tokens."""
     return hidden_states[:, :num_prefix_tokens], hidden_states[:, num_prefix_tokens:]
+
+
+def keep_tokens(hidden_states: Tensor, num_kept: int, num_prefix_tokens: int) -> Tensor:
+    """The first ``num_kept`` prefix tokens and all patches of tokens (B, P+N, D), without a copy if that is all."""
+    if num_kept == num_prefix_tokens:
+        return hidden_states
+    return torch.cat([hidden_states[:, :num_kept], hidden_states[:, num_prefix_tokens:]], dim=1)
 
 
 def tokens_to_map(patch_tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from singer_hf.features import FeatureCapture, map_to_tokens
+from singer_hf.features import FeatureCapture, keep_tokens, map_to_tokens
 from singer_hf.vit_view import ViTView, view_vit
 
 DEFAULT_IMAGE_SIZE = (224, 224)
@@ -39,12 +39,8 @@ class TransformerStudent:
 
     def read(self, pixel_values: Tensor) -> dict[int, Tensor]:
         """Images (B, 3, H, W) -> block index -> tokens (B, C+N, D): class tokens first, then the patches."""
-        kept = self.num_class_tokens
-        registers = self.view.num_prefix_tokens - kept
-        outputs = self._capture(pixel_values)
-        if not registers:
-            return outputs
-        return {i: torch.cat([x[:, :kept], x[:, kept + registers :]], dim=1) for i, x in outputs.items()}
+        prefix = self.view.num_prefix_tokens
+        return {i: keep_tokens(x, self.num_class_tokens, prefix) for i, x in self._capture(pixel_values).items()}
 
 
 class FeatureMapStudent:

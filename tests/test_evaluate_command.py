@@ -71,8 +71,14 @@ def test_several_models_on_all_three_tasks_of_the_scenes_give_one_table(run, mod
     assert {"scenes-segmentation_pictures.png", "scenes-depth_pictures.png"} <= figures
     assert {"scenes-classification_confusion_student.png", "scenes-depth_size.png"} <= figures
     row = main_figures(out)["student", "scenes-classification"]
-    assert (row["n"], row["protocol"], row["image_size"]) == (6, "singer", [16, 16])
+    assert (row["n"], row["num_train"], row["protocol"], row["image_size"]) == (6, 12, "singer", [16, 16])
     assert row["changes"] == {"num_epochs": 1, "batch_size": 6}
+
+
+def test_models_are_called_by_the_fewest_parts_of_their_paths(command, tmp_path):
+    assert command.short_names(["/a/b/student", "user/teacher"]) == ["student", "teacher"]
+    assert command.short_names(["/a/one/final", "/a/two/final"]) == ["one/final", "two/final"]
+    assert command.short_names([str(tmp_path)]) == [tmp_path.name]
 
 
 def test_the_same_command_gives_the_same_figures(run, model, tmp_path):

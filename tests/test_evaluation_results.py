@@ -7,6 +7,7 @@ import torch
 from huggingface_hub import ModelCard
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
 
+from singer_hf.evaluation.benchmarks import get_benchmark
 from singer_hf.evaluation.bootstrap import (
     ClassificationOutcomes,
     CountedOutcomes,
@@ -14,7 +15,14 @@ from singer_hf.evaluation.bootstrap import (
     knn_outcomes,
 )
 from singer_hf.evaluation.metrics import count_classification, divide_classification
-from singer_hf.evaluation.results import Result, all_figures_table, results_table, write_results, write_to_card
+from singer_hf.evaluation.results import (
+    Result,
+    all_figures_table,
+    results_table,
+    write_per_class,
+    write_results,
+    write_to_card,
+)
 from singer_hf.evaluation.tasks import DepthTask, SegmentationTask
 from singer_hf.inspection.evaluation_figures import (
     class_colours,
@@ -152,6 +160,17 @@ def test_results_json_holds_what_is_needed_to_repeat_a_figure(tmp_path):
     assert second["low"] is None  # JSON knows no NaN
     assert {"torch", "transformers", "singer-hf", "scikit-learn"} <= set(data["versions"])
     assert results_table(rows) in (tmp_path / "results.md").read_text()
+
+
+def test_classes_are_reported_one_by_one(tmp_path):
+    confusions = {"student": torch.tensor([[3, 1], [0, 0]]), "teacher": torch.tensor([[4, 0], [0, 0]])}
+    write_per_class(tmp_path, get_benchmark("inat2019"), ["ant", "bee"], confusions)
+    assert json.loads((tmp_path / "per_class_inat2019.json").read_text()) == [
+        {"class": "ant", "n": 4, "student": 0.75, "teacher": 1.0},
+        {"class": "bee", "n": 0, "student": None, "teacher": None},
+    ]
+    write_per_class(tmp_path, get_benchmark("camvid"), ["sky", "road"], confusions)
+    assert json.loads((tmp_path / "per_class_camvid.json").read_text())[1]["student"] == 0.0  # called, never there
 
 
 def test_nothing_is_written_without_figures(tmp_path):

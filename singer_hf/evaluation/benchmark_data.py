@@ -113,7 +113,7 @@ def _read(
     try:
         dataset = read_raw_split(name, split, benchmark.config_name, False, None)
     except (FileNotFoundError, ConnectionError) as error:
-        raise _unreachable(benchmark, name, split, str(error)) from error
+        raise _unreachable(benchmark, name, split, str(error).rstrip(".")) from error
     if max_samples is None or max_samples >= len(dataset):
         return dataset
     return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:max_samples]))

@@ -125,6 +125,7 @@ def _results(
             data_fingerprint=data.fingerprint,
             image_size=settings.size(subject.spec),
             num_parameters=subject.num_parameters,
+            num_train=0 if data.train is None else len(data.train),
             notes=tuple(notes),
         )
         for name in names

@@ -80,8 +80,10 @@ def measure_dense(
         predicted = _in_batches(subject, head, _cached(subject, test, settings))
     else:
         predicted = _by_window(subject, head, test, views, settings)
-    counts, truths, predictions = _count(predicted, task, len(data.test), settings)
-    images = [views.test.restore(test.dataset[i]["pixel_values"]) for i in range(len(truths))]
+    # Spread over the set: neighbouring rows are often neighbouring frames.
+    shown = torch.linspace(0, len(data.test) - 1, settings.num_pictures).round().long().unique().tolist()
+    counts, truths, predictions = _count(predicted, task, shown, len(data.test), settings.progress)
+    images = [views.test.restore(test.dataset[i]["pixel_values"]) for i in shown]
     return CountedOutcomes(counts, task.divide), name, notes, Pictures(images, truths, predictions)
 
 
@@ -177,15 +179,19 @@ def _by_window(
 
 @torch.no_grad()
 def _count(
-    predicted: Iterator[tuple[Tensor, Tensor]], task: SegmentationTask | DepthTask, total: int, settings: RunSettings
+    predicted: Iterator[tuple[Tensor, Tensor]],
+    task: SegmentationTask | DepthTask,
+    shown: list[int],
+    total: int,
+    progress: bool,
 ) -> tuple[list[dict[str, Tensor]], list[Tensor], list[Tensor]]:
-    """Counts of each image, and truths and predictions of the first ones."""
+    """Counts of each image, and truths and predictions of the rows ``shown``."""
     counts, truths, predictions = [], [], []
-    for logits, labels in tqdm(predicted, total=total, desc="test", disable=not settings.progress):
+    for row, (logits, labels) in enumerate(tqdm(predicted, total=total, desc="test", disable=not progress)):
         counts.append({key: value.cpu() for key, value in task.count(logits, labels).items()})
-        if len(truths) < settings.num_pictures:
+        if row in shown:
             full = upsample(logits, labels)
-            shown = task.predict(full) if isinstance(task, DepthTask) else full.argmax(dim=1)
+            prediction = task.predict(full) if isinstance(task, DepthTask) else full.argmax(dim=1)
             truths.append(labels[0].cpu())
-            predictions.append(shown[0].cpu())
+            predictions.append(prediction[0].cpu())
     return counts, truths, predictions

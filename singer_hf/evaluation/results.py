@@ -2,15 +2,16 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import ModelCard
+from torch import Tensor
 
-from singer_hf.evaluation.benchmarks import MEANS, METRICS, mean_figures
-from singer_hf.evaluation.metrics import greater_is_better
+from singer_hf.evaluation.benchmarks import MEANS, METRICS, Benchmark, mean_figures
+from singer_hf.evaluation.metrics import greater_is_better, per_class_accuracy, per_class_iou
 from singer_hf.model_card import Evaluation, eval_results, library_versions
 
 _TAG = "singer-hf"
@@ -38,6 +39,7 @@ class Result:
         data_fingerprint: Hash of the rows.
         image_size: (height, width) of what the model was shown, in pixels.
         num_parameters: Number of the model's parameters.
+        num_train: Number of training images; 0 for a reused head, whose name says it.
         notes: What the model lacks for the protocol, and what was done instead.
     """
 
@@ -57,6 +59,7 @@ class Result:
     data_fingerprint: str = ""
     image_size: tuple[int, int] = (0, 0)
     num_parameters: int = 0
+    num_train: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -83,6 +86,29 @@ def write_results(folder: str | Path, results: Sequence[Result]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "results.md").write_text(results_table(results) + "\n\n" + all_figures_table(results) + "\n", "utf-8")
+
+
+def write_per_class(
+    folder: str | Path, benchmark: Benchmark, class_names: Sequence[str], confusions: Mapping[str, Tensor]
+) -> None:
+    """Writes ``per_class_<benchmark>.json``: for every class each model's accuracy, or IoU for masks, and its samples.
+
+    Args:
+        folder: Folder to write into.
+        benchmark: The benchmark.
+        class_names: Names of the C classes.
+        confusions: Name of the model -> confusion matrix (C, C), rows are the truth.
+    """
+    measure = per_class_iou if benchmark.task == "segmentation" else per_class_accuracy
+    figures = {model: measure(confusion).tolist() for model, confusion in confusions.items()}
+    samples = next(iter(confusions.values())).sum(dim=1).long().tolist()
+    rows = [
+        {"class": name, "n": samples[i], **{model: values[i] for model, values in figures.items()}}
+        for i, name in enumerate(class_names)
+    ]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_without_nan(rows), indent=1, allow_nan=False)
+    Path(folder, f"per_class_{benchmark.name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

@@ -50,7 +50,7 @@ class DemoSettings:
     output_dir: str = "outputs/demo"
     num_train_images: int = 4000
     num_test_images: int = 1000
-    num_epochs: float = 12
+    num_epochs: float = 7
     batch_size: int = 64
     seed: int = 0
 

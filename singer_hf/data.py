@@ -62,7 +62,7 @@ def load_image_dataset(
         raise ValueError(
             f"`shuffle_buffer` must be 0 without `streaming`, got {shuffle_buffer!r}; the sampler shuffles."
         )
-    dataset = _read_split(str(dataset_name), split, config_name, streaming, revision)
+    dataset = read_split(str(dataset_name), split, config_name, streaming, revision)
     dataset = select_image_columns(dataset, image_column=image_column, label_column=label_column)
     if not next(iter(dataset.take(1)), None):
         raise _empty(str(dataset_name), split)
@@ -100,9 +100,10 @@ def select_image_columns(
     return dataset.cast_column("image", ImageFeature(decode=False))
 
 
-def _read_split(
+def read_split(
     name: str, split: str, config_name: str | None, streaming: bool, revision: str | None
 ) -> Dataset | IterableDataset:
+    """One split as it lies on disk or on the Hub, with all its columns; arguments as in :func:`load_image_dataset`."""
     path = Path(name).expanduser()
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _read_saved(path, split, streaming)

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
-from singer_hf.data import _read_split as read_raw_split
-from singer_hf.data import select_image_columns
+from singer_hf.data import read_split, select_image_columns
 from singer_hf.demo_scenes import scene_dataset
 from singer_hf.evaluation.benchmarks import DRAWN, Benchmark
 from singer_hf.evaluation.dense_data import select_dense_columns
@@ -111,7 +110,7 @@ def _read(
     if not name:
         raise _unreachable(benchmark, "", split, "no public copy of it is known")
     try:
-        dataset = read_raw_split(name, split, benchmark.config_name, False, None)
+        dataset = read_split(name, split, benchmark.config_name, False, None)
     except (FileNotFoundError, ConnectionError) as error:
         raise _unreachable(benchmark, name, split, str(error).rstrip(".")) from error
     if max_samples is None or max_samples >= len(dataset):

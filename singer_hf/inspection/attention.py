@@ -137,7 +137,7 @@ class AttentionReader:
         queries, keys = (self._kept[index, name][rows].float() for name in ("q", "k"))
         prefix = keys.shape[1] - mask.shape[1]
         weights = _weights(queries, keys, self._parts[index].heads)[..., prefix:]
-        return (weights * mask[rows, None, None]).sum(-1).mean((1, 2))
+        return (weights.flatten(1, 2) @ mask[rows].to(weights.dtype).unsqueeze(-1)).mean((1, 2))
 
     def clear(self) -> None:
         """Forgets the last pass."""

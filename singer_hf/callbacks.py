@@ -1,14 +1,12 @@
 """What is measured while a student is trained: artifacts on both sides, and what the refinement changes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from singer_hf.distiller import SingerDistiller
+from singer_hf.inspection.running import evaluating
 
 
 class EmaCallback(TrainerCallback):
@@ -56,18 +54,6 @@ def outlier_ratio_of_norms(norms: Tensor) -> Tensor:
     return (quantiles[1] / quantiles[0].clamp(min=1e-12)).mean()
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within it the module is in eval mode; afterwards in the mode it was in."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
-
-
-@torch.no_grad()
 def artifact_measures(distiller: SingerDistiller, pixel_values: Tensor) -> dict[str, float]:
     """Outlier ratios of teacher, refined teacher and student, and the leakage of the adapter, means over the blocks.
 

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from singer_hf.callbacks import evaluating
 from singer_hf.distiller import SingerDistiller
 from singer_hf.inspection.run_figures import loss_curves, norm_rows
+from singer_hf.inspection.running import evaluating
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -49,7 +48,6 @@ def save_figure(draw: Callable[[], Any], file: Path) -> None:
     draw().savefig(file, dpi=150)
 
 
-@torch.no_grad()
 def norm_maps(distiller: SingerDistiller, images: Tensor) -> dict[str, Tensor]:
     """Patch norms (B, rows, columns) behind the last distilled block, by name of the model.
 

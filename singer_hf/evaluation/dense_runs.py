@@ -12,10 +12,9 @@ from singer_hf.evaluation.benchmark_data import BenchmarkData, data_fingerprint
 from singer_hf.evaluation.benchmarks import Benchmark
 from singer_hf.evaluation.bootstrap import CountedOutcomes
 from singer_hf.evaluation.dense_data import IGNORED, DenseRows, DepthDecoder, MaskDecoder
-from singer_hf.evaluation.feature_cache import cache_fingerprint, cache_if_it_fits
 from singer_hf.evaluation.fit import fit_heads, sweep
 from singer_hf.evaluation.probes import DepthHead, SegmentationHead
-from singer_hf.evaluation.run_settings import RunSettings, Subject
+from singer_hf.evaluation.run_settings import RunSettings, Subject, cached_source
 from singer_hf.evaluation.sliding_window import head_predictor, sliding_window
 from singer_hf.evaluation.sources import FeatureSource, ModelFeatures, in_order
 from singer_hf.evaluation.tasks import DepthTask, SegmentationTask, upsample
@@ -117,14 +116,7 @@ def _views(subject: Subject, is_depth: bool, settings: RunSettings) -> _Views:
 def _cached(subject: Subject, source: ModelFeatures, settings: RunSettings) -> FeatureSource:
     rows: DenseRows = source.dataset
     data = f"{rows.dataset._fingerprint} {data_fingerprint(rows.dataset)} {rows.decode} {rows.seed}"
-    fingerprint = cache_fingerprint(subject.model, data, rows.view, source.features_fn)
-    return cache_if_it_fits(
-        source,
-        settings.work_dir / "features",
-        fingerprint,
-        budget_gib=settings.cache_budget_gib,
-        progress=settings.progress,
-    )
+    return cached_source(subject, source, data, rows.view, settings)
 
 
 def _fit(

@@ -191,6 +191,7 @@ class _Fit:
         self.best: dict[str, object] = {}
 
     def train_epoch(self, source: FeatureSource, rows: Tensor) -> None:
+        """One pass over the ``rows`` (M,) of ``source`` in shuffled order; the first one also checks the labels."""
         source.set_epoch(self.epoch)
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.epoch)
         batches = rows[torch.randperm(len(rows), generator=generator)].split(self.settings.batch_size)

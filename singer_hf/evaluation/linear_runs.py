@@ -10,12 +10,11 @@ from torch import Tensor
 from singer_hf.evaluation.benchmark_data import BenchmarkData, data_fingerprint
 from singer_hf.evaluation.benchmarks import Benchmark
 from singer_hf.evaluation.bootstrap import ClassificationOutcomes, CountedOutcomes, knn_outcomes
-from singer_hf.evaluation.feature_cache import cache_fingerprint, cache_if_it_fits
 from singer_hf.evaluation.fit import fit_heads, sweep
 from singer_hf.evaluation.knn import check_same_classes, knn_predict
 from singer_hf.evaluation.metrics import check_classes
 from singer_hf.evaluation.probes import LinearHead
-from singer_hf.evaluation.run_settings import RunSettings, Subject, digest
+from singer_hf.evaluation.run_settings import RunSettings, Subject, cached_source, digest
 from singer_hf.evaluation.sources import FeatureSource, ModelFeatures, in_order
 from singer_hf.evaluation.tasks import ClassificationTask
 from singer_hf.evaluation.views import View, view_of
@@ -159,14 +158,7 @@ def _model_source(subject: Subject, dataset: object, view: View, settings: RunSe
 def _source(subject: Subject, dataset: object, view: View, settings: RunSettings) -> FeatureSource:
     source = _model_source(subject, dataset, view, settings)
     data = f"{dataset._fingerprint} {data_fingerprint(dataset)}"
-    fingerprint = cache_fingerprint(subject.model, data, view, source.features_fn)
-    return cache_if_it_fits(
-        source,
-        settings.work_dir / "features",
-        fingerprint,
-        budget_gib=settings.cache_budget_gib,
-        progress=settings.progress,
-    )
+    return cached_source(subject, source, data, view, settings)
 
 
 @torch.no_grad()

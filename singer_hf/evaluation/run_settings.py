@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from singer_hf.evaluation.feature_cache import model_fingerprint
+from singer_hf.evaluation.feature_cache import cache_fingerprint, cache_if_it_fits, model_fingerprint
 from singer_hf.evaluation.fit import FitSettings
 from singer_hf.evaluation.frozen_features import FrozenFeatures
 from singer_hf.evaluation.probes import Tokens
 from singer_hf.evaluation.protocols import Protocol
+from singer_hf.evaluation.sources import FeatureSource, ModelFeatures
 from singer_hf.transforms import ImageSpec
 from singer_hf.vit_view import view_vit
 
@@ -159,3 +160,24 @@ class RunSettings:
 def digest(*parts: object) -> str:
     """Short hash of the ``repr`` of all parts."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
+def cached_source(
+    subject: Subject, source: ModelFeatures, data: str, transform: object, settings: RunSettings
+) -> FeatureSource:
+    """The features of ``source`` from the run's cache, or ``source`` itself where they do not fit the budget.
+
+    Args:
+        subject: The model they are read from.
+        source: Where they come from.
+        data: Fingerprint of the images.
+        transform: What is done to the images; its ``repr`` says all of it.
+        settings: Settings of the run, for folder and budget.
+    """
+    return cache_if_it_fits(
+        source,
+        settings.work_dir / "features",
+        cache_fingerprint(subject.model, data, transform, source.features_fn),
+        budget_gib=settings.cache_budget_gib,
+        progress=settings.progress,
+    )

@@ -135,6 +135,7 @@ class _Pair:
         self.cosine = PatchCosine(rule) if projector is not None else None
 
     def add(self, student_side: _Side, teacher_side: _Side) -> None:
+        """Adds a batch: on either side the patch tokens (B, N, D) by block, and their grid."""
         (students, grid), (teachers, target) = student_side, teacher_side
         student, reference = students[self.student_block], teachers[self.teacher_block]
         resized = resize_tokens(student, grid, target).to(reference.device)

@@ -43,7 +43,7 @@ def save_distilled(
     if student is not None and resumable:
         _save_tensors(state["student"] or distiller.student.state_dict(), folder / RAW_STUDENT_FILE)
     _save_tensors(state["projectors"] or distiller.projectors.state_dict(), folder / PROJECTORS_FILE)
-    if distiller.refines:
+    if distiller.has_adapters:
         _save_adapter(distiller.teacher, folder / ADAPTER_FOLDER, state["teacher"])
 
 
@@ -67,7 +67,7 @@ def load_distilled(distiller: SingerDistiller, folder: str | Path, average: nn.M
     if average is not None:
         average.load_state_dict(published)
     distiller.projectors.load_state_dict(load_file(folder / PROJECTORS_FILE))
-    if distiller.refines:
+    if distiller.has_adapters:
         name = distiller.teacher.active_adapter
         distiller.teacher.load_adapter(str(folder / adapter_path(name)), name, is_trainable=True)
 

@@ -5,13 +5,19 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from singer_hf.distiller import SingerDistiller
+from singer_hf.distiller import Refiner, SingerDistiller
 from singer_hf.training_args import SingerTrainingArguments
 from singer_hf.transforms import image_spec
+from singer_hf.vitkd import ViTKDDistiller
 
 
 def compose(
-    student: nn.Module, teacher: nn.Module, args: SingerTrainingArguments, processor: Any, teacher_processor: Any
+    student: nn.Module,
+    teacher: nn.Module,
+    args: SingerTrainingArguments,
+    processor: Any,
+    teacher_processor: Any,
+    refiner: Refiner | None = None,
 ) -> SingerDistiller:
     """The composite for a run, with sizes and normalisations as the image processors say.
 
@@ -20,20 +26,30 @@ def compose(
     """
     spec = None if processor is None else image_spec(processor)
     teacher_spec = None if teacher_processor is None else image_spec(teacher_processor)
+    shared = {
+        "teacher_layers": args.teacher_layers,
+        "student_layers": args.student_layers,
+        "kd_weight": args.kd_weight,
+        "image_size": spec and spec.size,
+        "student_normalization": spec and (spec.mean, spec.std),
+        "teacher_normalization": teacher_spec and (teacher_spec.mean, teacher_spec.std),
+    }
+    if args.distillation == "vitkd":
+        if refiner is not None:
+            raise ValueError('`refiner` must be left out with `distillation="vitkd"`, which has no use for it')
+        return ViTKDDistiller(
+            student, teacher, generation_weight=args.generation_weight, mask_ratio=args.mask_ratio, **shared
+        )
     return SingerDistiller(
         student,
         teacher,
-        teacher_layers=args.teacher_layers,
-        student_layers=args.student_layers,
-        kd_weight=args.kd_weight,
+        refiner=refiner,
         outlier_weight=args.outlier_weight,
         info_weight=args.info_weight,
         outlier_quantile=args.outlier_quantile,
         info_loss=args.info_loss,
         detach_refined=args.detach_refined,
-        image_size=spec and spec.size,
-        student_normalization=spec and (spec.mean, spec.std),
-        teacher_normalization=teacher_spec and (teacher_spec.mean, teacher_spec.std),
+        **shared,
     )
 
 

@@ -1,7 +1,8 @@
 """Teacher, student and projectors in one module; its forward pass reads as the method does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class DistillerOutput(ModelOutput):
     Attributes:
         loss: Σ weight x component, scalar.
         kd_loss: L_KD, scalar.
-        outlier_loss: L_outlier, scalar; 0 for a teacher without adapters.
+        outlier_loss: L_outlier, scalar; 0 for a teacher without adapters, whose targets nothing trains.
         info_loss: L_info, scalar; 0 for a teacher without adapters and with ``info_weight=0``, where it is left out.
     """
 
@@ -35,6 +36,13 @@ class DistillerOutput(ModelOutput):
     kd_loss: Tensor | None = None
     outlier_loss: Tensor | None = None
     info_loss: Tensor | None = None
+
+
+class Refiner(Protocol):
+    """What cleans a teacher's tokens: an adapter's layer, or another clean-up (:mod:`singer_hf.refiners`)."""
+
+    def refine(self, hidden_states: Tensor) -> Tensor:
+        """Tokens (B, P+N, D) with their patches cleaned; prefix tokens as they came."""
 
 
 class SingerDistiller(nn.Module):
@@ -47,6 +55,7 @@ class SingerDistiller(nn.Module):
         student: A vision transformer, or a model that returns feature maps (CNNs, Swin).
         teacher: A vision transformer with SiNGER adapters, as from ``get_peft_model``, or a bare one: plain
             multi-layer feature distillation (FitNet) without refinement.
+        refiner: Another clean-up for a teacher without adapters, used behind every distilled block.
         teacher_layers: Distilled blocks of a bare teacher, 0-based, negatives allowed; default as in SingerConfig. A
             teacher with adapters is distilled where the adapters are.
         student_layers: Student blocks, one per distilled teacher block, 0-based, negatives allowed. None: by relative
@@ -80,6 +89,7 @@ class SingerDistiller(nn.Module):
         student: nn.Module,
         teacher: nn.Module,
         *,
+        refiner: Refiner | None = None,
         teacher_layers: Sequence[int] | None = None,
         student_layers: Sequence[int] | None = None,
         kd_weight: float = 1.0,
@@ -98,7 +108,10 @@ class SingerDistiller(nn.Module):
         self.outlier_quantile, self.info_loss, self.detach_refined = outlier_quantile, info_loss, detach_refined
         self.student, self.teacher = student, teacher
         self.teacher_view, self.student_reader = view_vit(teacher), read_student(student, image_size)
+        self._singer_layers = find_singer_layers(teacher)
         self.teacher_layers = self._choose_teacher_layers(teacher_layers)
+        self.refiner = refiner
+        self._refiners = self._choose_refiners(refiner)
         self.student_layers = pair_student_layers(
             self.teacher_layers, self.teacher_view.num_blocks, self.student_reader.num_blocks, student_layers
         )
@@ -124,6 +137,16 @@ class SingerDistiller(nn.Module):
         return sorted({type(view.blocks[0]).__name__ for view in views if view is not None})
 
     @property
+    def has_adapters(self) -> bool:
+        """Whether the refinement is trained along."""
+        return bool(self._singer_layers)
+
+    @property
+    def refines(self) -> bool:
+        """Whether the targets differ from the teacher's raw features."""
+        return bool(self._refiners)
+
+    @property
     def singer_layers(self) -> dict[int, SingerLayer]:
         """The teacher's wrapped blocks by index; empty for a bare teacher."""
         return find_singer_layers(self.teacher)
@@ -135,7 +158,7 @@ class SingerDistiller(nn.Module):
         refined = self.refine(raw)
         kd = self._kd_loss(refined, student_tokens)
         outlier = info = torch.zeros_like(kd)
-        if self.refines:
+        if self.has_adapters:
             outlier = self._outlier_loss(refined)
             if self.info_weight:
                 info = self._info_loss(raw, refined)
@@ -150,7 +173,7 @@ class SingerDistiller(nn.Module):
 
     def refine(self, raw: dict[int, Tensor]) -> dict[int, Tensor]:
         """F̂_l of the distilled blocks; gradients reach the adapters only."""
-        return {i: self._singer_layers[i].refine(raw[i]) if self.refines else raw[i] for i in self.teacher_layers}
+        return {i: self._refiners[i].refine(raw[i]) if self.refines else raw[i] for i in self.teacher_layers}
 
     def replay_next(self, block: int, hidden_states: Tensor) -> Tensor:
         """What block ``block + 1`` makes of other tokens (B, P+N, D_T), in the call that the last batch made of it."""
@@ -209,9 +232,7 @@ class SingerDistiller(nn.Module):
         return hidden_states[:, self.teacher_view.num_prefix_tokens :]
 
     def _choose_teacher_layers(self, given: Sequence[int] | None) -> list[int]:
-        self._singer_layers = find_singer_layers(self.teacher)
-        self.refines = bool(self._singer_layers)
-        if not self.refines:
+        if not self.has_adapters:
             number = self.teacher_view.num_blocks
             return default_layers(number) if given is None else sorted(resolve_layers("teacher_layers", given, number))
         if given is not None and sorted(given) != sorted(self._singer_layers):
@@ -220,6 +241,15 @@ class SingerDistiller(nn.Module):
                 f"({sorted(self._singer_layers)}), got {list(given)}"
             )
         return sorted(self._singer_layers)
+
+    def _choose_refiners(self, refiner: Refiner | None) -> Mapping[int, Refiner]:
+        if refiner is None:
+            return self._singer_layers
+        if self.has_adapters:
+            raise ValueError("`refiner` must be left out for a teacher with SiNGER adapters, which refine already")
+        if not callable(getattr(refiner, "refine", None)):
+            raise ValueError(f"`refiner` must have a method refine(hidden_states), got {type(refiner).__name__}")
+        return dict.fromkeys(self.teacher_layers, refiner)
 
     def _make_projectors(self) -> nn.ModuleDict:
         device, width = self.teacher_view.patch_embedding.weight.device, self.teacher_view.hidden_size

@@ -12,10 +12,16 @@ if TYPE_CHECKING:
     from singer_hf.distiller import SingerDistiller
 
 
-def distillation_plan(distiller: "SingerDistiller") -> str:
-    """Blocks paired, shapes, prefix tokens, parameters trained and frozen, rank and effective null dimension."""
+def distillation_plan(distiller: "SingerDistiller", method: str | None = None) -> str:
+    """Blocks paired, shapes, prefix tokens, parameters trained and frozen, rank and effective null dimension.
+
+    Args:
+        distiller: The composite.
+        method: What it does, in words. None: as the teacher's adapters say.
+    """
     view, reader, images = distiller.teacher_view, distiller.student_reader, distiller.teacher_input
-    method = "SiNGER" if distiller.refines else "multi-layer feature distillation (FitNet), no refinement"
+    if method is None:
+        method = _method(distiller)
     common = min(reader.num_class_tokens, view.num_class_tokens)
     lines = [
         f"method: {method}",
@@ -25,11 +31,19 @@ def distillation_plan(distiller: "SingerDistiller") -> str:
         f"student: {type(distiller.student).__name__}, {reader.num_blocks} blocks, images {_size(images.image_size)}",
         f"compared: the patches and {common} class token(s)",
         *_pair_lines(distiller),
-        *(_rank_line(distiller, i) for i in distiller.teacher_layers if distiller.refines),
+        *(_rank_line(distiller, i) for i in distiller.teacher_layers if distiller.has_adapters),
         f"trained: student {_millions(distiller.student)}, projectors {_millions(distiller.projectors)}, "
         f"adapters {_millions(distiller.teacher)}; frozen: teacher {_millions(distiller.teacher, trained=False)}",
     ]
     return "\n".join(lines)
+
+
+def _method(distiller: "SingerDistiller") -> str:
+    if distiller.has_adapters:
+        return "SiNGER"
+    if distiller.refines:
+        return f"multi-layer feature distillation, targets cleaned by {distiller.refiner}"
+    return "multi-layer feature distillation (FitNet), no refinement"
 
 
 def _pair_lines(distiller: "SingerDistiller") -> list[str]:

@@ -48,7 +48,7 @@ def card_info(trainer: "Trainer", folder: str | Path) -> CardInfo:
         "teacher": trainer.teacher_name or "",
         "teacher_class": type(distiller.teacher_view.backbone).__name__,
         "repo_id": trainer.hub_model_id if "/" in (trainer.hub_model_id or "") else "",
-        "has_adapter": distiller.refines,
+        "has_adapter": distiller.has_adapters,
         "num_images": _num_images(trainer),
         "num_steps": trainer.state.global_step,
         "num_epochs": trainer.state.epoch and round(trainer.state.epoch, 2),
@@ -84,7 +84,7 @@ def _settings(args: SingerTrainingArguments) -> dict[str, Any]:
 
 
 def _adapter_settings(distiller: SingerDistiller) -> dict[str, Any]:
-    if not distiller.refines:
+    if not distiller.has_adapters:
         return {}
     config = distiller.teacher.peft_config[distiller.teacher.active_adapter]
     names = ("r", "layers_to_transform", "init_weights", "nullspace_source", "init_scale")

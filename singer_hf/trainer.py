@@ -22,7 +22,7 @@ from singer_hf.checkpoint import (
 )
 from singer_hf.component_log import ComponentLog, non_finite_component
 from singer_hf.composition import check_devices, check_sharded_run, check_student, compose, name_of
-from singer_hf.distiller import SingerDistiller
+from singer_hf.distiller import Refiner, SingerDistiller
 from singer_hf.hub import upload_checkpoint
 from singer_hf.image_rows import ImageCollator
 from singer_hf.loading import load_image_processor, load_model, student_image_processor
@@ -60,6 +60,7 @@ class SingerDistillationTrainer(Trainer):
         evaluators: Callables student -> dict of floats, run at every evaluation; their figures are logged as
             ``eval_<name>`` and serve as ``metric_for_best_model``.
         image_column: Column with the images; found by itself if None.
+        refiner: Another clean-up of the teacher's tokens than an adapter (:mod:`singer_hf.refiners`).
         data_collator: For rows of another form.
         run_facts: Facts for the model card that the trainer cannot know, fields of
             :class:`singer_hf.model_card.CardInfo` such as ``dataset``.
@@ -83,6 +84,7 @@ class SingerDistillationTrainer(Trainer):
         teacher_processing_class: Any = None,
         evaluators: Sequence[Evaluator] | None = None,
         image_column: str | None = None,
+        refiner: Refiner | None = None,
         data_collator: Callable | None = None,
         run_facts: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -106,7 +108,7 @@ class SingerDistillationTrainer(Trainer):
                 dataset, processor, train=train, image_column=image_column, color_jitter=jitter, seed=args.seed
             )
 
-        distiller = compose(student, attach_adapter(teacher, peft_config), args, processor, teacher_processor)
+        distiller = compose(student, attach_adapter(teacher, peft_config), args, processor, teacher_processor, refiner)
         super().__init__(
             model=distiller,
             args=args,

@@ -6,6 +6,8 @@ from transformers import TrainingArguments
 
 from singer_hf.losses import INFO_LOSSES, check_loss_settings
 
+DISTILLATIONS = ("features", "vitkd")
+
 
 @dataclass
 class SingerTrainingArguments(TrainingArguments):
@@ -23,6 +25,10 @@ class SingerTrainingArguments(TrainingArguments):
         outlier_quantile: γ in (0, 1).
         info_loss: ``"gram"`` (paper) or ``"reference"`` (released code).
         detach_refined: Whether L_KD leaves the adapter alone.
+        distillation: ``"features"`` (SiNGER; FitNet with a bare teacher) or ``"vitkd"``, the method it is compared
+            with, for a bare teacher (:class:`singer_hf.vitkd.ViTKDDistiller`).
+        mask_ratio: Share of the patches that ViTKD masks, in (0, 1).
+        generation_weight: Weight of ViTKD's generation term, >= 0; ``kd_weight`` is that of its mimicking term.
         teacher_layers: Distilled blocks of a bare teacher; adapters say it themselves.
         student_layers: Student block for each distilled teacher block; default by relative depth.
         color_jitter: Strength of brightness, contrast and saturation jitter, >= 0; 0 is off.
@@ -51,6 +57,9 @@ class SingerTrainingArguments(TrainingArguments):
     outlier_quantile: float = field(default=0.97, metadata={"help": "Share of patches whose norm is left alone."})
     info_loss: str = field(default="gram", metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
     detach_refined: bool = field(default=False, metadata={"help": "Keep L_KD from training the adapter."})
+    distillation: str = field(default="features", metadata={"help": f"One of {', '.join(DISTILLATIONS)}."})
+    mask_ratio: float = field(default=0.5, metadata={"help": "Share of the patches that ViTKD masks."})
+    generation_weight: float = field(default=0.05, metadata={"help": "Weight of ViTKD's generation loss, >= 0."})
     teacher_layers: list[int] | None = field(
         default=None, metadata={"help": "Distilled blocks of a teacher without adapters, 0-based."}
     )
@@ -67,6 +76,10 @@ class SingerTrainingArguments(TrainingArguments):
         check_loss_settings(
             self.kd_weight, self.outlier_weight, self.info_weight, self.outlier_quantile, self.info_loss
         )
+        if self.distillation not in DISTILLATIONS:
+            choices = ", ".join(map(repr, DISTILLATIONS))
+            raise ValueError(f"`distillation` must be one of {choices}, got {self.distillation!r}")
+        check_generation_settings(self.mask_ratio, self.generation_weight)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must lie in (0, 1), got {self.ema_decay!r}; leave it out for no average")
         if self.num_artifact_images < 0:
@@ -75,3 +88,15 @@ class SingerTrainingArguments(TrainingArguments):
             raise ValueError(f"`color_jitter` must be at least 0, got {self.color_jitter!r}")
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: the images would be removed")
+
+
+def check_generation_settings(mask_ratio: float, generation_weight: float) -> None:
+    """Checks the settings of ViTKD's generation term.
+
+    Raises:
+        ValueError: If the share is not in (0, 1) or the weight is negative.
+    """
+    if not 0 < mask_ratio < 1:
+        raise ValueError(f"`mask_ratio` must lie in (0, 1), got {mask_ratio!r}")
+    if not generation_weight >= 0:
+        raise ValueError(f"`generation_weight` must be at least 0, got {generation_weight!r}")

@@ -111,13 +111,17 @@ class ViTView:
         """The block that reads what block ``index`` writes: the next one; for the last block itself, as a stand-in."""
         return min(index + 1, self.num_blocks - 1)
 
+    def mlp_layers(self, index: int) -> tuple[nn.Linear, nn.Linear]:
+        """First and last linear layer of the MLP of block ``index``; of a gated MLP the one before the last."""
+        return tuple(linear for _, linear in _mlp_linears(self.blocks[index])[-2:])
+
     def mlp_weights(self, index: int) -> tuple[Tensor, Tensor]:
         """Input (H, D) and output (D, H) weights of the MLP of block ``index``.
 
         A gated MLP gives its value path: the branch that is multiplied by the activated gate. Packed gate and value
         weights are split.
         """
-        _, fc_in, fc_out = _mlp(self.blocks[index])
+        fc_in, fc_out = self.mlp_layers(index)
         weight, hidden = fc_in.weight, fc_out.in_features
         if weight.shape[0] == 2 * hidden:
             value_first = getattr(_owner(self.blocks[index], fc_in), "gate_last", False)
@@ -256,11 +260,6 @@ def _attention_linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
 def _mlp_linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
     inside_attention = set(map(id, _attention(block).modules()))
     return [item for item in _linears(block) if id(item[1]) not in inside_attention]
-
-
-def _mlp(block: nn.Module) -> tuple[list[tuple[str, nn.Linear]], nn.Linear, nn.Linear]:
-    linears = _mlp_linears(block)
-    return linears, linears[-2][1], linears[-1][1]
 
 
 def _owner(block: nn.Module, child: nn.Module) -> nn.Module:

@@ -14,6 +14,8 @@ PACKAGE = Path(singer_hf.__file__).parent
 # Lowest first; names without the leading "singer_hf.". A new module needs a place here.
 LAYERS = (
     {
+        "comparison",
+        "comparison.metric_table",
         "component_log",
         "data",
         "demo_scenes",
@@ -33,10 +35,12 @@ LAYERS = (
         "nullspace",
         "pairing",
         "planting",
+        "recipes",
         "transforms",
         "version",
     },
     {
+        "comparison.summary",
         "evaluation.benchmarks",
         "evaluation.bootstrap",
         "evaluation.evaluate_metrics",
@@ -54,6 +58,7 @@ LAYERS = (
         "vit_view",
     },
     {
+        "comparison.tables",
         "evaluation.dense_data",
         "evaluation.linear_probe",
         "evaluation.results",
@@ -69,6 +74,7 @@ LAYERS = (
         "inspection.directions",
         "inspection.snapshots",
         "reads",
+        "refiners",
         "students",
         "teacher_input",
         "tuner.layer",
@@ -79,15 +85,25 @@ LAYERS = (
         "inspection.figures",
         "inspection.nullspace_report",
         "inspection.summarise",
+        "planted_teacher",
         "tuner.config",
     },
-    {"evaluation.run_settings", "inspection.audit", "inspection.curves", "inspection.run_figures", "tuner.model"},
+    {
+        "comparison.figures",
+        "evaluation.run_settings",
+        "inspection.audit",
+        "inspection.curves",
+        "inspection.run_figures",
+        "tuner.model",
+    },
     {"evaluation", "evaluation.dense_runs", "evaluation.linear_runs", "inspection.report", "plan", "tuner"},
     {"distiller", "evaluation.benchmark_runs", "inspection"},
-    {"callbacks", "checkpoint", "composition", "run_card"},
-    {"run_pictures"},
+    {"callbacks", "checkpoint", "comparison.methods", "run_card", "vitkd"},
+    {"comparison.measures", "comparison.study", "composition", "run_pictures"},
     {"audit_callback", "trainer"},
-    {"demo"},
+    {"comparison.cells", "demo"},
+    {"comparison.costs"},
+    {"comparison.runner"},
     {""},
 )
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
@@ -182,7 +198,7 @@ def test_timm_is_imported_nowhere(module):
 @every_module
 def test_matplotlib_is_imported_inside_functions_of_figures_only(module):
     tree = _without_type_checking(_tree(module))
-    if module.startswith("inspection.") and module.endswith(("figures", "curves")):
+    if module.startswith(("inspection.", "comparison.")) and module.endswith(("figures", "curves")):
         tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
     assert "matplotlib" not in _packages(tree, module)
 

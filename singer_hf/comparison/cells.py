@@ -1,0 +1,227 @@
+"""One cell of a comparison: a student trained by one method with one seed, and everything measured of it."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from transformers import set_seed
+
+from singer_hf.checkpoint import last_complete_checkpoint
+from singer_hf.comparison.measures import (
+    benchmark_figures,
+    pixel_batches_of,
+    probe_figures,
+    refinement_figures,
+    similarity_figures,
+)
+from singer_hf.comparison.study import Study
+from singer_hf.data import load_image_dataset
+from singer_hf.evaluation.evaluators import OnlineProbes
+from singer_hf.loading import load_image_processor, load_model, model_from_config, student_image_processor
+from singer_hf.students import read_student
+from singer_hf.teacher_input import TeacherInput
+from singer_hf.trainer import SingerDistillationTrainer
+from singer_hf.training_args import SingerTrainingArguments
+from singer_hf.transforms import image_spec
+from singer_hf.vit_view import view_vit
+
+_RESULT = "result.json"
+_EVAL_IMAGES, _CURVE_IMAGES = 250, 2_000
+# Fields of a study that change nothing about a single cell.
+_NOT_OF_A_CELL = ("methods", "output_dir", "seeds", "baseline", "grid")
+
+
+def run_cell(study: Study, method: str, seed: int, quiet: bool = False) -> dict[str, Any]:
+    """Trains and measures one cell, or reads what was measured before; an interrupted one goes on where it stopped.
+
+    Args:
+        study: The comparison.
+        method: Name of the method.
+        seed: The seed.
+        quiet: Whether progress bars are off.
+
+    Raises:
+        ValueError: If the folder holds this cell with other settings.
+    """
+    folder = study.cell_folder(method, seed)
+    settings = _settings_digest(study, method, seed)
+    if (done := read_result(folder, settings)) is not None:
+        return done
+    trainer = _make_trainer(study, method, seed, folder / "student", quiet)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder / "student"))
+    trainer.save_model()
+    result = {
+        "method": method,
+        "seed": seed,
+        "settings": settings,
+        "metrics": _measure(study, trainer, folder),
+        "curve": _curve(trainer),
+        "num_parameters": sum(p.numel() for p in trainer.student.parameters()),
+    }
+    write_result(folder, result)
+    for checkpoint in (folder / "student").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    return result
+
+
+def run_reference(study: Study, name: str, model: str) -> dict[str, Any]:
+    """What is measured of a teacher itself, as of the students.
+
+    Args:
+        study: The comparison.
+        name: What it is called.
+        model: Its folder or id.
+    """
+    folder = Path(study.output_dir) / "references" / name.replace(" ", "_")
+    settings = hashlib.sha256(repr((model, _shared_settings(study))).encode()).hexdigest()[:16]
+    if (done := read_result(folder, settings)) is not None:
+        return done
+    teacher, processor = load_model(model, "teacher_name_or_path").to(_device()), load_image_processor(model)
+    train, test = probe_images(study)
+    metrics = probe_figures(teacher, processor, train, test)
+    metrics |= benchmark_figures(teacher, processor, study.benchmarks, folder / "work")
+    result = {"method": name, "settings": settings, "metrics": metrics}
+    write_result(folder, result)
+    return result
+
+
+def read_result(folder: Path, settings: str) -> dict[str, Any] | None:
+    """The result in a cell's folder; None if it is not finished.
+
+    Raises:
+        ValueError: If it was made with other settings.
+    """
+    file = folder / _RESULT
+    if not file.is_file():
+        return None
+    result = json.loads(file.read_text(encoding="utf-8"))
+    if result["settings"] != settings:
+        raise ValueError(
+            f"{str(file)!r} was made with other settings of the comparison; take another `output_dir`, or delete that "
+            "folder to have it made again"
+        )
+    return result
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Writes a result whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{_RESULT}.part"
+    unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(folder / _RESULT)
+
+
+def prepare_trainer(
+    study: Study, method: str, seed: int, args: SingerTrainingArguments, **options: Any
+) -> SingerDistillationTrainer:
+    """The trainer of a cell: every method with one seed starts from the same student and sees the same images."""
+    entry = study.methods[method]
+    teacher_name = entry.teacher_name_or_path or study.teacher_name_or_path
+    teacher_processor = load_image_processor(teacher_name)
+    set_seed(seed)
+    student, teacher = model_from_config(study.student_config), load_model(teacher_name, "teacher_name_or_path")
+    processor = student_image_processor(student, teacher_processor)
+    if processor is None:
+        raise ValueError(f"`teacher_name_or_path` must hold an image processor, got {teacher_name!r} without one")
+    rows = load_image_dataset(study.dataset_name, split=study.train_split, max_samples=study.max_train_samples, seed=0)
+    calibration = pixel_batches_of(rows, teacher_processor, study.num_calibration_images)
+    size = _teacher_image_size(student, teacher, image_spec(processor).size)
+    teacher, refiner = entry.prepare(teacher, size, calibration, seed)
+    set_seed(seed)  # whatever the method drew: projectors and image order are the same for all of them
+    return SingerDistillationTrainer(
+        student,
+        teacher,
+        args,
+        train_dataset=rows,
+        processing_class=processor,
+        teacher_processing_class=teacher_processor,
+        refiner=refiner,
+        run_facts={"dataset": study.dataset_name, "teacher": teacher_name},
+        **options,
+    )
+
+
+def probe_images(study: Study) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Labelled images to fit probes on and to measure on."""
+    train = load_image_dataset(
+        study.dataset_name, split=study.train_split, max_samples=study.max_probe_samples, seed=0
+    )
+    test = load_image_dataset(study.dataset_name, split=study.test_split, max_samples=study.max_test_samples, seed=0)
+    return train, test
+
+
+def _make_trainer(study: Study, method: str, seed: int, output_dir: Path, quiet: bool) -> SingerDistillationTrainer:
+    _, test = probe_images(study)
+    interval = max(1, study.max_steps // max(study.num_evaluations, 1))
+    defaults = {
+        "logging_steps": interval,
+        "save_steps": interval,
+        "save_total_limit": 1,
+        "warmup_steps": 0.05,
+        "report_to": "none",
+        "num_artifact_images": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "eval_strategy": "steps" if study.num_evaluations else "no",
+        "eval_steps": interval,
+    }
+    args = SingerTrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=study.max_steps,
+        seed=seed,
+        disable_tqdm=quiet,
+        overwrite_output_dir=True,
+        **defaults | study.training | study.methods[method].training_arguments(),
+    )
+    few = test.select(range(min(_EVAL_IMAGES, len(test))))
+    trainer = prepare_trainer(study, method, seed, args, eval_dataset=few if study.num_evaluations else None)
+    if study.num_evaluations:
+        train, test = probe_images(study)
+        probes = OnlineProbes(
+            train, test, trainer.processing_class, probes=["knn"], share=1.0, max_images=_CURVE_IMAGES
+        )
+        trainer.evaluators.append(probes)
+    return trainer
+
+
+def _measure(study: Study, trainer: SingerDistillationTrainer, folder: Path) -> dict[str, Any]:
+    distiller, student, processor = trainer.distiller.eval(), trainer.student.eval(), trainer.processing_class
+    train, test = probe_images(study)
+    batches = [batch.to(_device()) for batch in pixel_batches_of(test, processor)]
+    # Read anew: what a method did to its teacher must not change what it is compared with.
+    teachers = {"teacher": load_model(study.teacher_name_or_path, "teacher_name_or_path").to(_device())}
+    if study.clean_teacher_name_or_path:
+        clean = load_model(study.clean_teacher_name_or_path, "clean_teacher_name_or_path")
+        teachers["clean"] = clean.to(_device())
+    metrics = probe_figures(student, processor, train, test)
+    metrics |= similarity_figures(distiller, student, teachers, batches)
+    metrics |= refinement_figures(distiller, batches)
+    return metrics | benchmark_figures(student, processor, study.benchmarks, folder / "work")
+
+
+def _curve(trainer: SingerDistillationTrainer) -> list[dict[str, float]]:
+    rows = [row for row in trainer.state.log_history if "eval_knn_top1" in row]
+    return [{"step": row["step"], "knn_top1": row["eval_knn_top1"]} for row in rows]
+
+
+def _teacher_image_size(student: nn.Module, teacher: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+    reader = read_student(student, size)
+    return TeacherInput(view_vit(teacher), size, reader.grid(reader.num_blocks - 1, size)).teacher_image_size
+
+
+def _settings_digest(study: Study, method: str, seed: int) -> str:
+    parts = (asdict(study.methods[method]), _shared_settings(study), seed)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _shared_settings(study: Study) -> dict[str, Any]:
+    return {name: value for name, value in asdict(study).items() if name not in _NOT_OF_A_CELL}
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,70 @@
+"""What a step of each method costs beside a step of the baseline, measured side by side."""
+
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from tqdm.auto import tqdm
+
+from singer_hf.comparison.cells import prepare_trainer
+from singer_hf.comparison.study import Study
+from singer_hf.trainer import SingerDistillationTrainer
+from singer_hf.training_args import SingerTrainingArguments
+
+
+def step_costs(study: Study, num_steps: int = 30, warmup: int = 3) -> dict[str, float]:
+    """Median time of a training step (losses, gradients, AdamW) of every method over that of the baseline.
+
+    The methods take turns, so that what else the machine does hits all alike. Empty without the baseline.
+
+    Args:
+        study: The comparison.
+        num_steps: Steps of each method that count.
+        warmup: Steps before them that do not.
+    """
+    if study.baseline not in study.methods:
+        return {}
+    trainers = {name: _trainer(study, name) for name in study.methods}
+    batches = {name: next(iter(trainer.get_train_dataloader())) for name, trainer in trainers.items()}
+    optimizers = {name: trainer.create_optimizer() for name, trainer in trainers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    for step in tqdm(range(num_steps + warmup), "cost of a step"):
+        for name, trainer in trainers.items():
+            taken = _step(trainer, optimizers[name], batches[name])
+            if step >= warmup:
+                seconds[name].append(taken)
+    baseline = median(seconds[study.baseline])
+    return {name: median(values) / baseline for name, values in seconds.items()}
+
+
+def _trainer(study: Study, name: str) -> SingerDistillationTrainer:
+    args = SingerTrainingArguments(
+        output_dir=str(Path(study.output_dir) / "costs"),
+        max_steps=1,
+        report_to="none",
+        save_strategy="no",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **_without_strategies(study.training) | study.methods[name].training_arguments(),
+    )
+    return prepare_trainer(study, name, study.seeds[0], args)
+
+
+def _without_strategies(training: dict) -> dict:
+    return {name: value for name, value in training.items() if not name.startswith(("save_", "eval_", "logging_"))}
+
+
+def _step(trainer: SingerDistillationTrainer, optimizer: torch.optim.Optimizer, batch: dict) -> float:
+    model = trainer.model.train()
+    _synchronise()
+    start = time.perf_counter()
+    model(batch["pixel_values"].to(trainer.args.device)).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    _synchronise()
+    return time.perf_counter() - start
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

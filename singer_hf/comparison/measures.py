@@ -1,0 +1,153 @@
+"""What is measured of a student: probes, how much it looks like its teacher, what is left of the artifacts."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from singer_hf.callbacks import artifact_measures
+from singer_hf.distiller import SingerDistiller
+from singer_hf.evaluation.benchmark_data import load_benchmark
+from singer_hf.evaluation.benchmark_runs import run_benchmark
+from singer_hf.evaluation.benchmarks import get_benchmark
+from singer_hf.evaluation.frozen_features import FrozenFeatures
+from singer_hf.evaluation.knn import knn_accuracy
+from singer_hf.evaluation.linear_probe import linear_probe
+from singer_hf.evaluation.protocols import get_protocol
+from singer_hf.evaluation.run_settings import RunSettings, Subject
+from singer_hf.evaluation.sources import ModelFeatures, in_order
+from singer_hf.image_rows import ImageCollator, with_image_transform
+from singer_hf.inspection.comparison import compare_features
+from singer_hf.nullspace import Spectrum, energy_shares
+from singer_hf.reads import read_gram
+from singer_hf.transforms import eval_transform, image_spec
+
+_BATCH = 250
+# Images on which norms, similarities and leakage are measured.
+NUM_FEATURE_IMAGES = 1_000
+_NUM_ARTIFACT_IMAGES = 250
+
+
+def probe_figures(model: nn.Module, processor: Any, train: Dataset, test: Dataset, k: int = 20) -> dict[str, float]:
+    """Top-1 accuracy of linear probes and nearest neighbours on the last block's tokens before the norm.
+
+    The linear probes are logistic regressions run to their optimum, so that only the penalty is left to choose, which
+    is done on a part of the training images.
+
+    Args:
+        model: A vision model.
+        processor: Its image processor.
+        train: Labelled images to fit on.
+        test: Labelled images to measure on.
+        k: Neighbours of the vote.
+    """
+    (features, labels), (test_features, test_labels) = (_features(model, processor, rows) for rows in (train, test))
+    figures = {}
+    for name, tokens in (("probe_cls", "cls"), ("probe_mean", "mean")):
+        if tokens in features:
+            figures[name] = linear_probe(features[tokens], labels, test_features[tokens], test_labels)
+    joined, test_joined = (torch.cat(list(part.values()), dim=1) for part in (features, test_features))
+    figures["knn"] = knn_accuracy(joined, labels, test_joined, test_labels, k=min(k, len(labels)))
+    return figures
+
+
+def _features(model: nn.Module, processor: Any, rows: Dataset) -> tuple[dict[str, Tensor], Tensor]:
+    transformed = with_image_transform(rows, eval_transform(processor))
+    source, batches = ModelFeatures(model, transformed, FrozenFeatures()), []
+    for features, labels in source.iterate(in_order(len(rows), _BATCH)):
+        batches.append(({name: tensor[:, -1].cpu() for name, tensor in features.items()}, labels))
+    names = batches[0][0]
+    return {name: torch.cat([part[name] for part, _ in batches]) for name in names}, torch.cat([y for _, y in batches])
+
+
+def similarity_figures(
+    distiller: SingerDistiller, student: nn.Module, teachers: Mapping[str, nn.Module], batches: list[Tensor]
+) -> dict[str, float | None]:
+    """Gram distance and CKA of the last distilled block to each teacher, and inheritance of the first one's outliers.
+
+    Args:
+        distiller: The trained composite, for the pairing and the teacher's images.
+        student: The student.
+        teachers: Suffix of the figures -> teacher; the distilled one first.
+        batches: Images (B, 3, H, W) normalised for the student.
+    """
+    figures: dict[str, float | None] = {}
+    where = {"teacher_layers": distiller.teacher_layers[-1:], "student_layers": distiller.student_layers[-1:]}
+    for suffix, teacher in teachers.items():
+        (row,) = compare_features(
+            student, teacher, batches, teacher_input=distiller.teacher_input, progress=False, **where
+        )
+        figures |= {f"gram_{suffix}": row["gram_distance"], f"cka_{suffix}": row["cka"]}
+        if suffix == next(iter(teachers)):
+            figures |= {"inheritance_iou": row["iou"], "inherited": row["inherited"]}
+            figures["outlier_share"] = row["student_share"]
+    return figures
+
+
+def refinement_figures(distiller: SingerDistiller, batches: list[Tensor]) -> dict[str, float]:
+    """Outlier ratios, true leakage of the clean-up, and for adapters the shares of Φ_up's energy (E_prob, E_safe).
+
+    The shares are means over the adapters, by the next block's MLP product as in the paper.
+    """
+    measures = artifact_measures(distiller, torch.cat(batches)[:_NUM_ARTIFACT_IMAGES])
+    names = {
+        "student_outlier_ratio": "outlier_ratio",
+        "refined_outlier_ratio": "refined_outlier_ratio",
+        "adapter_leakage": "leakage",
+    }
+    figures = {shown: measures[name] for name, shown in names.items() if name in measures}
+    shares = [_energy(distiller, index) for index in distiller.singer_layers]
+    if shares:
+        figures |= {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
+    return figures
+
+
+def _energy(distiller: SingerDistiller, index: int) -> dict[str, float]:
+    spectrum = Spectrum.of_gram(read_gram(distiller.teacher_view, index, "mlp"))
+    (up,) = distiller.singer_layers[index].singer_up.values()
+    return energy_shares(up.weight, spectrum)
+
+
+def benchmark_figures(
+    model: nn.Module, processor: Any, entries: tuple[dict[str, Any], ...], work_dir: Path
+) -> dict[str, float]:
+    """The main figure of further benchmarks, by metric (``mean_iou``, ``rmse`` ...).
+
+    Args:
+        model: A vision model.
+        processor: Its image processor.
+        entries: Each with the benchmark's ``name`` and optionally ``dataset_name``, ``max_train_samples``,
+            ``max_test_samples`` and ``settings``, fields of :class:`singer_hf.evaluation.run_settings.RunSettings`.
+        work_dir: Folder for states of unfinished heads.
+    """
+    subject = Subject("model", model.eval(), image_spec(processor))
+    figures = {}
+    for entry in entries:
+        benchmark = get_benchmark(entry["name"])
+        if "dataset_name" in entry:
+            benchmark = replace(benchmark, train_name=entry["dataset_name"], test_name="")
+        limits = {name: entry[name] for name in ("max_train_samples", "max_test_samples") if name in entry}
+        data = load_benchmark(benchmark, **limits)
+        settings = dict(entry.get("settings", {}))
+        if "learning_rates" in settings:
+            settings["learning_rates"] = tuple(settings["learning_rates"])
+        protocol = get_protocol(settings.pop("protocol", benchmark.protocol))
+        run = run_benchmark(
+            subject,
+            benchmark,
+            data,
+            RunSettings(protocol, work_dir, num_pictures=0, resamples=1, progress=False, **settings),
+        )
+        figures[entry.get("metric", benchmark.metric)] = run.results[0].value
+    return figures
+
+
+def pixel_batches_of(rows: Dataset, processor: Any, number: int = NUM_FEATURE_IMAGES) -> list[Tensor]:
+    """The first images as batches (B, 3, H, W), normalised as the processor says."""
+    rows = with_image_transform(rows.select(range(min(number, len(rows)))), eval_transform(processor))
+    return [batch["pixel_values"] for batch in DataLoader(rows, _BATCH, collate_fn=ImageCollator())]

@@ -1,0 +1,144 @@
+"""What a comparison compares: one teacher, one student, one set of images, many methods and seeds."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from singer_hf.comparison.methods import Method
+from singer_hf.training_args import SingerTrainingArguments
+
+# What every method must share; the study says it once.
+_SHARED = ("seed", "output_dir", "run_name", "max_steps", "num_train_epochs", "distillation")
+_GRID_NAMES = 2
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison as its YAML file says it.
+
+    Attributes:
+        teacher_name_or_path: The teacher that all methods distil from.
+        student_config: Config of the student: JSON file, folder or Hub id. Weights are random, by the seed.
+        dataset_name: Images to distil on and, with labels, to probe on.
+        max_steps: Optimiser steps of every cell.
+        methods: Name -> method, in the order of the tables.
+        output_dir: Folder of everything that is written.
+        seeds: Seeds of student, projectors, random directions and image order.
+        baseline: The method that the others are compared with.
+        clean_teacher_name_or_path: The teacher before artifacts were planted, where there is one.
+        train_split: Split to distil on and to fit the probes on.
+        test_split: Split that is measured.
+        max_train_samples: Distil on a seeded subset of this size.
+        max_probe_samples: Images of the training split that the probes are fitted on.
+        max_test_samples: Images of the test split that are measured.
+        num_calibration_images: Training images for `nullspace_source: jacobian` and for finding register neurons.
+        num_evaluations: Evaluations while training, evenly spread, for the curves; 0 is off.
+        training: Fields of SingerTrainingArguments for all cells.
+        benchmarks: Further benchmarks of :mod:`singer_hf.evaluation.benchmarks`: ``name`` and what departs from it.
+        grid: (rows, columns) of a sweep of two settings, each (name, values); None without one.
+    """
+
+    teacher_name_or_path: str
+    student_config: str
+    dataset_name: str
+    max_steps: int
+    methods: dict[str, Method]
+    output_dir: str = "outputs/comparison"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    baseline: str = "fitnet"
+    clean_teacher_name_or_path: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    max_train_samples: int | None = None
+    max_probe_samples: int = 10_000
+    max_test_samples: int | None = None
+    num_calibration_images: int = 256
+    num_evaluations: int = 4
+    training: dict[str, Any] = field(default_factory=dict)
+    benchmarks: tuple[dict[str, Any], ...] = ()
+    grid: tuple[tuple[str, tuple], ...] | None = None
+
+    def cell_folder(self, method: str, seed: int) -> Path:
+        """Folder of one cell."""
+        return Path(self.output_dir) / "cells" / method / f"seed{seed}"
+
+    def cells(self) -> list[tuple[str, int]]:
+        """(method, seed) of all cells, seed by seed, so that an unfinished comparison compares what it has."""
+        return [(method, seed) for seed in self.seeds for method in self.methods]
+
+
+def read_study(file: str | Path, **overrides: Any) -> Study:
+    """Reads a study from a YAML file.
+
+    Args:
+        file: The file.
+        **overrides: Fields that win over the file; ``methods`` keeps those of that name. None leaves the file's.
+
+    Raises:
+        ValueError: If a name is unknown or missing, or a method does not fit.
+    """
+    given = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    kept = overrides.pop("methods", None)
+    given |= overrides
+    known = {item.name for item in fields(Study)}
+    if unknown := sorted(set(given) - known):
+        raise ValueError(f"{str(file)!r} has unknown names {unknown}; known are {sorted(known)}")
+    if missing := [name for name in ("teacher_name_or_path", "student_config", "dataset_name") if name not in given]:
+        raise ValueError(f"{str(file)!r} must say {', '.join(missing)}")
+    grid = given.pop("grid", None)
+    entries = dict(given.pop("methods", None) or {}) | (_grid_entries(grid) if grid else {})
+    methods = {name: Method.parse(name, entry) for name, entry in entries.items()}
+    if kept is not None:
+        methods = {name: methods[name] for name in _checked_names(kept, methods)}
+    return _checked(Study(**_plain(given), methods=methods, grid=_axes(grid) if grid else None))
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists as tuples where the study holds tuples."""
+    return {name: tuple(value) if name in ("seeds", "benchmarks") else value for name, value in given.items()}
+
+
+def _checked(study: Study) -> Study:
+    if not study.methods:
+        raise ValueError("`methods` must name at least one method")
+    if len(set(study.seeds)) < len(study.seeds) or not study.seeds:
+        raise ValueError(f"`seeds` must be different numbers, got {list(study.seeds)}")
+    known = {item.name for item in fields(SingerTrainingArguments)} - set(_SHARED)
+    if unknown := sorted(set(study.training) - known):
+        raise ValueError(
+            f"`training` must hold fields of SingerTrainingArguments other than {', '.join(_SHARED)}, got {unknown}"
+        )
+    for name in study.methods:
+        if "/" in name or name in (".", ".."):
+            raise ValueError(f"names of methods are names of folders too, got {name!r}")
+    return study
+
+
+def _checked_names(names: list[str], methods: Mapping[str, Method]) -> list[str]:
+    if unknown := [name for name in names if name not in methods]:
+        raise ValueError(f"`methods` must be some of {list(methods)}, got {unknown}")
+    return names
+
+
+def _axes(grid: Mapping[str, Any]) -> tuple[tuple[str, tuple], ...]:
+    axes = tuple((name, tuple(values)) for name, values in grid.items() if name != "base")
+    if len(axes) != _GRID_NAMES:
+        raise ValueError(f"`grid` must sweep two settings beside `base`, got {[name for name, _ in axes]}")
+    return axes
+
+
+def grid_name(names: tuple[str, ...], values: tuple[Any, ...]) -> str:
+    """Name of the method at one point of a grid."""
+    return ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+
+
+def _grid_entries(grid: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    names, values = zip(*_axes(grid), strict=True)
+    base = {"method": "singer", **grid.get("base", {})}
+    points = itertools.product(*values)
+    return {grid_name(names, point): base | dict(zip(names, point, strict=True)) for point in points}

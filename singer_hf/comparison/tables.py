@@ -1,0 +1,136 @@
+"""A comparison as one markdown page: what was run, tables with intervals, and a sentence per method."""
+
+from collections.abc import Mapping, Sequence
+
+from singer_hf.comparison.metric_table import QUALITY, get_metric, in_order
+from singer_hf.comparison.summary import excludes_zero, sentence, with_half_width
+
+_TITLE = "# Comparison of methods"
+
+
+def comparison_markdown(
+    summary: Mapping,
+    *,
+    step_costs: Mapping[str, float],
+    references: Mapping[str, Mapping[str, float | None]],
+    facts: Mapping[str, str],
+    metric: str = "probe_cls",
+) -> str:
+    """The page.
+
+    Args:
+        summary: From :func:`singer_hf.comparison.summary.summarise`.
+        step_costs: Method -> time of a training step over that of the baseline; may be empty.
+        references: Name -> figures of models that were not trained here, such as the teachers: rows without interval,
+            in the tables in which they have a figure.
+        facts: What a reader needs to repeat it (command, seeds, hardware, data, steps, date): name -> text.
+        metric: What the sentences are about.
+    """
+    names = in_order([*summary["metrics"], *(name for figures in references.values() for name in figures)])
+    quality = [name for name in names if name in QUALITY]
+    parts = [_TITLE, "\n".join(f"- {name}: {text}" for name, text in facts.items())]
+    parts += _section("## Quality", summary, quality, references, step_costs)
+    parts += _paired_section(summary, quality)
+    parts += _section("## Cleanliness", summary, [name for name in names if name not in QUALITY], references, {})
+    parts += ["## In words", "\n".join(f"- {sentence(summary, method, metric)}" for method in summary["methods"])]
+    parts += ["## How to read the intervals", _notes(summary)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _section(
+    title: str,
+    summary: Mapping,
+    names: Sequence[str],
+    references: Mapping[str, Mapping[str, float | None]],
+    step_costs: Mapping[str, float],
+) -> list[str]:
+    if not names and not step_costs:
+        return []
+    rows = [
+        [name, *(get_metric(column).text(figures.get(column)) for column in names), *(["-"] if step_costs else [])]
+        for name, figures in references.items()
+        if any(figures.get(column) is not None for column in names)
+    ]
+    for method, figures in summary["methods"].items():
+        row = [method, *(_cell(figures.get(column), column, len(summary["seeds"])) for column in names)]
+        rows.append([*row, _cost(step_costs.get(method))] if step_costs else row)
+    header = ["method", *map(_heading, names), *(["step cost ↓"] if step_costs else [])]
+    return [title, _table(header, rows), _legend(names, summary["baseline"] if step_costs else None)]
+
+
+def _paired_section(summary: Mapping, names: Sequence[str]) -> list[str]:
+    baseline = summary["baseline"]
+    title = f"## Differences to {baseline} at equal seeds"
+    if baseline not in summary["methods"]:
+        return [title, f"None: there is no {baseline} among the methods."]
+    names = [name for name in names if name in summary["methods"][baseline]]
+    if not names or not summary["paired"]:
+        return []
+    rows = [
+        [method, *(_paired_cell(figures.get(name), name, len(summary["seeds"])) for name in names)]
+        for method, figures in summary["paired"].items()
+    ]
+    level = f"{100 * summary['level']:g} %"
+    note = f"Method minus {baseline}, with the {level} interval; shares in points. Bold: the interval excludes 0."
+    return [title, _table(["method", *map(_heading, names)], rows), note]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _heading(name: str) -> str:
+    return f"{name} {get_metric(name).arrow}".strip()
+
+
+def _legend(names: Sequence[str], baseline: str | None) -> str:
+    entries = []
+    for name in names:
+        metric = get_metric(name)
+        title = "" if metric.title == name else f": {metric.title}"
+        entries.append(f"`{name}`{title}{' in %' if metric.percent else ''}{f' {metric.arrow}'.rstrip()}")
+    if baseline is not None:
+        entries.append(f"step cost: time of a training step over that of {baseline} ↓")
+    return f"{'; '.join(entries)}. (↑ higher is better, ↓ lower is better)"
+
+
+def _cell(figure: Mapping | None, name: str, seeds: int) -> str:
+    if figure is None:
+        return "-"
+    return with_half_width(figure, get_metric(name)) + _count(figure, seeds)
+
+
+def _count(figure: Mapping, seeds: int) -> str:
+    return "" if figure["n"] == seeds else f" (n = {figure['n']})"
+
+
+def _cost(cost: float | None) -> str:
+    return "-" if cost is None else f"{cost:.2f}x"
+
+
+def _paired_cell(figure: Mapping | None, name: str, seeds: int) -> str:
+    if figure is None or not figure["n"]:
+        return "-"
+    metric = get_metric(name)
+    text = metric.text(figure["mean"], signed=True)
+    if figure["low"] is not None:
+        text += f" [{metric.text(figure['low'])}, {metric.text(figure['high'])}]"
+    text += _count(figure, seeds)
+    return f"**{text}**" if excludes_zero(figure) else text
+
+
+def _notes(summary: Mapping) -> str:
+    level, compared = summary["level"], len(summary["paired"])
+    notes = [
+        f"`a ± b`: mean over seeds and half the width of its {100 * level:g} % Student t interval; a figure without ± "
+        "has no interval. `(n = ...)`: seeds that have the figure, where some lack it.",
+        "The intervals speak of the seeds only: of other students trained alike, not of other teachers or other data.",
+        "They hold for each method and figure by itself and are not corrected for the number of methods.",
+    ]
+    if compared > 1:
+        notes[-1] += (
+            f" With {compared} methods compared, intervals that all hold together with {100 * level:g} % confidence "
+            f"would have to be {100 * (1 - (1 - level) / compared):.4g} % intervals (Bonferroni)."
+        )
+    return "\n".join(f"- {note}" for note in notes)

@@ -12,24 +12,31 @@ A run on your images, from any ViT of the Hub, timm or a folder:
 
 or from a YAML file with the same names, `accelerate launch examples/distill.py examples/configs/vit-l_to_vit-t.yaml`.
 Every field of SingerTrainingArguments and SingerConfig is a flag: `--help` lists them.
+`--recipe` sets several of them at once, `--method` takes another method than SiNGER, to compare with.
 """
 
 import json
 import os
 import sys
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 import datasets
 import torch
 import yaml
-from transformers import HfArgumentParser, set_seed
+from torch import nn
+from transformers import HfArgumentParser, PreTrainedModel, set_seed
 
 from singer_hf import SingerConfig, SingerDistillationTrainer, SingerTrainingArguments
+from singer_hf.comparison.methods import KINDS, Method
+from singer_hf.composition import teacher_image_size
 from singer_hf.data import load_image_dataset
 from singer_hf.demo import DemoSettings, run_demo
+from singer_hf.distiller import Refiner
 from singer_hf.evaluation.evaluators import OnlineProbes
-from singer_hf.loading import load_image_processor, load_model, model_from_config
+from singer_hf.loading import load_image_processor, load_model, model_from_config, student_image_processor
+from singer_hf.recipes import RECIPES, recipe_settings
 from singer_hf.transforms import eval_transform
 
 EXAMPLES = Path(__file__).parent
@@ -60,32 +67,68 @@ class ScriptArguments:
         default=None,
         metadata={"help": "Image processor of the student. Default: its own, else made after the teacher's."},
     )
-    method: str = field(default="singer", metadata={"help": "singer, or fitnet for the features as they are."})
+    method: str = field(default="singer", metadata={"help": f"One of {', '.join(KINDS)}."})
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": f"One of {', '.join(RECIPES)}: settings of SiNGER in place of the defaults; flags win."},
+    )
+    refiner_quantile: float | None = field(
+        default=None, metadata={"help": "clip_norm, neighbor: outliers are longer than this quantile of the image."}
+    )
+    refiner_mad_factor: float | None = field(
+        default=None, metadata={"help": "clip_norm, neighbor: or longer than the median by so many deviations."}
+    )
+    num_register_neurons: int | None = field(
+        default=None, metadata={"help": "test_time_register: MLP units that are moved. Default: 1."}
+    )
     num_calibration_images: int = field(
-        default=32, metadata={"help": "Training images to calibrate `--nullspace_source jacobian` on."}
+        default=32, metadata={"help": "Training images for `--nullspace_source jacobian` and test_time_register."}
     )
     resume: bool = field(default=False, metadata={"help": "Go on from the last complete checkpoint in output_dir."})
 
     def __post_init__(self) -> None:
         if (self.student_name_or_path is None) == (self.student_config is None):
             raise ValueError("give exactly one of `--student_name_or_path` and `--student_config`")
-        if self.method not in ("singer", "fitnet"):
-            raise ValueError(f"`--method` must be singer or fitnet, got {self.method!r}")
+        if self.method not in KINDS:
+            raise ValueError(f"`--method` must be one of {', '.join(KINDS)}, got {self.method!r}")
+        if self.recipe is not None and self.method != "singer":
+            raise ValueError(f"`--recipe` has settings of SiNGER; leave it out with `--method {self.method}`")
+        for name, upper in (("refiner_quantile", 1), ("refiner_mad_factor", inf), ("num_register_neurons", inf)):
+            if (value := getattr(self, name)) is not None and not 0 < value < upper:
+                raise ValueError(f"`--{name}` must lie in (0, {upper}), got {value!r}")
+        if None not in (self.refiner_quantile, self.refiner_mad_factor):
+            raise ValueError("give at most one of `--refiner_quantile` and `--refiner_mad_factor`")
+        self.clean_up()
         if self.evaluators and (self.eval_split is None or self.streaming):
             raise ValueError("`--evaluators` need `--eval_split`, and labelled images that are not streamed")
+
+    def clean_up(self) -> Method:
+        """What is done to the teacher; refuses settings that the method does not take."""
+        settings = {
+            "quantile": self.refiner_quantile,
+            "mad_factor": self.refiner_mad_factor,
+            "num_neurons": self.num_register_neurons,
+        }
+        return Method.parse(self.method, {name: value for name, value in settings.items() if value is not None})
 
 
 def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
     parser = HfArgumentParser([ScriptArguments, SingerTrainingArguments, SingerConfig])
-    if len(sys.argv) > 1 and sys.argv[1].endswith((".yaml", ".yml")):
-        # Flags behind the file win over it.
-        return parser.parse_args_into_dataclasses([*_flags(sys.argv[1]), *sys.argv[2:]])
-    return parser.parse_args_into_dataclasses()
+    given = sys.argv[1:]
+    if given and given[0].endswith((".yaml", ".yml")):
+        given = [*_flags(yaml.safe_load(Path(given[0]).read_text(encoding="utf-8"))), *given[1:]]
+    recipe = parser.parse_known_args(given)[0].recipe
+    # The last of several flags of one name wins: those on the command line, then the file's, then the recipe's.
+    flags = given if recipe is None else [*_flags(recipe_settings(recipe)), *given]
+    script, args, peft_config = parser.parse_args_into_dataclasses(flags)
+    if args.distillation != "features" and script.method != args.distillation:
+        raise ValueError(f"`--distillation` follows from the method, say `--method {args.distillation}`")
+    args.distillation = "vitkd" if script.method == "vitkd" else "features"
+    return script, args, peft_config
 
 
-def _flags(file: str) -> list[str]:
-    """A YAML file of flag names and values as the flags themselves; lists become several values."""
-    settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+def _flags(settings: dict) -> list[str]:
+    """Names and values, as in a YAML file, as flags; lists become several values."""
     flags = []
     for name, value in settings.items():
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
@@ -111,11 +154,23 @@ def calibration_images(script: ScriptArguments, seed: int) -> list[torch.Tensor]
     """Training images, normalised for the teacher, in batches of 8."""
     processor = load_image_processor(script.teacher_name_or_path)
     if processor is None:
-        raise ValueError("`--nullspace_source jacobian` needs an image processor saved with the teacher")
+        raise ValueError("calibration on training images needs an image processor saved with the teacher")
     rows = load_split(script, script.train_split, script.num_calibration_images, seed)
     transform = eval_transform(processor)
     images = [transform(row["image"]) for row in rows.cast_column("image", datasets.Image())]
     return list(torch.stack(images).split(8))
+
+
+def clean_teacher(
+    script: ScriptArguments, args: SingerTrainingArguments, student: PreTrainedModel, processor: object
+) -> tuple[nn.Module | str, Refiner | None]:
+    """The teacher, and what cleans its tokens if that is neither an adapter nor in the teacher itself."""
+    if script.method in ("singer", "fitnet", "vitkd"):
+        return script.teacher_name_or_path, None
+    teacher = load_model(script.teacher_name_or_path, "teacher_name_or_path")
+    size = teacher_image_size(student, teacher, processor, args.student_layers)
+    images = calibration_images(script, args.seed) if script.method == "test_time_register" else []
+    return script.clean_up().prepare(teacher, size, images, args.seed)
 
 
 def demo() -> None:
@@ -138,17 +193,21 @@ def main() -> None:
         student = load_model(script.student_name_or_path, "student_name_or_path")
     else:
         student = model_from_config(script.student_config)
-    if peft_config.nullspace_source == "jacobian":
+    if script.method == "singer" and peft_config.nullspace_source == "jacobian":
         peft_config.calibration_images = calibration_images(script, args.seed)
+    processor = load_image_processor(script.image_processor) or load_image_processor(script.student_name_or_path)
+    processor = processor or student_image_processor(student, load_image_processor(script.teacher_name_or_path))
+    teacher, refiner = clean_teacher(script, args, student, processor)
 
     trainer = SingerDistillationTrainer(
         student,
-        script.teacher_name_or_path,
+        teacher,
         args,
         peft_config if script.method == "singer" else None,
         train_dataset=load_split(script, script.train_split, script.max_train_samples, args.seed),
         eval_dataset=script.eval_split and load_split(script, script.eval_split, script.max_eval_samples, args.seed),
-        processing_class=load_image_processor(script.image_processor),
+        processing_class=processor,
+        refiner=refiner,
         run_facts={"dataset": script.dataset_name, "dataset_revision": script.dataset_revision or ""},
     )
     if script.evaluators:

@@ -1,13 +1,17 @@
 """From what a Trainer is given to the composite that it trains."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from singer_hf.distiller import Refiner, SingerDistiller
+from singer_hf.students import read_student
+from singer_hf.teacher_input import TeacherInput
 from singer_hf.training_args import SingerTrainingArguments
 from singer_hf.transforms import image_spec
+from singer_hf.vit_view import view_vit
 from singer_hf.vitkd import ViTKDDistiller
 
 
@@ -51,6 +55,27 @@ def compose(
         detach_refined=args.detach_refined,
         **shared,
     )
+
+
+def teacher_image_size(
+    student: nn.Module, teacher: nn.Module, processor: Any, student_layers: Sequence[int] | None = None
+) -> tuple[int, int]:
+    """(height, width) in pixels of the images that the teacher of a run will see.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        processor: The student's image processor. None: the size in its config counts.
+        student_layers: Student blocks of the run, if they are not the default ones.
+
+    Raises:
+        ValueError: If the patch grids cannot be matched.
+    """
+    size = None if processor is None else image_spec(processor).size
+    reader = read_student(student, size)
+    size = size or reader.image_size
+    grid = reader.grid((student_layers or [reader.num_blocks - 1])[-1], size)
+    return TeacherInput(view_vit(teacher), size, grid).teacher_image_size
 
 
 def check_student(student: nn.Module) -> None:

@@ -195,18 +195,26 @@ class SingerDistiller(nn.Module):
 
     def _kd_loss(self, refined: dict[int, Tensor], student_tokens: dict[int, Tensor]) -> Tensor:
         """L_KD = mean over blocks of MSE(F̂, P(F^S)): the patches and the class tokens that both sides have."""
-        own = self.student_reader.num_class_tokens
-        common = min(own, self.teacher_view.num_class_tokens)
         losses = []
-        for i, j in zip(self.teacher_layers, self.student_layers, strict=True):
-            tokens = keep_tokens(student_tokens[j], common, own)
-            if self.student_grids[i] != self.teacher_input.grid:
-                patches = resize_tokens(tokens[:, common:], self.student_grids[i], self.teacher_input.grid)
-                tokens = torch.cat([tokens[:, :common], patches], dim=1)
-            projected = self.projectors[str(i)](tokens)
-            target = keep_tokens(refined[i], common, self.teacher_view.num_prefix_tokens)
+        for i, tokens in refined.items():
+            target = keep_tokens(tokens, self._common_class_tokens, self.teacher_view.num_prefix_tokens)
+            projected = self._projected(i, student_tokens)
             losses.append(kd_loss(target.detach() if self.detach_refined else target, projected))
         return torch.stack(losses).mean()
+
+    @property
+    def _common_class_tokens(self) -> int:
+        return min(self.student_reader.num_class_tokens, self.teacher_view.num_class_tokens)
+
+    def _projected(self, block: int, student_tokens: dict[int, Tensor]) -> Tensor:
+        """P(F^S) for a teacher block, (B, common class tokens + N, D_T) on the teacher's grid."""
+        layer = self.student_layers[self.teacher_layers.index(block)]
+        common, own = self._common_class_tokens, self.student_reader.num_class_tokens
+        tokens = keep_tokens(student_tokens[layer], common, own)
+        if self.student_grids[block] != self.teacher_input.grid:
+            patches = resize_tokens(tokens[:, common:], self.student_grids[block], self.teacher_input.grid)
+            tokens = torch.cat([tokens[:, :common], patches], dim=1)
+        return self.projectors[str(block)](tokens)
 
     def _outlier_loss(self, refined: dict[int, Tensor]) -> Tensor:
         losses = [outlier_loss(self._patches(tokens), self.outlier_quantile) for tokens in refined.values()]

@@ -60,6 +60,16 @@ class Evaluation(NamedTuple):
     value: float
 
 
+class CardMethod(NamedTuple):
+    """How a student without a SiNGER adapter was distilled.
+
+    ``tag`` is the method's tag on the Hub; ``text`` ends the sentence "A student that was distilled from its teacher".
+    """
+
+    tag: str
+    text: str
+
+
 @dataclass(frozen=True)
 class CardInfo:
     """What a run says about its student. Everything may be left out; what is left out does not stand in the card.
@@ -75,7 +85,8 @@ class CardInfo:
         dataset: Hub id or folder of the images.
         dataset_revision: Revision of the data set on the Hub.
         synthetic_data: Whether the images are the drawn scenes of the demo.
-        has_adapter: Whether the folder holds a SiNGER adapter of the teacher (else the method was FitNet).
+        has_adapter: Whether the folder holds a SiNGER adapter of the teacher: the method was SiNGER.
+        method: The method of a run without an adapter; None: FitNet.
         image_size: Side of the student's input in pixels.
         settings: Settings that differ from the defaults, by name. Folders, tokens and account names are left out.
         layer_pairs: (teacher block, student block), 0-based.
@@ -97,6 +108,7 @@ class CardInfo:
     dataset_revision: str = ""
     synthetic_data: bool = False
     has_adapter: bool = True
+    method: CardMethod | None = None
     num_images: int | None = None
     num_steps: int | None = None
     num_epochs: float | None = None
@@ -125,11 +137,13 @@ def student_card(info: CardInfo) -> ModelCard:
     clean = _without_paths(info)
     sources = {name: hub_id(getattr(info, name)) for name in ("teacher", "student", "dataset")}
     name = (clean.repo_id or clean.student_class or "student").split("/")[-1]
+    method = None if clean.has_adapter or clean.method is None else CardMethod(*clean.method)
     card = ModelCard.from_template(
-        _metadata(clean, name, sources),
+        _metadata(clean, name, sources, method),
         template_path=str(TEMPLATE),
         info=clean,
         name=name,
+        method=method,
         source=clean.repo_id or "path/to/this/folder",
         teacher_source=sources["teacher"] or "path/to/the/teacher",
         teacher=_origin(clean.teacher, sources["teacher"], clean.teacher_class),
@@ -180,15 +194,18 @@ def hub_id(name: str, folders: bool = True) -> str | None:
     return name
 
 
-def _metadata(info: CardInfo, name: str, sources: Mapping[str, str | None]) -> ModelCardData:
+def _metadata(
+    info: CardInfo, name: str, sources: Mapping[str, str | None], method: CardMethod | None
+) -> ModelCardData:
     bases = [source for source in (sources["teacher"], sources["student"]) if source]
+    tag = "singer" if info.has_adapter else method.tag if method else "fitnet"
     return ModelCardData(
         base_model=list(dict.fromkeys(bases)) or None,
         datasets=[sources["dataset"]] if sources["dataset"] else None,
         library_name="transformers",
         license=info.license or None,
         pipeline_tag="image-feature-extraction",
-        tags=[*TAGS, "singer" if info.has_adapter else "fitnet"],
+        tags=[*TAGS, tag],
         model_name=name,
         eval_results=eval_results(info.evaluations) or None,
     )

@@ -6,7 +6,9 @@ from torch import nn
 
 from singer_hf.nullspace import Spectrum
 from singer_hf.reads import NULLSPACE_SOURCES, read_gram
+from singer_hf.test_time_registers import TestTimeRegisters
 from singer_hf.tuner.model import RELATIVE_TOLERANCE
+from singer_hf.vit_view import ViTView
 
 if TYPE_CHECKING:
     from singer_hf.distiller import SingerDistiller
@@ -43,7 +45,15 @@ def _method(distiller: "SingerDistiller") -> str:
         return "SiNGER"
     if distiller.refines:
         return f"multi-layer feature distillation, targets cleaned by {distiller.refiner}"
+    if has_test_time_registers(distiller.teacher_view):
+        return "multi-layer feature distillation, targets cleaned by a test-time register"
     return "multi-layer feature distillation (FitNet), no refinement"
+
+
+def has_test_time_registers(view: ViTView) -> bool:
+    """Whether a model carries test-time registers (:mod:`singer_hf.test_time_registers`)."""
+    hooks = view.patch_embedding._forward_pre_hooks.values()
+    return any(isinstance(value, TestTimeRegisters) for hook in hooks for value in getattr(hook, "args", ()))
 
 
 def _pair_lines(distiller: "SingerDistiller") -> list[str]:

@@ -1,14 +1,15 @@
 """The model card of a run, filled from the Trainer's own record of it."""
 
-from dataclasses import fields
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from singer_hf.component_log import COMPONENTS
+from singer_hf.component_log import COMPONENTS, EXTRA_COMPONENTS
 from singer_hf.distiller import SingerDistiller
-from singer_hf.model_card import CardInfo, Evaluation, student_card
+from singer_hf.model_card import CardInfo, CardMethod, Evaluation, student_card
+from singer_hf.plan import has_test_time_registers
 from singer_hf.training_args import SingerTrainingArguments
 
 if TYPE_CHECKING:
@@ -18,9 +19,17 @@ if TYPE_CHECKING:
 _SHOWN_SETTINGS = {
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("weight_decay", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "optim", "bf16", "fp16", "seed"),
-    *("kd_weight", "outlier_weight", "info_weight", "outlier_quantile", "info_loss", "detach_refined"),
-    *("student_layers", "teacher_layers", "color_jitter", "ema_decay"),
+    *("distillation", "kd_weight", "student_layers", "teacher_layers", "color_jitter", "ema_decay"),
 }
+_SHOWN_WITH_ADAPTERS = {"outlier_weight", "info_weight", "outlier_quantile", "info_loss", "detach_refined"}
+_SHOWN_WITH_VITKD = {"mask_ratio", "generation_weight"}
+_VITKD = CardMethod(
+    "vitkd",
+    "with ViTKD ([paper](https://arxiv.org/abs/2209.02432)): the student matched the teacher's features of shallow "
+    "blocks as they are, and those of its deepest block were generated from the student's with a part of its patches "
+    "masked; tokens of very high norm were not treated.",
+)
+_PLAIN = (bool, int, float, str, tuple)
 _NORMS = {
     "teacher_outlier_ratio": "teacher",
     "refined_outlier_ratio": "refined teacher",
@@ -49,11 +58,12 @@ def card_info(trainer: "Trainer", folder: str | Path) -> CardInfo:
         "teacher_class": type(distiller.teacher_view.backbone).__name__,
         "repo_id": trainer.hub_model_id if "/" in (trainer.hub_model_id or "") else "",
         "has_adapter": distiller.has_adapters,
+        "method": _method(trainer),
         "num_images": _num_images(trainer),
         "num_steps": trainer.state.global_step,
         "num_epochs": trainer.state.epoch and round(trainer.state.epoch, 2),
         "image_size": distiller.teacher_input.image_size[0],
-        "settings": _settings(trainer.args) | _adapter_settings(distiller),
+        "settings": _settings(trainer.args, distiller.has_adapters) | _adapter_settings(distiller),
         "layer_pairs": list(zip(distiller.teacher_layers, distiller.student_layers, strict=True)),
         "loss_curve": _loss_curve(history),
         "norms": _last_norms(history),
@@ -75,9 +85,48 @@ def _num_images(trainer: "Trainer") -> int | None:
         return None
 
 
-def _settings(args: SingerTrainingArguments) -> dict[str, Any]:
+def _method(trainer: "Trainer") -> CardMethod | None:
+    """The method in words where the card cannot know it: neither SiNGER nor FitNet."""
+    if trainer.args.distillation == "vitkd":
+        return _VITKD
+    distiller: SingerDistiller = trainer.distiller
+    if distiller.refiner is not None:
+        return _cleaned_by(_in_words(distiller.refiner))
+    if has_test_time_registers(distiller.teacher_view):
+        return _cleaned_by(
+            "a test-time register ([paper](https://arxiv.org/abs/2506.08010)), a token that takes them off the patches"
+        )
+    return None
+
+
+def _cleaned_by(cleaner: str) -> CardMethod:
+    return CardMethod(
+        "feature-distillation",
+        "by matching features of several blocks: the student learned the teacher's features, whose tokens of very "
+        f"high norm were cleaned by {cleaner}.",
+    )
+
+
+def _in_words(setting: Any) -> str:
+    """A setting in words; a clean-up or a rule by its name and what differs from its own defaults."""
+    if isinstance(setting, _PLAIN):
+        return str(setting)
+    name = f"`{type(setting).__name__}`"
+    given = fields(setting) if is_dataclass(setting) else ()
+    values = {item.name: getattr(setting, item.name) for item in given if _is_worth_a_word(setting, item)}
+    return name + (f" ({', '.join(f'`{key}` {_in_words(value)}' for key, value in values.items())})" if values else "")
+
+
+def _is_worth_a_word(setting: Any, item: Field) -> bool:
+    value = getattr(setting, item.name)
+    return (isinstance(value, _PLAIN) or is_dataclass(value)) and value != item.default
+
+
+def _settings(args: SingerTrainingArguments, has_adapters: bool) -> dict[str, Any]:
+    names = _SHOWN_SETTINGS | (_SHOWN_WITH_ADAPTERS if has_adapters else set())
+    names |= _SHOWN_WITH_VITKD if args.distillation == "vitkd" else set()
     # Compared field by field: making a second set of arguments would reset the process's accelerator state.
-    shown = (item for item in fields(args) if item.name in _SHOWN_SETTINGS)
+    shown = (item for item in fields(args) if item.name in names)
     return {
         item.name: getattr(args, item.name) for item in shown if getattr(args, item.name) not in (None, item.default)
     }
@@ -92,7 +141,7 @@ def _adapter_settings(distiller: SingerDistiller) -> dict[str, Any]:
 
 
 def _loss_curve(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    names = ("step", "loss", *COMPONENTS)
+    names = ("step", "loss", *COMPONENTS, *EXTRA_COMPONENTS)
     return [{name: row[name] for name in names if name in row} for row in history if "loss" in row]
 
 

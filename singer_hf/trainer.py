@@ -266,6 +266,13 @@ class SingerDistillationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_distilled(self.distiller, resume_from_checkpoint, None if self.ema is None else self.ema.average)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A finished run that ended within an epoch: taken up again, the base class would train one step more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _load_best_model(self) -> None:
         logger.info("Loading the best checkpoint %s (%s)", self.state.best_model_checkpoint, self.state.best_metric)
         self._load_from_checkpoint(self.state.best_model_checkpoint)

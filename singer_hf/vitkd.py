@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from singer_hf.distiller import DistillerOutput, SingerDistiller
-from singer_hf.features import keep_tokens, map_to_tokens, resize_tokens, tokens_to_map
-from singer_hf.losses import kd_loss
+from singer_hf.features import map_to_tokens, tokens_to_map
 from singer_hf.plan import distillation_plan
 from singer_hf.teacher_input import Normalization
 from singer_hf.training_args import check_generation_settings
@@ -108,7 +107,7 @@ class ViTKDDistiller(SingerDistiller):
         """One step on images (B, 3, H, W), normalised for the student."""
         student_tokens = self.student_reader.read(pixel_values)
         raw = self.read_teacher(pixel_values)
-        mimicking = self._mimicking_loss(raw, student_tokens)
+        mimicking = self._kd_loss({i: raw[i] for i in self.teacher_layers[:-1]}, student_tokens)
         generation = self._generation_loss(raw, student_tokens)
         loss = self.kd_weight * mimicking + self.generation_weight * generation
         zero = torch.zeros_like(mimicking)
@@ -123,14 +122,6 @@ class ViTKDDistiller(SingerDistiller):
             f"{int(self.evaluation_mask.sum())} of {self.evaluation_mask.shape[1]} patches masked",
         )
 
-    def _mimicking_loss(self, raw: dict[int, Tensor], student_tokens: dict[int, Tensor]) -> Tensor:
-        """Mean over the mimicked blocks of MSE(F, P(F^S)): the patches and the class tokens that both sides have."""
-        losses = []
-        for i in self.teacher_layers[:-1]:
-            target = keep_tokens(raw[i], self._common_class_tokens, self.teacher_view.num_prefix_tokens)
-            losses.append(kd_loss(target, self._projected(i, student_tokens)))
-        return torch.stack(losses).mean()
-
     def _generation_loss(self, raw: dict[int, Tensor], student_tokens: dict[int, Tensor]) -> Tensor:
         last = self.teacher_layers[-1]
         patches = self._projected(last, student_tokens)[:, self._common_class_tokens :]
@@ -142,20 +133,6 @@ class ViTKDDistiller(SingerDistiller):
         if self.training:
             return random_mask(batch_size, num_patches, self.mask_ratio, device)
         return self.evaluation_mask.expand(batch_size, -1)
-
-    @property
-    def _common_class_tokens(self) -> int:
-        return min(self.student_reader.num_class_tokens, self.teacher_view.num_class_tokens)
-
-    def _projected(self, block: int, student_tokens: dict[int, Tensor]) -> Tensor:
-        """The student's tokens for a teacher block, (B, common class tokens + N, D_T) on the teacher's grid."""
-        layer = self.student_layers[self.teacher_layers.index(block)]
-        common, own = self._common_class_tokens, self.student_reader.num_class_tokens
-        tokens = keep_tokens(student_tokens[layer], common, own)
-        if self.student_grids[block] != self.teacher_input.grid:
-            patches = resize_tokens(tokens[:, common:], self.student_grids[block], self.teacher_input.grid)
-            tokens = torch.cat([tokens[:, :common], patches], dim=1)
-        return self.projectors[str(block)](tokens)
 
     def _choose_teacher_layers(self, given: Sequence[int] | None) -> list[int]:
         number = self.teacher_view.num_blocks

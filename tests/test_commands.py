@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from planted import IMAGE, PATCH, planted_vit
 from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTImageProcessor
 
 ROOT = Path(__file__).parents[1]
@@ -128,11 +129,125 @@ def _config_arguments() -> str:
     ("arguments", "message"),
     [
         (["--student_config", "x", "--student_name_or_path", "y"], "give exactly one of `--student_name_or_path`"),
-        (["--student_config", "x", "--method", "magic"], "`--method` must be singer or fitnet, got 'magic'"),
+        (
+            ["--student_config", "x", "--method", "magic"],
+            "`--method` must be one of singer, fitnet, vitkd, test_time_register, clip_norm, neighbor, got 'magic'",
+        ),
         (["--student_config", "x", "--outlier_quantile", "1.5"], "`outlier_quantile` must lie in (0, 1), got 1.5"),
+        (
+            ["--student_config", "x", "--recipe", "magic"],
+            "`recipe` must be one of 'paper', 'reference', 'recommended', got 'magic'",
+        ),
+        (
+            ["--student_config", "x", "--recipe", "paper", "--method", "fitnet"],
+            "`--recipe` has settings of SiNGER; leave it out with `--method fitnet`",
+        ),
+        (
+            ["--student_config", "x", "--refiner_quantile", "0.9"],
+            "'singer' has settings that singer does not take: ['quantile']",
+        ),
+        (
+            ["--student_config", "x", "--method", "clip_norm", "--num_register_neurons", "2"],
+            "'clip_norm' has settings that clip_norm does not take: ['num_neurons']",
+        ),
+        (
+            ["--student_config", "x", "--method", "clip_norm", "--refiner_quantile", "1.5"],
+            "`--refiner_quantile` must lie in (0, 1), got 1.5",
+        ),
+        (
+            ["--student_config", "x", "--method", "test_time_register", "--num_register_neurons", "0"],
+            "`--num_register_neurons` must lie in (0, inf), got 0",
+        ),
+        (
+            ["--student_config", "x", "--method", "neighbor", "--refiner_quantile", ".9", "--refiner_mad_factor", "9"],
+            "give at most one of `--refiner_quantile` and `--refiner_mad_factor`",
+        ),
+        (
+            ["--student_config", "x", "--distillation", "vitkd"],
+            "`--distillation` follows from the method, say `--method vitkd`",
+        ),
     ],
 )
 def test_bad_flags_are_refused_before_anything_is_loaded(arguments, message, monkeypatch):
     required = ["--teacher_name_or_path", "t", "--dataset_name", "d", "--output_dir", "o"]
     with pytest.raises(ValueError, match=re.escape(message)):
         run_script(DISTILL, [*required, *arguments], monkeypatch)
+
+
+def parse_distill(monkeypatch, *arguments: str):
+    required = ["--teacher_name_or_path", "t", "--dataset_name", "d", "--output_dir", "o", "--student_config", "s"]
+    file = [arguments[0]] if arguments[0].endswith(".yaml") else []
+    monkeypatch.setattr(sys, "argv", [DISTILL, *file, *required, *arguments[len(file) :], "--use_cpu"])
+    return runpy.run_path(DISTILL)["parse"]()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--r", "4"], ("nullspace", None, "gram", 0.01)),
+        (["--recipe", "paper"], ("nullspace", None, "gram", 0.01)),
+        (["--recipe", "reference"], ("reference", 0.05, "reference", 0.01)),
+        (["--recipe", "reference", "--info_loss", "gram"], ("reference", 0.05, "gram", 0.01)),
+        (["--null_threshold", "0.2", "--recipe", "reference"], ("reference", 0.2, "reference", 0.01)),
+    ],
+)
+def test_a_recipe_sets_what_no_flag_says(arguments, expected, monkeypatch):
+    _, args, adapter = parse_distill(monkeypatch, *arguments)
+    assert (adapter.init_weights, adapter.null_threshold, args.info_loss, args.outlier_weight) == expected
+
+
+def test_a_recipe_in_a_yaml_file_gives_way_to_the_file_and_the_flags(tmp_path, monkeypatch):
+    file = tmp_path / "run.yaml"
+    file.write_text("recipe: reference\nnull_threshold: 0.1\noutlier_weight: 0.5\n")
+    _, args, adapter = parse_distill(monkeypatch, str(file), "--outlier_weight", "0.25")
+    assert (args.info_loss, adapter.null_threshold, args.outlier_weight) == ("reference", 0.1, 0.25)
+    _, args, adapter = parse_distill(monkeypatch, str(file), "--recipe", "paper")
+    assert (args.info_loss, adapter.init_weights, args.outlier_weight) == ("gram", "nullspace", 0.5)
+
+
+@pytest.fixture
+def planted_stand_ins(tmp_path, monkeypatch):
+    """A teacher with tokens of very high norm and a student of its shape, in a working folder with images."""
+    monkeypatch.chdir(tmp_path)
+    planted_vit().save_pretrained("teacher")
+    ViTImageProcessor(size={"height": IMAGE[0], "width": IMAGE[1]}).save_pretrained("teacher")
+    sizes = {**SMALL, "hidden_size": 16, "image_size": list(IMAGE), "patch_size": PATCH}
+    Path("student.json").write_text(json.dumps({"model_type": "vit", "intermediate_size": 32, **sizes}))
+    Path("images").mkdir()
+    for index in range(4):
+        Image.fromarray(np.full((32, 48, 3), 40 * index, dtype=np.uint8)).save(f"images/{index}.png")
+
+
+@pytest.mark.parametrize(
+    ("flags", "plan", "card"),
+    [
+        (["fitnet"], "(FitNet), no refinement", "features of several blocks (FitNet)"),
+        (["vitkd"], "ViTKD, no refinement: teacher blocks [0, 1] mimicked", " with ViTKD ("),
+        (
+            ["clip_norm", "--refiner_quantile", "0.75"],
+            "targets cleaned by ClipNorm(num_prefix_tokens=1, quantile=0.75",
+            "cleaned by `ClipNorm` (`num_prefix_tokens` 1, `quantile` 0.75)",
+        ),
+        (
+            ["neighbor", "--refiner_mad_factor", "5"],
+            "targets cleaned by NeighborMean(num_prefix_tokens=1, grid=(4, 6)",
+            "`grid` (4, 6), `rule` `OutlierRule` (`mad_factor` 5.0))",
+        ),
+        (
+            ["test_time_register", "--num_register_neurons", "1", "--num_calibration_images", "2"],
+            "targets cleaned by a test-time register",
+            "cleaned by a test-time register (",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_method_leaves_a_student_and_a_card_that_names_it(
+    flags, plan, card, planted_stand_ins, monkeypatch, capsys
+):
+    names = ["--teacher_name_or_path", "teacher", "--student_config", "student.json", "--dataset_name", "images"]
+    extra = ["--max_steps", "1", "--use_cpu", "--report_to", "none", "--per_device_train_batch_size", "2"]
+    run_script(DISTILL, [*names, "--output_dir", "out", "--method", *flags, *extra], monkeypatch)
+    assert plan in capsys.readouterr().out
+    assert AutoModel.from_pretrained("out").config.hidden_size == 16
+    assert card in Path("out/README.md").read_text()
+    assert not Path("out/singer").exists()

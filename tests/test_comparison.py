@@ -198,6 +198,9 @@ def test_projectors_are_read_from_a_run(tmp_path):
     loaded = load_projectors(file)
     assert list(loaded) == ["3", "11"]
     assert torch.equal(loaded["11"](torch.ones(4)), projectors["11"](torch.ones(4)))
+    generator = nn.ModuleDict({"conv_in": nn.Conv2d(6, 6, 3)}).state_dict()
+    save_file(projectors.state_dict() | {f"generator.{name}": value for name, value in generator.items()}, file)
+    assert list(load_projectors(file)) == ["3", "11"]
     save_file({"classifier.weight": torch.ones(2, 2)}, file)
     with pytest.raises(ValueError, match="`path` must hold projectors by teacher block, got"):
         load_projectors(file)

@@ -18,6 +18,7 @@ from singer_hf.inspection import audit
 from singer_hf.inspection.curves import norm_histograms, outlier_shares, quantile_curves, singular_spectrum
 from singer_hf.inspection.figures import method_rows, norm_maps, outlier_positions, pca_maps, similarity_maps
 from singer_hf.inspection.picture_data import pca_colours, short, spread
+from singer_hf.inspection.run_figures import loss_curves
 from singer_hf.inspection.snapshots import Snapshot, take_snapshot
 
 LONG_NAME = "an-organisation-of-many-words/a-vision-transformer-of-many-words-patch16-224"
@@ -173,6 +174,16 @@ def test_blocks_are_spread_over_the_depth():
     assert spread(4, 6) == [0, 1, 2, 3]
     assert spread(24, 6) == [0, 5, 9, 14, 18, 23]
     assert short("a" * 40, 11) == "aaaa…aaaaa"
+
+
+def test_a_loss_curve_names_the_terms_that_a_run_has():
+    steps = [{"step": i, "loss": 3.0, "kd_loss": 2.0, "outlier_loss": 0.0, "info_loss": 0.0} for i in (1, 2)]
+    assert legend(loss_curves(steps)) == ["total", "L_KD"]
+    assert legend(loss_curves([step | {"generation_loss": 20.0} for step in steps])) == ["total", "L_KD", "L_gen"]
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
 
 def test_figures_leave_no_global_state():

@@ -86,6 +86,7 @@ LAYERS = (
         "inspection.nullspace_report",
         "inspection.summarise",
         "planted_teacher",
+        "test_time_registers",
         "tuner.config",
     },
     {
@@ -100,7 +101,7 @@ LAYERS = (
     {"distiller", "evaluation.benchmark_runs", "inspection"},
     {"callbacks", "checkpoint", "comparison.methods", "run_card", "vitkd"},
     {"comparison.measures", "comparison.study", "composition", "run_pictures"},
-    {"audit_callback", "trainer"},
+    {"audit_callback", "comparison.images", "trainer"},
     {"comparison.cells", "demo"},
     {"comparison.costs"},
     {"comparison.runner"},

@@ -10,7 +10,7 @@ from hub_storage import card_errors
 from huggingface_hub import ModelCard
 from transformers import SchedulerType
 
-from singer_hf.model_card import CardInfo, Evaluation, eval_results, hub_id, library_versions, student_card
+from singer_hf.model_card import CardInfo, CardMethod, Evaluation, eval_results, hub_id, library_versions, student_card
 from singer_hf.version import __version__
 
 FULL = CardInfo(
@@ -147,6 +147,22 @@ def test_without_an_adapter_the_card_says_fitnet_and_shows_no_adapter() -> None:
     assert "by matching features of several blocks (FitNet)" in card.text
     assert "PeftModel" not in card.text
     assert card.data.tags[-1] == "fitnet"
+
+
+def test_another_method_is_named_in_text_and_tag() -> None:
+    method = CardMethod("vitkd", "with ViTKD: from https://arxiv.org/abs/2209.02432 and /home/jane/notes.")
+    card = student_card(dataclasses.replace(FULL, has_adapter=False, method=method))
+    assert (
+        "was distilled from [facebook/dinov2-large](https://huggingface.co/facebook/dinov2-large) with ViTKD: from "
+        "https://arxiv.org/abs/2209.02432 and notes. It started from the weights of "
+    ) in card.text
+    assert "FitNet" not in card.text
+    assert card.data.tags[-1] == "vitkd"
+
+
+def test_an_adapter_in_the_folder_makes_it_singer() -> None:
+    card = student_card(dataclasses.replace(FULL, method=CardMethod("vitkd", "with ViTKD.")))
+    assert str(card) == str(student_card(FULL))
 
 
 def test_a_student_of_drawn_scenes_says_so() -> None:

@@ -80,6 +80,19 @@ def test_other_runs_resume_bit_for_bit(case, tmp_path):
     assert_same(resumed, straight)
 
 
+@pytest.mark.parametrize("max_steps", [8, 10])
+def test_a_finished_run_that_is_resumed_is_not_trained_on(straight, tmp_path, max_steps):
+    """8 steps end within an epoch of 5, 10 at its end."""
+    finished = straight
+    if max_steps == 10:
+        finished = make_resumable(tmp_path, max_steps=10)
+        finished.train()
+    resumed = make_resumable(finished.args.output_dir, max_steps=max_steps)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == max_steps
+    assert_same(resumed, finished)
+
+
 def cut(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 

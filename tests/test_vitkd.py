@@ -16,6 +16,7 @@ from singer_hf import SingerConfig
 from singer_hf.component_log import non_finite_component
 from singer_hf.composition import compose
 from singer_hf.features import capture_features
+from singer_hf.inspection.comparison import load_projectors
 from singer_hf.vitkd import MaskedGenerator, ViTKDDistiller, masked_loss, random_mask
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
@@ -240,6 +241,11 @@ def test_the_generator_is_saved_with_the_projectors(run):
     saved = load_file(run.folder / "checkpoint-2" / "projectors" / "model.safetensors")
     assert differing(saved, snapshot(run.trainer.distiller.projectors)) == set()
     assert {"0.weight", "1.weight", "3.weight", "generator.mask_token", "generator.conv_in.weight"} <= saved.keys()
+
+
+def test_the_projectors_of_a_run_are_read_without_the_generator(run):
+    projectors = load_projectors(run.folder / "checkpoint-2" / "projectors" / "model.safetensors")
+    assert list(projectors) == ["0", "1", "3"]
 
 
 def test_a_resumed_run_equals_a_straight_one(tmp_path):

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch import nn
 from transformers import set_seed
 
 from singer_hf.checkpoint import last_complete_checkpoint
+from singer_hf.comparison.images import probe_images, training_images
 from singer_hf.comparison.measures import (
     benchmark_figures,
     pixel_batches_of,
@@ -21,7 +21,6 @@ from singer_hf.comparison.measures import (
     similarity_figures,
 )
 from singer_hf.comparison.study import Study
-from singer_hf.data import load_image_dataset
 from singer_hf.evaluation.evaluators import OnlineProbes
 from singer_hf.loading import load_image_processor, load_model, model_from_config, student_image_processor
 from singer_hf.students import read_student
@@ -129,7 +128,7 @@ def prepare_trainer(
     processor = student_image_processor(student, teacher_processor)
     if processor is None:
         raise ValueError(f"`teacher_name_or_path` must hold an image processor, got {teacher_name!r} without one")
-    rows = load_image_dataset(study.dataset_name, split=study.train_split, max_samples=study.max_train_samples, seed=0)
+    rows = training_images(study)
     calibration = pixel_batches_of(rows, teacher_processor, study.num_calibration_images)
     size = _teacher_image_size(student, teacher, image_spec(processor).size)
     teacher, refiner = entry.prepare(teacher, size, calibration, seed)
@@ -147,19 +146,12 @@ def prepare_trainer(
     )
 
 
-def probe_images(study: Study) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Labelled images to fit probes on and to measure on."""
-    train = load_image_dataset(
-        study.dataset_name, split=study.train_split, max_samples=study.max_probe_samples, seed=0
-    )
-    test = load_image_dataset(study.dataset_name, split=study.test_split, max_samples=study.max_test_samples, seed=0)
-    return train, test
-
-
 def _make_trainer(study: Study, method: str, seed: int, output_dir: Path, quiet: bool) -> SingerDistillationTrainer:
-    _, test = probe_images(study)
+    train, test = probe_images(study)
     interval = max(1, study.max_steps // max(study.num_evaluations, 1))
     defaults = {
+        "disable_tqdm": quiet,
+        "overwrite_output_dir": True,
         "logging_steps": interval,
         "save_steps": interval,
         "save_total_limit": 1,
@@ -174,14 +166,11 @@ def _make_trainer(study: Study, method: str, seed: int, output_dir: Path, quiet:
         output_dir=str(output_dir),
         max_steps=study.max_steps,
         seed=seed,
-        disable_tqdm=quiet,
-        overwrite_output_dir=True,
         **defaults | study.training | study.methods[method].training_arguments(),
     )
     few = test.select(range(min(_EVAL_IMAGES, len(test))))
     trainer = prepare_trainer(study, method, seed, args, eval_dataset=few if study.num_evaluations else None)
     if study.num_evaluations:
-        train, test = probe_images(study)
         probes = OnlineProbes(
             train, test, trainer.processing_class, probes=["knn"], share=1.0, max_images=_CURVE_IMAGES
         )

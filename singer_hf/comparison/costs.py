@@ -39,26 +39,28 @@ def step_costs(study: Study, num_steps: int = 30, warmup: int = 3) -> dict[str, 
 
 
 def _trainer(study: Study, name: str) -> SingerDistillationTrainer:
+    defaults = {"report_to": "none", "dataloader_pin_memory": torch.cuda.is_available()}
     args = SingerTrainingArguments(
         output_dir=str(Path(study.output_dir) / "costs"),
         max_steps=1,
-        report_to="none",
         save_strategy="no",
-        dataloader_pin_memory=torch.cuda.is_available(),
-        **_without_strategies(study.training) | study.methods[name].training_arguments(),
+        **defaults | _without_strategies(study.training) | study.methods[name].training_arguments(),
     )
     return prepare_trainer(study, name, study.seeds[0], args)
 
 
 def _without_strategies(training: dict) -> dict:
-    return {name: value for name, value in training.items() if not name.startswith(("save_", "eval_", "logging_"))}
+    strategies = ("save_", "eval_", "logging_", "load_best_")
+    return {name: value for name, value in training.items() if not name.startswith(strategies)}
 
 
 def _step(trainer: SingerDistillationTrainer, optimizer: torch.optim.Optimizer, batch: dict) -> float:
     model = trainer.model.train()
     _synchronise()
     start = time.perf_counter()
-    model(batch["pixel_values"].to(trainer.args.device)).loss.backward()
+    with trainer.accelerator.autocast():
+        loss = model(batch["pixel_values"].to(trainer.args.device)).loss
+    loss.backward()
     optimizer.step()
     optimizer.zero_grad()
     _synchronise()

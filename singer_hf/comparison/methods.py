@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from singer_hf.distiller import Refiner
 from singer_hf.recipes import recipe_settings
-from singer_hf.refiners import REFINERS, find_register_neurons, install_test_time_registers, make_refiner
+from singer_hf.refiners import REFINERS, make_refiner
+from singer_hf.test_time_registers import find_register_neurons, install_test_time_registers
 from singer_hf.tuner import SingerConfig
 from singer_hf.tuner.model import attach_adapter
 from singer_hf.vit_view import view_vit

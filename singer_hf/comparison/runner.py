@@ -106,13 +106,20 @@ def _report(study: Study, results: dict[_Job, dict], facts: dict[str, str]) -> d
     content = {"facts": facts, "summary": summary, "step_costs": costs, "references": references, "cells": cells}
     folder = Path(study.output_dir)
     (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    page = comparison_markdown(summary, step_costs=costs, references=references, facts=facts)
+    page = comparison_markdown(
+        summary, step_costs=costs, references=references, facts=facts, metric=_main_metric(summary)
+    )
     (folder / "comparison.md").write_text(page, encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
         print("no figures: matplotlib is not installed (pip install 'singer-hf[plots]')")
     else:
         _draw(study, cells, summary, folder / "figures")
     return content
+
+
+def _main_metric(summary: dict[str, Any]) -> str:
+    """The probe that pictures and sentences are about; not all students have a class token."""
+    return "probe_cls" if "probe_cls" in summary["metrics"] else "probe_mean"
 
 
 def _costs(study: Study) -> dict[str, float]:
@@ -127,16 +134,16 @@ def _costs(study: Study) -> dict[str, float]:
 
 def _draw(study: Study, cells: list[dict], summary: dict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {"methods": methods_figure(summary)}
+    figures, metric = {"methods": methods_figure(summary)}, _main_metric(summary)
     if study.baseline in study.methods and len(study.seeds) > 1 and len(study.methods) > 1:
-        figures["paired"] = paired_figure(summary, "probe_cls")
+        figures["paired"] = paired_figure(summary, metric)
     if study.num_evaluations:
         figures["curves"] = curves_figure(cells)
     if study.grid:
         (row, rows), (column, columns) = study.grid
         names = [[grid_name((row, column), (r, c)) for c in columns] for r in rows]
-        figures["sweep"] = sweep_figure(
-            summary, names, "probe_cls", rows=(row, list(rows)), columns=(column, list(columns))
-        )
+        if any(name in study.methods for line in names for name in line):
+            labels = {"rows": (row, list(rows)), "columns": (column, list(columns))}
+            figures["sweep"] = sweep_figure(summary, names, metric, **labels)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=130, bbox_inches="tight")

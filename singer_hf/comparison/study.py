@@ -14,6 +14,7 @@ from singer_hf.training_args import SingerTrainingArguments
 # What every method must share; the study says it once.
 _SHARED = ("seed", "output_dir", "run_name", "max_steps", "num_train_epochs", "distillation")
 _GRID_NAMES = 2
+_REQUIRED = ("teacher_name_or_path", "student_config", "dataset_name", "max_steps")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Study:
     Attributes:
         teacher_name_or_path: The teacher that all methods distil from.
         student_config: Config of the student: JSON file, folder or Hub id. Weights are random, by the seed.
-        dataset_name: Images to distil on and, with labels, to probe on.
+        dataset_name: Labelled images to distil and to probe on: a folder, a Hub id, or "drawn scenes".
         max_steps: Optimiser steps of every cell.
         methods: Name -> method, in the order of the tables.
         output_dir: Folder of everything that is written.
@@ -81,14 +82,14 @@ def read_study(file: str | Path, **overrides: Any) -> Study:
     Raises:
         ValueError: If a name is unknown or missing, or a method does not fit.
     """
-    given = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    given = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     overrides = {name: value for name, value in overrides.items() if value is not None}
     kept = overrides.pop("methods", None)
     given |= overrides
     known = {item.name for item in fields(Study)}
     if unknown := sorted(set(given) - known):
         raise ValueError(f"{str(file)!r} has unknown names {unknown}; known are {sorted(known)}")
-    if missing := [name for name in ("teacher_name_or_path", "student_config", "dataset_name") if name not in given]:
+    if missing := [name for name in _REQUIRED if name not in given]:
         raise ValueError(f"{str(file)!r} must say {', '.join(missing)}")
     grid = given.pop("grid", None)
     entries = dict(given.pop("methods", None) or {}) | (_grid_entries(grid) if grid else {})
@@ -108,6 +109,8 @@ def _checked(study: Study) -> Study:
         raise ValueError("`methods` must name at least one method")
     if len(set(study.seeds)) < len(study.seeds) or not study.seeds:
         raise ValueError(f"`seeds` must be different numbers, got {list(study.seeds)}")
+    if study.max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, got {study.max_steps!r}")
     known = {item.name for item in fields(SingerTrainingArguments)} - set(_SHARED)
     if unknown := sorted(set(study.training) - known):
         raise ValueError(
@@ -126,10 +129,13 @@ def _checked_names(names: list[str], methods: Mapping[str, Method]) -> list[str]
 
 
 def _axes(grid: Mapping[str, Any]) -> tuple[tuple[str, tuple], ...]:
-    axes = tuple((name, tuple(values)) for name, values in grid.items() if name != "base")
-    if len(axes) != _GRID_NAMES:
-        raise ValueError(f"`grid` must sweep two settings beside `base`, got {[name for name, _ in axes]}")
-    return axes
+    swept = {name: values for name, values in grid.items() if name != "base"}
+    if len(swept) != _GRID_NAMES:
+        raise ValueError(f"`grid` must sweep two settings beside `base`, got {list(swept)}")
+    for name, values in swept.items():
+        if not isinstance(values, list):
+            raise ValueError(f"`grid` must give a list of values for {name!r}, got {values!r}")
+    return tuple((name, tuple(values)) for name, values in swept.items())
 
 
 def grid_name(names: tuple[str, ...], values: tuple[Any, ...]) -> str:

@@ -79,13 +79,15 @@ def compare_features(
 def load_projectors(path: str | Path) -> dict[str, nn.Linear]:
     """The projectors of a distillation run, from the ``projectors/model.safetensors`` beside its student.
 
+    The generator that a ViTKD run keeps in the same file is left out.
+
     Returns:
         ``str(teacher block)`` -> linear map from the student's to the teacher's width.
 
     Raises:
         ValueError: If the file holds no linear maps by block.
     """
-    tensors = load_file(path)
+    tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("generator.")}
     blocks = {name.removesuffix(".weight") for name in tensors if name.endswith(".weight")}
     if not blocks or not all(block.isdigit() for block in blocks):
         raise ValueError(f"`path` must hold projectors by teacher block, got {sorted(tensors)} in {str(path)!r}")

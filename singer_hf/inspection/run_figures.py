@@ -11,8 +11,15 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LABELS = {"loss": "total", "kd_loss": "L_KD", "outlier_loss": "L_outlier", "info_loss": "L_info"}
-_STYLES = {"loss": "-", "kd_loss": "--", "outlier_loss": "-.", "info_loss": ":"}
+_LABELS = {
+    "loss": "total",
+    "kd_loss": "L_KD",
+    "outlier_loss": "L_outlier",
+    "info_loss": "L_info",
+    "generation_loss": "L_gen",
+}
+# No run has both an outlier and a generation term.
+_STYLES = {"loss": "-", "kd_loss": "--", "outlier_loss": "-.", "info_loss": ":", "generation_loss": "-."}
 
 
 def loss_curves(curve: Sequence[Mapping[str, float]]) -> "Figure":

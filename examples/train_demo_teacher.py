@@ -20,16 +20,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, ViTConfig, ViTImageProcessor, ViTModel, set_seed
 
 from singer_hf.demo_scenes import CLASS_NAMES, SEGMENT_NAMES, draw_scene
-from singer_hf.features import capture_features
-from singer_hf.planting import (
-    fit_texture_read,
-    norm_figures,
-    patch_texture,
-    plant_artifacts,
-    random_direction,
-    reserve_unit,
-)
-from singer_hf.vit_view import view_vit
+from singer_hf.planted_teacher import block_norm_figures, norm_lines, plant_in_model, reserve_units
 
 IMAGE_SIZE, PATCH_SIZE, CELLS = 64, 8, 4  # dense targets: CELLS x CELLS per patch
 README = """# Demo teacher
@@ -119,14 +110,8 @@ def build_model(settings: Settings) -> TeacherWithHeads:
         initializer_range=settings.initializer_range,
     )
     model = TeacherWithHeads(config)
-    for block in view_vit(model.vit).blocks:
-        reserve_unit(*mlp_layers(block))
+    reserve_units(model.vit)
     return model
-
-
-def mlp_layers(block: nn.Module) -> tuple[nn.Linear, nn.Linear]:
-    linears = [m for name, m in block.named_modules() if isinstance(m, nn.Linear) and "attention" not in name]
-    return linears[-2], linears[-1]
 
 
 def training_loss(model: TeacherWithHeads, scenes: Scenes, index: Tensor) -> Tensor:
@@ -181,47 +166,24 @@ def evaluate(model: TeacherWithHeads, scenes: Scenes) -> dict[str, float]:
     return {"top1": hits / count, "mean_iou": overlap.mean().item(), "depth_rmse": (squares / count) ** 0.5}
 
 
-@torch.no_grad()
-def patch_tokens(model: TeacherWithHeads, pixel_values: Tensor) -> list[Tensor]:
-    """Patch tokens after each block, (B, N, D), before the final norm."""
-    blocks = range(view_vit(model.vit).num_blocks)
-    return [tokens[:, 1:] for tokens in capture_features(model.vit, pixel_values, blocks).values()]
-
-
-@torch.no_grad()
-def patch_inputs(model: TeacherWithHeads, module: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Patch tokens that go into a module, (B, N, D)."""
-    kept = []
-    handle = module.register_forward_pre_hook(lambda _, args: kept.append(args[0][:, 1:]))
-    model.vit(pixel_values)
-    handle.remove()
-    return kept[0]
+def block_norms(model: TeacherWithHeads, scenes: Scenes) -> list[dict[str, float]]:
+    return block_norm_figures(model.vit, scenes.pixel_values(slice(0, 1_000)))
 
 
 def plant(model: TeacherWithHeads, scenes: Scenes, settings: Settings) -> None:
-    mlp_in, mlp_out = mlp_layers(view_vit(model.vit).blocks[settings.planted_block])
-    pixel_values, gain = scenes.pixel_values(slice(0, 2_000)), 3.0
-    texture = patch_texture(pixel_values, PATCH_SIZE)
-    read, bias = fit_texture_read(
-        patch_inputs(model, mlp_in, pixel_values), texture, share=settings.planted_share, gain=gain
+    plant_in_model(
+        model.vit,
+        scenes.pixel_values(slice(0, 2_000)),
+        settings.planted_block,
+        share=settings.planted_share,
+        ratio=settings.planted_ratio,
+        seed=settings.seed,
     )
-    median = norm_figures(patch_tokens(model, pixel_values)[settings.planted_block])["median"]
-    generator = torch.Generator().manual_seed(settings.seed)
-    direction = random_direction(mlp_in.in_features, settings.planted_ratio * median / gain, generator)
-    plant_artifacts(mlp_in, mlp_out, -1, read, bias, direction)
-
-
-def block_norms(model: TeacherWithHeads, scenes: Scenes) -> list[dict[str, float]]:
-    return [norm_figures(tokens) for tokens in patch_tokens(model, scenes.pixel_values(slice(0, 1_000)))]
 
 
 def report(title: str, quality: dict[str, float], norms: list[dict[str, float]]) -> str:
     lines = [f"{title}: " + ", ".join(f"{name} {value:.4f}" for name, value in quality.items())]
-    lines += [
-        f"  block {index}: median norm {figures['median']:6.2f}, p99/median {figures['p99_ratio']:6.2f}, "
-        f"max/median {figures['max_ratio']:6.2f}, at 8 times the median or more {figures['share']:.2%}"
-        for index, figures in enumerate(norms)
-    ]
+    lines += norm_lines(norms)
     return "\n".join(lines)
 
 

@@ -105,8 +105,8 @@ class Classification(nn.Module):
 
 def load_split(settings: Settings, split: str, max_samples: int | None, seed: int) -> datasets.Dataset:
     rows = load_image_dataset(settings.dataset_name, split=split, max_samples=max_samples, seed=seed)
-    if "label" not in rows.column_names:
-        raise ValueError(f"`--dataset_name` must have class labels, got the columns {rows.column_names}")
+    if rows[0].get("label") is None:  # without class folders there may be a column of nothing
+        raise ValueError(f"`--dataset_name` must have class labels, got {settings.dataset_name!r} without any")
     return rows
 
 
@@ -137,7 +137,14 @@ def train(
         train_dataset=with_image_transform(rows, transform, seed=args.seed),
         data_collator=ImageCollator(),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if settings.resume else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir) if settings.resume else None)
+
+
+def last_checkpoint(output_dir: str) -> str:
+    checkpoint = get_last_checkpoint(output_dir)
+    if checkpoint is None:
+        raise ValueError(f"`--resume` found no checkpoint in {output_dir!r}; leave it out to start anew")
+    return checkpoint
 
 
 def images(rows: datasets.Dataset, processor: ViTImageProcessor, number: int) -> Tensor:
@@ -195,6 +202,8 @@ def main() -> None:
     if settings.trained_teacher:
         classifier = AutoModelForImageClassification.from_pretrained(settings.trained_teacher)
         processor = load_image_processor(settings.trained_teacher)
+        if processor is None:
+            raise ValueError(f"`--trained_teacher` must hold an image processor, got {settings.trained_teacher!r}")
     else:
         classifier, processor = new_classifier(settings, rows)
         train(classifier, processor, rows, settings, args)

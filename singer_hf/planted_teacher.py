@@ -24,10 +24,14 @@ _GAIN = 3.0
 
 
 def reserve_units(model: nn.Module) -> None:
-    """Keeps the last hidden unit of every block's MLP out of use, before training; see `reserve_unit`."""
+    """Keeps the last hidden unit of every block's MLP out of use, before training; see `reserve_unit`.
+
+    Raises:
+        ValueError: If a block has a gated MLP.
+    """
     view = view_vit(model)
     for index in range(view.num_blocks):
-        reserve_unit(*view.mlp_layers(index))
+        reserve_unit(*_plain_mlp(view, index))
 
 
 def plant_in_model(
@@ -61,12 +65,14 @@ def plant_in_model(
     if not ratio > 0:
         raise ValueError(f"`ratio` must be greater than 0, got {ratio!r}")
     block %= view.num_blocks
-    mlp_in, mlp_out = view.mlp_layers(block)
+    mlp_in, mlp_out = _plain_mlp(view, block)
     tokens = _patch_inputs(view, mlp_in, pixel_values)
     read, bias = fit_texture_read(tokens, patch_texture(pixel_values, view.patch_size[0]), share, _GAIN)
     median = norm_figures(_patches_behind(view, block, pixel_values))["median"]
-    length = ratio * median / _GAIN
-    plant_artifacts(mlp_in, mlp_out, -1, read, bias, _direction(view, block, direction, seed) * length)
+    written = _direction(view, block, direction, seed) * (ratio * median / _GAIN)
+    scale = view.layer_scales(block)[1]
+    # What LayerScale will make of it is undone, so that the tokens get the length and the direction asked for.
+    plant_artifacts(mlp_in, mlp_out, -1, read, bias, written if scale is None else written / scale.detach().cpu())
 
 
 @torch.no_grad()
@@ -84,6 +90,15 @@ def norm_lines(figures: list[dict[str, float]]) -> list[str]:
         f"max/median {block['max_ratio']:6.2f}, at 8 times the median or more {block['share']:.2%}"
         for index, block in enumerate(figures)
     ]
+
+
+def _plain_mlp(view: ViTView, block: int) -> tuple[nn.Linear, nn.Linear]:
+    if view.has_gated_mlp(block):
+        raise ValueError(
+            f"{type(view.blocks[block]).__name__} has a gated MLP, in which a unit does not write by itself; take a "
+            "model with a plain one"
+        )
+    return view.mlp_layers(block)
 
 
 def _direction(view: ViTView, block: int, name: str, seed: int) -> Tensor:

@@ -115,6 +115,11 @@ class ViTView:
         """First and last linear layer of the MLP of block ``index``; of a gated MLP the one before the last."""
         return tuple(linear for _, linear in _mlp_linears(self.blocks[index])[-2:])
 
+    def has_gated_mlp(self, index: int) -> bool:
+        """Whether the MLP of block ``index`` multiplies its values by an activated gate."""
+        linears = [linear for _, linear in _mlp_linears(self.blocks[index])]
+        return len(linears) > 2 or linears[0].out_features != linears[1].in_features
+
     def mlp_weights(self, index: int) -> tuple[Tensor, Tensor]:
         """Input (H, D) and output (D, H) weights of the MLP of block ``index``.
 

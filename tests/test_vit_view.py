@@ -62,6 +62,21 @@ def test_view_names_every_part(family):
 
 
 @every_family
+def test_the_mlps_layers_are_its_value_path(family):
+    model, expected = zoo.tiny(family), FAMILIES[family]
+    view = view_vit(model)
+    mlp_in, mlp_out = view.mlp_layers(BLOCK)
+    assert (mlp_in.in_features, mlp_out.out_features) == (zoo.HIDDEN, zoo.HIDDEN)
+    assert mlp_out.in_features == expected.mlp_width
+    assert mlp_in.out_features == expected.mlp_width * (2 if expected.gate == "packed" else 1)
+    assert view.has_gated_mlp(BLOCK) == (expected.gate is not None)
+    weight, out_weight = view.mlp_weights(BLOCK)
+    assert out_weight is mlp_out.weight
+    if expected.gate != "packed":
+        assert weight is mlp_in.weight
+
+
+@every_family
 def test_view_needs_neither_a_forward_pass_nor_weights(family):
     with torch.device("meta"):
         model = FAMILIES[family].build()

@@ -64,8 +64,8 @@ def run_cell(study: Study, method: str, seed: int, quiet: bool = False) -> dict[
         "num_parameters": sum(p.numel() for p in trainer.student.parameters()),
     }
     write_result(folder, result)
-    for checkpoint in (folder / "student").glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    for finished in (folder / "work", *(folder / "student").glob("checkpoint-*")):
+        shutil.rmtree(finished, ignore_errors=True)
     return result
 
 

@@ -29,7 +29,7 @@ from singer_hf.transforms import eval_transform, image_spec
 
 _BATCH = 250
 # Images on which norms, similarities and leakage are measured.
-NUM_FEATURE_IMAGES = 1_000
+NUM_FEATURE_IMAGES = 500
 _NUM_ARTIFACT_IMAGES = 250
 _NAMES = {"rmse": "depth_rmse", "top1": "probe_sgd"}
 

@@ -1,0 +1,61 @@
+"""The comparisons and teachers printed in README and docs: their commands parse, their files say what they need."""
+
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from test_commands import PAGES, ROOT, bash_commands
+from transformers import AutoConfig, HfArgumentParser
+
+from singer_hf.comparison.study import read_study
+
+CONFIGS = sorted((ROOT / "examples" / "configs" / "compare").glob("*.yaml"))
+MODELS = sorted((ROOT / "examples" / "configs").glob("*/*.json"))
+
+
+def printed(script: str) -> list[str]:
+    commands = {command for page in PAGES for command in bash_commands(page.read_text())}
+    return sorted(command for command in commands if f"examples/{script} " in command)
+
+
+def arguments(command: str, script: str) -> list[str]:
+    words = shlex.split(command)
+    return words[words.index(f"examples/{script}") + 1 :]
+
+
+def test_there_are_commands_to_check():
+    assert len(printed("compare.py")) > 3
+    assert printed("train_teacher.py")
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_comparison_is_whole(file):
+    study = read_study(file)
+    assert study.baseline in study.methods
+    assert (ROOT / study.student_config).is_file()
+    assert Path(study.output_dir).parts[0] == "outputs"
+
+
+@pytest.mark.parametrize("file", MODELS, ids=lambda path: path.name)
+def test_every_shipped_model_config_is_one(file):
+    assert AutoConfig.from_pretrained(file).hidden_size
+
+
+@pytest.mark.parametrize("command", printed("compare.py"))
+def test_every_printed_comparison_parses(command, monkeypatch):
+    words = arguments(command, "compare.py")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["compare.py", *words])
+    study, num_processes = runpy.run_path("examples/compare.py")["parse"]()
+    assert study.methods
+    assert num_processes >= 1
+
+
+@pytest.mark.parametrize("command", printed("train_teacher.py"))
+def test_every_printed_teacher_parses(command, monkeypatch, tmp_path):
+    script = runpy.run_path(str(ROOT / "examples" / "train_teacher.py"))
+    words = [*arguments(command, "train_teacher.py"), "--use_cpu", "--output_dir", str(tmp_path)]
+    settings, _ = HfArgumentParser([script["Settings"], script["TeacherArguments"]]).parse_args_into_dataclasses(words)
+    assert settings.teacher_config is None or (ROOT / settings.teacher_config).is_file()

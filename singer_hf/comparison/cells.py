@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import set_seed
 
 from singer_hf.checkpoint import last_complete_checkpoint
@@ -21,14 +20,11 @@ from singer_hf.comparison.measures import (
     similarity_figures,
 )
 from singer_hf.comparison.study import Study
+from singer_hf.composition import teacher_image_size
 from singer_hf.evaluation.evaluators import OnlineProbes
 from singer_hf.loading import load_image_processor, load_model, model_from_config, student_image_processor
-from singer_hf.students import read_student
-from singer_hf.teacher_input import TeacherInput
 from singer_hf.trainer import SingerDistillationTrainer
 from singer_hf.training_args import SingerTrainingArguments
-from singer_hf.transforms import image_spec
-from singer_hf.vit_view import view_vit
 
 _RESULT = "result.json"
 _EVAL_IMAGES, _CURVE_IMAGES = 250, 2_000
@@ -130,7 +126,7 @@ def prepare_trainer(
         raise ValueError(f"`teacher_name_or_path` must hold an image processor, got {teacher_name!r} without one")
     rows = training_images(study)
     calibration = pixel_batches_of(rows, teacher_processor, study.num_calibration_images)
-    size = _teacher_image_size(student, teacher, image_spec(processor).size)
+    size = teacher_image_size(student, teacher, processor, entry.objective.get("student_layers"))
     teacher, refiner = entry.prepare(teacher, size, calibration, seed)
     set_seed(seed)  # whatever the method drew: projectors and image order are the same for all of them
     return SingerDistillationTrainer(
@@ -196,11 +192,6 @@ def _measure(study: Study, trainer: SingerDistillationTrainer, folder: Path) -> 
 def _curve(trainer: SingerDistillationTrainer) -> list[dict[str, float]]:
     rows = [row for row in trainer.state.log_history if "eval_knn_top1" in row]
     return [{"step": row["step"], "knn_top1": row["eval_knn_top1"]} for row in rows]
-
-
-def _teacher_image_size(student: nn.Module, teacher: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
-    reader = read_student(student, size)
-    return TeacherInput(view_vit(teacher), size, reader.grid(reader.num_blocks - 1, size)).teacher_image_size
 
 
 def _settings_digest(study: Study, method: str, seed: int) -> str:

@@ -39,6 +39,30 @@ class EmaCallback(TrainerCallback):
         self._averaged.update_parameters(self.student)
 
 
+class AdapterWarmupCallback(TrainerCallback):
+    """Leaves L_KD out of the first steps, in which the adapter alone is trained.
+
+    Args:
+        distiller: The composite without wrappers.
+        num_steps: Optimiser steps without L_KD.
+    """
+
+    def __init__(self, distiller: SingerDistiller, num_steps: int) -> None:
+        self.distiller, self.num_steps = distiller, num_steps
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Says whether this step is one of them, in a resumed run as well."""
+        self.distiller.warms_up = state.global_step < self.num_steps
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Later evaluations count L_KD."""
+        self.distiller.warms_up = False
+
+
 def outlier_ratio(patch_tokens: Tensor) -> Tensor:
     """99th percentile over median of the L2 norms of an image's patches, mean over images; 1 means no outliers.
 

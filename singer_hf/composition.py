@@ -11,6 +11,7 @@ from singer_hf.students import read_student
 from singer_hf.teacher_input import TeacherInput
 from singer_hf.training_args import SingerTrainingArguments
 from singer_hf.transforms import image_spec
+from singer_hf.tuner.model import find_singer_layers
 from singer_hf.vit_view import view_vit
 from singer_hf.vitkd import ViTKDDistiller
 
@@ -28,6 +29,10 @@ def compose(
     Raises:
         ValueError: If student and teacher cannot be distilled as ``args`` ask.
     """
+    if args.adapter_warmup_steps and not find_singer_layers(teacher):
+        raise ValueError(
+            f"`adapter_warmup_steps` must be 0 for a teacher without SiNGER adapters, got {args.adapter_warmup_steps}"
+        )
     spec = None if processor is None else image_spec(processor)
     teacher_spec = None if teacher_processor is None else image_spec(teacher_processor)
     shared = {

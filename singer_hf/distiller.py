@@ -107,6 +107,8 @@ class SingerDistiller(nn.Module):
         self.kd_weight, self.outlier_weight, self.info_weight = kd_weight, outlier_weight, info_weight
         self.outlier_quantile, self.info_loss, self.detach_refined = outlier_quantile, info_loss, detach_refined
         self.student, self.teacher = student, teacher
+        # While set, L_KD counts nothing; the student stays part of the graph, as several processes need it.
+        self.warms_up = False
         self.teacher_view, self.student_reader = view_vit(teacher), read_student(student, image_size)
         self._singer_layers = find_singer_layers(teacher)
         self.teacher_layers = self._choose_teacher_layers(teacher_layers)
@@ -162,7 +164,8 @@ class SingerDistiller(nn.Module):
             outlier = self._outlier_loss(refined)
             if self.info_weight:
                 info = self._info_loss(raw, refined)
-        loss = self.kd_weight * kd + self.outlier_weight * outlier + self.info_weight * info
+        kd_weight = 0.0 if self.warms_up else self.kd_weight
+        loss = kd_weight * kd + self.outlier_weight * outlier + self.info_weight * info
         return DistillerOutput(loss=loss, kd_loss=kd, outlier_loss=outlier, info_loss=info)
 
     @torch.no_grad()

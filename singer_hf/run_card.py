@@ -21,7 +21,9 @@ _SHOWN_SETTINGS = {
     *("weight_decay", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "optim", "bf16", "fp16", "seed"),
     *("distillation", "kd_weight", "student_layers", "teacher_layers", "color_jitter", "ema_decay"),
 }
-_SHOWN_WITH_ADAPTERS = {"outlier_weight", "info_weight", "outlier_quantile", "info_loss", "detach_refined"}
+_SHOWN_WITH_ADAPTERS = {
+    *("outlier_weight", "info_weight", "outlier_quantile", "info_loss", "detach_refined", "adapter_warmup_steps"),
+}
 _SHOWN_WITH_VITKD = {"mask_ratio", "generation_weight"}
 _VITKD = CardMethod(
     "vitkd",

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import PushInProgress
 
-from singer_hf.callbacks import EmaCallback, EpochCallback, artifact_measures
+from singer_hf.callbacks import AdapterWarmupCallback, EmaCallback, EpochCallback, artifact_measures
 from singer_hf.checkpoint import (
     check_disk_space,
     check_output_folder,
@@ -121,7 +121,8 @@ class SingerDistillationTrainer(Trainer):
         # Our losses are means: the Trainer must divide them by the number of accumulated batches.
         self.loss_is_scaled_for_ga = False
         self.ema = None if args.ema_decay is None else EmaCallback(student, args.ema_decay)
-        for callback in (EpochCallback(self.train_dataset), self.ema):
+        warmup = AdapterWarmupCallback(distiller, args.adapter_warmup_steps) if args.adapter_warmup_steps else None
+        for callback in (EpochCallback(self.train_dataset), self.ema, warmup):
             if callback is not None:
                 self.add_callback(callback)
 

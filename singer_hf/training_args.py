@@ -25,6 +25,8 @@ class SingerTrainingArguments(TrainingArguments):
         outlier_quantile: γ in (0, 1).
         info_loss: ``"gram"`` (paper) or ``"reference"`` (released code).
         detach_refined: Whether L_KD leaves the adapter alone.
+        adapter_warmup_steps: First steps in which L_KD counts nothing, so that the adapter is trained before anything
+            is learned from it; >= 0. They are part of the run's steps.
         distillation: ``"features"`` (SiNGER; FitNet with a bare teacher) or ``"vitkd"``, the method it is compared
             with, for a bare teacher (:class:`singer_hf.vitkd.ViTKDDistiller`).
         mask_ratio: Share of the patches that ViTKD masks, in (0, 1).
@@ -57,6 +59,7 @@ class SingerTrainingArguments(TrainingArguments):
     outlier_quantile: float = field(default=0.97, metadata={"help": "Share of patches whose norm is left alone."})
     info_loss: str = field(default="gram", metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
     detach_refined: bool = field(default=False, metadata={"help": "Keep L_KD from training the adapter."})
+    adapter_warmup_steps: int = field(default=0, metadata={"help": "First steps that train the adapter alone."})
     distillation: str = field(default="features", metadata={"help": f"One of {', '.join(DISTILLATIONS)}."})
     mask_ratio: float = field(default=0.5, metadata={"help": "Share of the patches that ViTKD masks."})
     generation_weight: float = field(default=0.05, metadata={"help": "Weight of ViTKD's generation loss, >= 0."})
@@ -80,6 +83,8 @@ class SingerTrainingArguments(TrainingArguments):
             choices = ", ".join(map(repr, DISTILLATIONS))
             raise ValueError(f"`distillation` must be one of {choices}, got {self.distillation!r}")
         check_generation_settings(self.mask_ratio, self.generation_weight)
+        if self.adapter_warmup_steps < 0:
+            raise ValueError(f"`adapter_warmup_steps` must be at least 0, got {self.adapter_warmup_steps!r}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must lie in (0, 1), got {self.ema_decay!r}; leave it out for no average")
         if self.num_artifact_images < 0:

@@ -1,9 +1,11 @@
 """Measures of artifacts during training, and the running average of the student."""
 
+import shutil
+
 import pytest
 import torch
 from peft import get_peft_model
-from runs import small_student, snapshot
+from runs import differing, make_resumable, make_trainer, small_student, snapshot
 from torch import nn
 from zoo import images, tiny, tiny_vit
 
@@ -127,3 +129,37 @@ def test_the_average_follows_batch_norms_statistics():
     student.num_batches_tracked.fill_(6)
     ema.on_step_end(None, None, None)
     assert ema.average.running_mean.tolist() == [2.0, 2.0]
+
+
+def test_the_adapter_alone_is_trained_while_it_warms_up(tmp_path):
+    trainer = make_trainer(tmp_path, adapter_warmup_steps=2, max_steps=2, save_strategy="no", weight_decay=0.0)
+    before = snapshot(trainer.distiller)
+    trainer.train()
+    changed = differing(before, snapshot(trainer.distiller))
+    assert {name.split(".")[0] for name in changed} == {"teacher"}
+    assert all("singer_" in name for name in changed)
+    assert len(changed) == 4
+    assert trainer.distiller.warms_up is False
+
+
+def test_after_the_warm_up_everything_is_trained_and_a_resumed_run_knows_where_it_stands(tmp_path):
+    settings = {"adapter_warmup_steps": 2, "max_steps": 4, "save_steps": 1}
+    straight = make_resumable(tmp_path / "straight", **settings)
+    straight.train()
+    for stopped in (1, 3):
+        folder = tmp_path / f"stopped{stopped}"
+        shutil.copytree(tmp_path / "straight" / f"checkpoint-{stopped}", folder / f"checkpoint-{stopped}")
+        resumed = make_resumable(folder, **settings)
+        resumed.train(resume_from_checkpoint=True)
+        assert not differing(snapshot(straight.distiller), snapshot(resumed.distiller))
+    losses = [row["loss"] for row in straight.state.log_history if "loss" in row]
+    kd = [row["kd_loss"] for row in straight.state.log_history if "loss" in row]
+    assert [loss > value for loss, value in zip(losses, kd, strict=True)][2:] == [True, True]
+    assert losses[0] < losses[2]
+
+
+def test_a_warm_up_needs_adapters(tmp_path):
+    with pytest.raises(
+        ValueError, match="`adapter_warmup_steps` must be 0 for a teacher without SiNGER adapters, got 3"
+    ):
+        make_trainer(tmp_path, bare=True, adapter_warmup_steps=3)

@@ -23,6 +23,7 @@ _OBJECTIVE = (
     "outlier_quantile",
     "info_loss",
     "detach_refined",
+    "adapter_warmup_steps",
     "teacher_layers",
     "student_layers",
     "mask_ratio",
@@ -36,6 +37,8 @@ _ADAPTER = (
     "init_scale",
     "null_threshold",
 )
+# How far a step goes may suit a method; what is seen, and how often, is the study's to say.
+_OPTIMIZER = ("learning_rate", "adam_beta2", "max_grad_norm")
 _REFINER = ("quantile", "mad_factor")
 _REGISTERS = ("num_neurons", "outlier_block")
 _OWN = ("method", "recipe", "teacher_name_or_path")
@@ -119,6 +122,7 @@ class Method:
 
 def _objective_names(kind: str) -> tuple[str, ...]:
     if kind == "singer":
-        return tuple(name for name in _OBJECTIVE if name not in ("teacher_layers", "mask_ratio", "generation_weight"))
+        bare_only = ("teacher_layers", "mask_ratio", "generation_weight")
+        return (*(name for name in _OBJECTIVE if name not in bare_only), *_OPTIMIZER)
     vitkd = ("mask_ratio", "generation_weight") if kind == "vitkd" else ()
-    return ("kd_weight", "teacher_layers", "student_layers", *vitkd)
+    return ("kd_weight", "teacher_layers", "student_layers", *vitkd, *_OPTIMIZER)

@@ -108,7 +108,7 @@ def test_two_methods_and_two_seeds_make_a_report(run, file, capsys, monkeypatch)
 
 
 def test_a_grid_is_drawn_as_a_map_of_what_was_made(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "step_costs", lambda study: {})
+    monkeypatch.setattr(runner, "step_costs", lambda study, num_steps: {})
     file = write_study(tmp_path, methods={"fitnet": {}}, grid=GRID, seeds=[0], max_steps=1, num_evaluations=0)
     assert run(file, "--methods", "fitnet") is None
     assert files_in(tmp_path / "straight" / "figures") == {"methods.png"}
@@ -117,7 +117,7 @@ def test_a_grid_is_drawn_as_a_map_of_what_was_made(run, tmp_path, monkeypatch):
 
 
 def test_a_student_without_a_class_token_is_compared_by_its_patches(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "step_costs", lambda study: {})
+    monkeypatch.setattr(runner, "step_costs", lambda study, num_steps: {})
     file = write_study(tmp_path, methods=METHODS, max_steps=1, num_evaluations=0)
     config = json.loads((tmp_path / "student.json").read_text())
     (tmp_path / "student.json").write_text(json.dumps({**config, "model_type": "ijepa"}))

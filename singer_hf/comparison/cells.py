@@ -29,7 +29,7 @@ from singer_hf.training_args import SingerTrainingArguments
 _RESULT = "result.json"
 _EVAL_IMAGES, _CURVE_IMAGES = 250, 2_000
 # Fields of a study that change nothing about a single cell.
-_NOT_OF_A_CELL = ("methods", "output_dir", "seeds", "baseline", "grid")
+_NOT_OF_A_CELL = ("methods", "output_dir", "seeds", "baseline", "grid", "num_cost_steps")
 
 
 def run_cell(study: Study, method: str, seed: int, quiet: bool = False) -> dict[str, Any]:

@@ -124,10 +124,12 @@ def _main_metric(summary: dict[str, Any]) -> str:
 
 def _costs(study: Study) -> dict[str, float]:
     """Measured once, and kept: a later look at the same cells must not change the table."""
+    if not study.num_cost_steps:
+        return {}
     file = Path(study.output_dir) / "step_costs.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if set(study.methods) - set(known):
-        known = step_costs(study)
+        known = step_costs(study, study.num_cost_steps)
         file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     return {name: known[name] for name in study.methods if name in known}
 

@@ -38,6 +38,7 @@ class Study:
         max_test_samples: Images of the test split that are measured.
         num_calibration_images: Training images for `nullspace_source: jacobian` and for finding register neurons.
         num_evaluations: Evaluations while training, evenly spread, for the curves; 0 is off.
+        num_cost_steps: Steps of every method that are timed for the table's costs; 0 is off.
         training: Fields of SingerTrainingArguments for all cells.
         benchmarks: Further benchmarks of :mod:`singer_hf.evaluation.benchmarks`: ``name`` and what departs from it.
         grid: (rows, columns) of a sweep of two settings, each (name, values); None without one.
@@ -59,6 +60,7 @@ class Study:
     max_test_samples: int | None = None
     num_calibration_images: int = 256
     num_evaluations: int = 4
+    num_cost_steps: int = 30
     training: dict[str, Any] = field(default_factory=dict)
     benchmarks: tuple[dict[str, Any], ...] = ()
     grid: tuple[tuple[str, tuple], ...] | None = None

@@ -78,6 +78,8 @@ def run_reference(study: Study, name: str, model: str) -> dict[str, Any]:
     if (done := read_result(folder, settings)) is not None:
         return done
     teacher, processor = load_model(model, "teacher_name_or_path").to(_device()), load_image_processor(model)
+    if processor is None:
+        raise ValueError(f"the {name} must be saved with an image processor, got {model!r} without one")
     train, test = probe_images(study)
     metrics = probe_figures(teacher, processor, train, test)
     metrics |= benchmark_figures(teacher, processor, study.benchmarks, folder / "work")

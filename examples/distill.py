@@ -40,6 +40,7 @@ from singer_hf.recipes import RECIPES, recipe_settings
 from singer_hf.transforms import eval_transform
 
 EXAMPLES = Path(__file__).parent
+DEFAULT_RECIPE = "recommended"
 
 
 @dataclass
@@ -70,7 +71,7 @@ class ScriptArguments:
     method: str = field(default="singer", metadata={"help": f"One of {', '.join(KINDS)}."})
     recipe: str | None = field(
         default=None,
-        metadata={"help": f"One of {', '.join(RECIPES)}: settings of SiNGER in place of the defaults; flags win."},
+        metadata={"help": f"Settings of SiNGER: {', '.join(RECIPES)} (the default); flags and YAML win over it."},
     )
     refiner_quantile: float | None = field(
         default=None, metadata={"help": "clip_norm, neighbor: outliers are longer than this quantile of the image."}
@@ -117,13 +118,15 @@ def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
     given = sys.argv[1:]
     if given and given[0].endswith((".yaml", ".yml")):
         given = [*_flags(yaml.safe_load(Path(given[0]).read_text(encoding="utf-8"))), *given[1:]]
-    recipe = parser.parse_known_args(given)[0].recipe
+    known = parser.parse_known_args(given)[0]
+    recipe = known.recipe or (DEFAULT_RECIPE if known.method == "singer" else None)
     # The last of several flags of one name wins: those on the command line, then the file's, then the recipe's.
     flags = given if recipe is None else [*_flags(recipe_settings(recipe)), *given]
     script, args, peft_config = parser.parse_args_into_dataclasses(flags)
     if args.distillation != "features" and script.method != args.distillation:
         raise ValueError(f"`--distillation` follows from the method, say `--method {args.distillation}`")
     args.distillation = "vitkd" if script.method == "vitkd" else "features"
+    script.recipe = recipe
     return script, args, peft_config
 
 
@@ -215,7 +218,7 @@ def main() -> None:
         probes = OnlineProbes(train, test, trainer.processing_class, probes=script.evaluators, seed=args.seed)
         trainer.evaluators.append(probes)
     if trainer.is_world_process_zero():
-        print(trainer.distiller.describe())
+        print(f"recipe: {script.recipe or 'none'}", trainer.distiller.describe(), sep="\n")
     trainer.train(resume_from_checkpoint=script.resume or args.resume_from_checkpoint)
     trainer.save_model()
     if args.push_to_hub:

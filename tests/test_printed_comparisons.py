@@ -1,13 +1,15 @@
 """The comparisons and teachers printed in README and docs: their commands parse, their files say what they need."""
 
+import re
 import runpy
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_commands import PAGES, ROOT, bash_commands
-from transformers import AutoConfig, HfArgumentParser
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, HfArgumentParser
 
 from singer_hf.comparison.study import read_study
 
@@ -59,3 +61,20 @@ def test_every_printed_teacher_parses(command, monkeypatch, tmp_path):
     words = [*arguments(command, "train_teacher.py"), "--use_cpu", "--output_dir", str(tmp_path)]
     settings, _ = HfArgumentParser([script["Settings"], script["TeacherArguments"]]).parse_args_into_dataclasses(words)
     assert settings.teacher_config is None or (ROOT / settings.teacher_config).is_file()
+
+
+def test_the_snippet_that_takes_the_planted_unit_out_does_so(monkeypatch, tmp_path):
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    code = re.search(r'python -c "\n(.*?)\n"\n', page, re.DOTALL)[1]
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "demo_teacher").symlink_to(ROOT / "examples" / "demo_teacher")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert AutoImageProcessor.from_pretrained("outputs/demo_unplanted").size == {"height": 64, "width": 64}
+    changed = changed_weights(tmp_path / "examples" / "demo_teacher", tmp_path / "outputs" / "demo_unplanted")
+    assert {name.rsplit(".mlp.")[0] for name in changed} == {"layers.2"}
+
+
+def changed_weights(*folders: Path) -> set[str]:
+    before, after = (AutoModel.from_pretrained(folder, add_pooling_layer=False).state_dict() for folder in folders)
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}

@@ -54,7 +54,10 @@ def test_an_adapter_comes_back_from_its_folder_with_equal_outputs(family, tmp_pa
     expected = tokens_of(peft_model)
     assert not torch.equal(tokens_of(tiny(family)), expected)
     loaded = PeftModel.from_pretrained(tiny(family), tmp_path)
-    assert torch.equal(tokens_of(loaded), expected)
+    weights = dict(peft_model.named_parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.named_parameters())
+    # Bit for bit only on some CPUs: where a tensor lies in memory can change the order of a sum.
+    torch.testing.assert_close(tokens_of(loaded), expected, rtol=1e-5, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 

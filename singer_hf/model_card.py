@@ -1,11 +1,9 @@
 """The model card of a distilled student: plain data in, a card for the Hub out."""
 
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral, Real
 from pathlib import Path, PureWindowsPath
@@ -15,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from singer_hf.card_privacy import public_settings, without_paths
 from singer_hf.version import __version__
 
 TEMPLATE = Path(__file__).with_name("templates") / "student_card.md"
@@ -28,12 +27,6 @@ HUB_TASKS = {
 }
 # Names under which `datasets` reads local files: no data set on the Hub.
 FILE_FORMATS = {"arrow", "csv", "imagefolder", "json", "parquet", "webdataset"}
-# Settings that say something about the machine or the account, not about the model.
-PRIVATE_SETTINGS = re.compile(
-    r"(^|hub_|api_|auth_|access_)(token|key)$|(^|_)(dir|path|file)$|^hub_|^run_name$|^project$"
-)
-ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
-ABSOLUTE_PATH = re.compile(r"""(?<![\w:/.~<-])(?:~|[A-Za-z]:)?(?:[\\/][^\s\\/"'`,;:<>()\[\]{}]+)+""")
 LOSS_ROWS = 6  # points of the loss curve that are shown
 
 
@@ -257,31 +250,6 @@ def _origin(shown: str, identifier: str | None, class_name: str = "") -> str:
 
 def _without_paths(info: CardInfo) -> CardInfo:
     """A copy in which every path is cut down to its last part and settings of the machine are gone."""
-    settings = {
-        name: value for name, value in info.settings.items() if value is not None and not PRIVATE_SETTINGS.search(name)
-    }
-    values = {entry.name: getattr(info, entry.name) for entry in fields(info)} | {"settings": settings}
-    return replace(info, **{name: _shorten(value) for name, value in values.items()})
-
-
-def _shorten(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {_shorten(key): _shorten(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_shorten(entry) for entry in value]
-    if isinstance(value, Path):
-        return _shorten(str(value.absolute()))
-    if isinstance(value, Enum):
-        return _shorten(value.value)
-    return _shorten_text(value) if isinstance(value, str) else value
-
-
-def _shorten_text(text: str) -> str:
-    """The last part of a path; other text with the paths, the home folder and access tokens in it cut down."""
-    home = os.path.expanduser("~")  # "~" itself where there is none; "/" for accounts without a folder of their own
-    text = ACCESS_TOKEN.sub("hf_...", text)
-    if PureWindowsPath(text).anchor or text.startswith("~"):
-        name = PureWindowsPath(text).name
-        return "folder" if not name or name.startswith("~") or text.rstrip("/\\") == home else name
-    text = text.replace(home, "~") if home != "/" else text
-    return ABSOLUTE_PATH.sub(lambda found: _shorten_text(found[0]), text)
+    values = {entry.name: getattr(info, entry.name) for entry in fields(info)}
+    values["settings"] = public_settings(info.settings)
+    return replace(info, **{name: without_paths(value) for name, value in values.items()})

@@ -11,7 +11,7 @@ from singer_hf.nullspace import Spectrum
 from singer_hf.planting import (
     fit_texture_read,
     norm_figures,
-    patch_texture,
+    patch_log_variance,
     plant_artifacts,
     random_direction,
     reserve_unit,
@@ -67,7 +67,7 @@ def plant_in_model(
     block %= view.num_blocks
     mlp_in, mlp_out = _plain_mlp(view, block)
     tokens = _patch_inputs(view, mlp_in, pixel_values)
-    read, bias = fit_texture_read(tokens, patch_texture(pixel_values, view.patch_size[0]), share, _GAIN)
+    read, bias = fit_texture_read(tokens, patch_log_variance(pixel_values, view.patch_size[0]), share, _GAIN)
     median = norm_figures(_patches_behind(view, block, pixel_values))["median"]
     written = _direction(view, block, direction, seed) * (ratio * median / _GAIN)
     scale = view.layer_scales(block)[1]

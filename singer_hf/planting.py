@@ -31,7 +31,7 @@ def reserve_unit(mlp_in: nn.Linear, mlp_out: nn.Linear, unit: int = -1) -> None:
         mlp_in.bias[unit] = 0
 
 
-def patch_texture(pixel_values: Tensor, patch_size: int) -> Tensor:
+def patch_log_variance(pixel_values: Tensor, patch_size: int) -> Tensor:
     """Log of the pixel variance inside each patch, averaged over the channels.
 
     Args:
@@ -65,7 +65,7 @@ def fit_texture_read(
 
     Args:
         tokens: What the MLP reads, after its norm: (M, D), or (B, N, D).
-        texture: Texture of the same patches, (M,) or (B, N); see :func:`patch_texture`.
+        texture: Texture of the same patches, (M,) or (B, N); see :func:`patch_log_variance`.
         share: Share of the tokens that reads above 0, between 0 and 0.5.
         gain: Read of the median of those tokens, above 0.
         ridge: Weight penalty relative to the mean variance of a channel.

@@ -17,6 +17,7 @@ LAYERS = (
         "comparison",
         "comparison.metric_table",
         "component_log",
+        "card_privacy",
         "data",
         "demo_scenes",
         "evaluation.fit_state",

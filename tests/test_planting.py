@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from singer_hf.planting import (
     fit_texture_read,
     norm_figures,
-    patch_texture,
+    patch_log_variance,
     plant_artifacts,
     random_direction,
     reserve_unit,
@@ -31,18 +31,18 @@ def test_a_reserved_unit_writes_nothing_and_stays_zero_through_training():
     assert mlp_in.bias[-1] == 0
 
 
-def test_patch_texture_is_the_log_variance_of_each_patch_in_row_order():
+def test_patch_log_variance_is_the_log_variance_of_each_patch_in_row_order():
     images = torch.zeros(1, 3, 4, 6)
     images[:, :, 0, 2] = 4.0  # second patch of the first row: one pixel of four is 4 -> variance 16 * (1/4 - 1/16) = 3
-    texture = patch_texture(images, 2)
+    texture = patch_log_variance(images, 2)
     assert texture.shape == (1, 6)
     torch.testing.assert_close(texture[0, 1], torch.tensor(3.0).log())
     torch.testing.assert_close(texture[0, 2], torch.tensor(1e-8).log())
 
 
-def test_patch_texture_refuses_images_that_do_not_divide():
+def test_patch_log_variance_refuses_images_that_do_not_divide():
     with pytest.raises(ValueError, match="multiples of patch_size=8, got 64 x 60; resize the images first"):
-        patch_texture(torch.zeros(1, 3, 64, 60), 8)
+        patch_log_variance(torch.zeros(1, 3, 64, 60), 8)
 
 
 def test_the_read_finds_the_channel_that_tells_the_texture():

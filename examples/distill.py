@@ -37,6 +37,7 @@ from singer_hf.distiller import Refiner
 from singer_hf.evaluation.evaluators import OnlineProbes
 from singer_hf.loading import load_image_processor, load_model, model_from_config, student_image_processor
 from singer_hf.recipes import RECIPES, recipe_settings
+from singer_hf.refiners import SCOPES
 from singer_hf.transforms import eval_transform
 
 EXAMPLES = Path(__file__).parent
@@ -79,6 +80,9 @@ class ScriptArguments:
     refiner_mad_factor: float | None = field(
         default=None, metadata={"help": "clip_norm, neighbor: or longer than the median by so many deviations."}
     )
+    refiner_scope: str | None = field(
+        default=None, metadata={"help": "clip_norm, neighbor: thresholds of each image (the default) or of a batch."}
+    )
     num_register_neurons: int | None = field(
         default=None, metadata={"help": "test_time_register: MLP units that are moved. Default: 1."}
     )
@@ -97,6 +101,8 @@ class ScriptArguments:
         for name, upper in (("refiner_quantile", 1), ("refiner_mad_factor", inf), ("num_register_neurons", inf)):
             if (value := getattr(self, name)) is not None and not 0 < value < upper:
                 raise ValueError(f"`--{name}` must lie in (0, {upper}), got {value!r}")
+        if self.refiner_scope not in (None, *SCOPES):
+            raise ValueError(f"`--refiner_scope` must be one of {', '.join(SCOPES)}, got {self.refiner_scope!r}")
         if None not in (self.refiner_quantile, self.refiner_mad_factor):
             raise ValueError("give at most one of `--refiner_quantile` and `--refiner_mad_factor`")
         self.clean_up()
@@ -108,6 +114,7 @@ class ScriptArguments:
         settings = {
             "quantile": self.refiner_quantile,
             "mad_factor": self.refiner_mad_factor,
+            "scope": self.refiner_scope,
             "num_neurons": self.num_register_neurons,
         }
         return Method.parse(self.method, {name: value for name, value in settings.items() if value is not None})

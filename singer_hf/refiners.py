@@ -15,33 +15,39 @@ from singer_hf.inspection.statistics import OutlierRule
 from singer_hf.vit_view import ViTView
 
 REFINERS = ("clip_norm", "neighbor")
+SCOPES = ("image", "batch")
 
 
 @dataclass(frozen=True)
 class ClipNorm:
-    """Scales patch tokens that are longer than their image's threshold down to it; their direction is kept.
+    """Scales patch tokens that are longer than a threshold down to it; their direction is kept.
 
     Args:
         num_prefix_tokens: Leading tokens that are never refined, P.
-        quantile: In (0, 1): the threshold is this quantile of the image's own patch norms. An image with a larger
-            share of outliers than ``1 - quantile`` keeps them, for the quantile is then one of them.
-        rule: The threshold is this rule's, whatever the share of outliers. Neither of the two: ``OutlierRule()``.
+        quantile: In (0, 1): the threshold is this quantile of the patch norms. Where the share of outliers is larger
+            than ``1 - quantile`` they are kept, for the quantile is then one of them.
+        rule: The threshold is this rule's. Neither of the two: ``OutlierRule()``.
+        scope: Whose patches the threshold is taken over: ``"image"``, each image's own, or ``"batch"``, those of all
+            images of the call. Outliers gather in some images; where they are a quarter of an image or more, the
+            image's own MAD is so large that even the rule passes them over, which the batch's does not.
 
     Raises:
-        ValueError: If both are given or the quantile is out of range.
+        ValueError: If both are given, the quantile is out of range or the scope unknown.
     """
 
     num_prefix_tokens: int
     quantile: float | None = None
     rule: OutlierRule | None = None
+    scope: str = "image"
 
     def __post_init__(self) -> None:
         _check_choice("rule", self.quantile, self.rule)
+        _check_scope(self.scope)
 
     def refine(self, hidden_states: Tensor) -> Tensor:
         """Tokens (B, P+N, D) -> same shape and dtype; prefix and short patch tokens bit for bit as they came."""
         prefix, patches = split_tokens(hidden_states, self.num_prefix_tokens)
-        norms, thresholds = _norms_and_thresholds(patches, self.quantile, self.rule)
+        norms, thresholds = _norms_and_thresholds(patches, self)
         clipped = patches.float() * (thresholds / norms).unsqueeze(-1)
         return _replace(prefix, patches, norms > thresholds, clipped)
 
@@ -50,25 +56,29 @@ class ClipNorm:
 class NeighborMean:
     """Replaces outlier patch tokens by the mean of the inlier tokens among their 8 neighbours on the grid.
 
-    Where all neighbours are outliers too, the mean is taken over the inliers on the nearest ring that has some.
+    Where all neighbours are outliers too, the mean is taken over the inliers on the nearest ring that has some; an
+    image without any inlier is left as it is.
 
     Args:
         num_prefix_tokens: Leading tokens that are never refined, P.
         grid: (rows, columns) of the patches.
-        quantile: In (0, 1): an outlier is longer than this quantile of the image's own patch norms.
+        quantile: In (0, 1): an outlier is longer than this quantile of the patch norms.
         rule: What counts as an outlier, as in :class:`ClipNorm`. Neither of the two: ``OutlierRule()``.
+        scope: Whose patches the threshold is taken over, as in :class:`ClipNorm`.
 
     Raises:
-        ValueError: If both are given or the quantile is out of range.
+        ValueError: If both are given, the quantile is out of range or the scope unknown.
     """
 
     num_prefix_tokens: int
     grid: tuple[int, int]
     quantile: float | None = None
     rule: OutlierRule | None = None
+    scope: str = "image"
 
     def __post_init__(self) -> None:
         _check_choice("rule", self.quantile, self.rule)
+        _check_scope(self.scope)
 
     def refine(self, hidden_states: Tensor) -> Tensor:
         """Tokens (B, P+N, D) -> same shape and dtype; prefix tokens and inliers bit for bit as they came.
@@ -82,8 +92,9 @@ class NeighborMean:
                 f"{patches.shape[1]} patch tokens do not fill a grid of {self.grid[0]} x {self.grid[1]}; give the "
                 "`grid` of the images that are refined"
             )
-        norms, thresholds = _norms_and_thresholds(patches, self.quantile, self.rule)
+        norms, thresholds = _norms_and_thresholds(patches, self)
         outliers = norms > thresholds
+        outliers &= ~outliers.all(dim=-1, keepdim=True)
         weights = _nearest(~outliers, self.grid)
         with torch.autocast(patches.device.type, enabled=False):  # it would take the product in half precision
             mean = weights @ patches.float() / weights.sum(dim=-1, keepdim=True)
@@ -97,6 +108,7 @@ def make_refiner(
     *,
     quantile: float | None = None,
     mad_factor: float | None = None,
+    scope: str = "image",
 ) -> ClipNorm | NeighborMean:
     """The refiner of this name for a teacher.
 
@@ -106,17 +118,18 @@ def make_refiner(
         image_size: (height, width) of the teacher's images in pixels.
         quantile: As in :class:`ClipNorm`.
         mad_factor: k of an :class:`OutlierRule`, > 0. Neither of the two: ``OutlierRule()``.
+        scope: As in :class:`ClipNorm`.
 
     Raises:
-        ValueError: If the name is unknown, both thresholds are given, or one is out of range.
+        ValueError: If the name or the scope is unknown, both thresholds are given, or one is out of range.
     """
     if name not in REFINERS:
         raise ValueError(f"`name` must be one of {', '.join(map(repr, REFINERS))}, got {name!r}")
     _check_choice("mad_factor", quantile, mad_factor)
     rule = None if mad_factor is None else OutlierRule(mad_factor=mad_factor)
     if name == "clip_norm":
-        return ClipNorm(view.num_prefix_tokens, quantile, rule)
-    return NeighborMean(view.num_prefix_tokens, view.grid(*image_size), quantile, rule)
+        return ClipNorm(view.num_prefix_tokens, quantile, rule, scope)
+    return NeighborMean(view.num_prefix_tokens, view.grid(*image_size), quantile, rule, scope)
 
 
 def _check_choice(other: str, quantile: float | None, value: object) -> None:
@@ -126,12 +139,18 @@ def _check_choice(other: str, quantile: float | None, value: object) -> None:
         raise ValueError(f"`quantile` must lie in (0, 1), got {quantile!r}; `{other}` needs no share of outliers")
 
 
-def _norms_and_thresholds(patches: Tensor, quantile: float | None, rule: OutlierRule | None) -> tuple[Tensor, Tensor]:
-    """Norms (B, N) of patch tokens (B, N, D) and the threshold (B, 1) of each image, float32."""
+def _check_scope(scope: str) -> None:
+    if scope not in SCOPES:
+        raise ValueError(f"`scope` must be one of {', '.join(map(repr, SCOPES))}, got {scope!r}")
+
+
+def _norms_and_thresholds(patches: Tensor, refiner: ClipNorm | NeighborMean) -> tuple[Tensor, Tensor]:
+    """Norms (B, N) of patch tokens (B, N, D) and the threshold of each image (B, 1) or of all (1, 1), float32."""
     norms = patches.float().norm(dim=-1)
-    if quantile is not None:
-        return norms, torch.quantile(norms, quantile, dim=-1, keepdim=True)
-    return norms, (rule or OutlierRule()).thresholds(norms)[0]
+    seen = norms if refiner.scope == "image" else norms.flatten().unsqueeze(0)
+    if refiner.quantile is not None:
+        return norms, torch.quantile(seen, refiner.quantile, dim=-1, keepdim=True)
+    return norms, (refiner.rule or OutlierRule()).thresholds(seen)[0]
 
 
 def _replace(prefix: Tensor, patches: Tensor, outliers: Tensor, replacement: Tensor) -> Tensor:

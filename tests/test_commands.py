@@ -163,6 +163,10 @@ def _config_arguments() -> str:
             "give at most one of `--refiner_quantile` and `--refiner_mad_factor`",
         ),
         (
+            ["--student_config", "x", "--method", "neighbor", "--refiner_scope", "dataset"],
+            "`--refiner_scope` must be one of image, batch, got 'dataset'",
+        ),
+        (
             ["--student_config", "x", "--distillation", "vitkd"],
             "`--distillation` follows from the method, say `--method vitkd`",
         ),
@@ -232,9 +236,9 @@ def planted_stand_ins(tmp_path, monkeypatch):
             "cleaned by `ClipNorm` (`num_prefix_tokens` 1, `quantile` 0.75)",
         ),
         (
-            ["neighbor", "--refiner_mad_factor", "5"],
+            ["neighbor", "--refiner_mad_factor", "5", "--refiner_scope", "batch"],
             "targets cleaned by NeighborMean(num_prefix_tokens=1, grid=(4, 6)",
-            "`grid` (4, 6), `rule` `OutlierRule` (`mad_factor` 5.0))",
+            "`grid` (4, 6), `rule` `OutlierRule` (`mad_factor` 5.0), `scope` batch)",
         ),
         (
             ["test_time_register", "--num_register_neurons", "1", "--num_calibration_images", "2"],

@@ -175,7 +175,7 @@ def test_a_method_that_is_not_there_is_refused():
         (
             {"method": "clip_norm", "quantil": 0.9, "info_weight": 1},
             ["info_weight", "quantil"],
-            ["kd_weight", "mad_factor", "quantile", "student_layers", "teacher_layers"],
+            ["kd_weight", "mad_factor", "quantile", "scope", "student_layers", "teacher_layers"],
         ),
         (
             {"method": "test_time_register", "quantile": 0.9},

@@ -109,7 +109,7 @@ def test_the_plan_names_the_clean_up():
     plan = make(ClipNorm(1, quantile=0.9)).describe().splitlines()
     assert plan[0] == (
         "method: multi-layer feature distillation, targets cleaned by "
-        "ClipNorm(num_prefix_tokens=1, quantile=0.9, rule=None)"
+        "ClipNorm(num_prefix_tokens=1, quantile=0.9, rule=None, scope='image')"
     )
     assert not any("adapter behind" in line for line in plan)
     assert make(None).describe().splitlines()[0] == "method: multi-layer feature distillation (FitNet), no refinement"

@@ -145,11 +145,52 @@ def test_one_threshold_at_most_is_given_and_in_range():
         )
 
 
+def test_a_batchs_threshold_sees_outliers_that_crowd_one_image():
+    # In an image with norms 1, 1, 10, 10, 10 the median is 10: no token is above twice that.
+    few, many = line(1, 1, 1, 1, 10), line(1, 1, 10, 10, 10)
+    tokens = torch.cat([few, few, many])
+    assert torch.equal(ClipNorm(1).refine(tokens)[2:], many)
+    # Over the 15 norms: median 1, MAD 0, threshold 1 + 10 * 0.1 * 1 = 2.
+    expected = torch.cat([line(1, 1, 1, 1, 2), line(1, 1, 1, 1, 2), line(1, 1, 2, 2, 2)])
+    torch.testing.assert_close(ClipNorm(1, scope="batch").refine(tokens), expected)
+
+
+def test_neighbor_mean_by_the_batchs_threshold():
+    tokens = torch.cat([line(1, 1, 1, 1, 1), line(1, 3, 90, 80, 2), line(1, 1, 1, 1, 1)])
+    # 15 norms: median 1, MAD 0, threshold 2; 3 is an outlier too, and 2 is none.
+    refined = NeighborMean(1, (1, 5), scope="batch").refine(tokens)
+    torch.testing.assert_close(refined[1:2], line(1, 1, 1.5, 2, 2))
+
+
+def test_an_image_without_inliers_stays_as_it_is():
+    tokens = torch.cat([line(1, 1, 1, 1, 1), line(9, 9, 9, 9, 9), line(1, 1, 1, 1, 1)])
+    assert torch.equal(NeighborMean(1, (1, 5), scope="batch").refine(tokens), tokens)
+    torch.testing.assert_close(ClipNorm(1, scope="batch").refine(tokens)[1:2], line(2, 2, 2, 2, 2))
+
+
+def test_a_quantile_over_the_batch():
+    # 10 norms, eight of 1 and two of 10: the 0.9 quantile stands at rank 8.1, 10; the 0.75 quantile at 6.75, 1.
+    tokens = torch.cat([line(1, 1, 1, 10, 10), line(1, 1, 1, 1, 1)])
+    assert torch.equal(ClipNorm(1, quantile=0.9, scope="batch").refine(tokens), tokens)
+    assert torch.equal(ClipNorm(1, quantile=0.75).refine(tokens), tokens)
+    torch.testing.assert_close(ClipNorm(1, quantile=0.75, scope="batch").refine(tokens)[:1], line(1, 1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda scope: ClipNorm(1, scope=scope), lambda scope: NeighborMean(1, (1, 2), scope=scope)]
+)
+def test_a_scope_that_is_not_there_is_refused(make):
+    with pytest.raises(ValueError, match="scope") as error:
+        make("dataset")
+    assert str(error.value) == "`scope` must be one of 'image', 'batch', got 'dataset'"
+
+
 def test_make_refiner_reads_prefix_and_grid_off_the_view():
     view = view_vit(zoo.tiny("dinov2_registers"))
     assert make_refiner("clip_norm", view, (32, 48)) == ClipNorm(5)
     assert make_refiner("clip_norm", view, (32, 48), quantile=0.9) == ClipNorm(5, quantile=0.9)
     assert make_refiner("neighbor", view, (32, 48)) == NeighborMean(5, (4, 6))
+    assert make_refiner("clip_norm", view, (32, 48), scope="batch") == ClipNorm(5, scope="batch")
     made = make_refiner("neighbor", view, (32, 32), mad_factor=5.0)
     assert made == NeighborMean(5, (4, 4), rule=OutlierRule(mad_factor=5.0))
 

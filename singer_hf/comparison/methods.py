@@ -39,7 +39,7 @@ _ADAPTER = (
 )
 # How far a step goes may suit a method; what is seen, and how often, is the study's to say.
 _OPTIMIZER = ("learning_rate", "adam_beta2", "max_grad_norm")
-_REFINER = ("quantile", "mad_factor")
+_REFINER = ("quantile", "mad_factor", "scope")
 _REGISTERS = ("num_neurons", "outlier_block")
 _OWN = ("method", "recipe", "teacher_name_or_path")
 

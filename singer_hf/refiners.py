@@ -28,8 +28,8 @@ class ClipNorm:
             than ``1 - quantile`` they are kept, for the quantile is then one of them.
         rule: The threshold is this rule's. Neither of the two: ``OutlierRule()``.
         scope: Whose patches the threshold is taken over: ``"image"``, each image's own, or ``"batch"``, those of all
-            images of the call. Outliers gather in some images; where they are a quarter of an image or more, the
-            image's own MAD is so large that even the rule passes them over, which the batch's does not.
+            images of the call. Outliers gather in some images; where they come close to half of the patches, the
+            image's own median and MAD rise with them and even the rule passes them over, which the batch's does not.
 
     Raises:
         ValueError: If both are given, the quantile is out of range or the scope unknown.

@@ -10,33 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from singer_hf.vit_blocks import (
+    LinearRead,
+    attention_linears,
+    block_width,
+    is_block,
+    is_norm,
+    mlp_linears,
+    owner_of,
+)
+
 # Names that the embeddings of Hugging Face and timm models give to learned tokens put before the patches.
 _CLASS_TOKEN_NAMES = ("cls_token", "class_embedding", "distillation_token", "dist_token")
 _REGISTER_TOKEN_NAMES = ("register_tokens", "reg_token")
-
-
-@dataclass(frozen=True)
-class LinearRead:
-    """A linear map applied to normed tokens: ``x -> weight @ (gain * center(x))`` up to the token's own scale.
-
-    Attributes:
-        name: Name of the linear layer inside its block.
-        weight: Weight of the layer, (out_features, D).
-        gain: The γ of the norm before it, (D,), or None for a norm without weights.
-        centered: Whether the norm subtracts the mean over channels (LayerNorm does, RMSNorm does not).
-    """
-
-    name: str
-    weight: Tensor
-    gain: Tensor | None
-    centered: bool
-
-    def matrix(self) -> Tensor:
-        """The read as one float32 matrix (out_features, D) with γ and the centring applied."""
-        matrix = self.weight.detach().float()
-        if self.gain is not None:
-            matrix = matrix * self.gain.detach().float()
-        return matrix - matrix.mean(dim=1, keepdim=True) if self.centered else matrix
 
 
 @dataclass(frozen=True)
@@ -113,11 +99,11 @@ class ViTView:
 
     def mlp_layers(self, index: int) -> tuple[nn.Linear, nn.Linear]:
         """First and last linear layer of the MLP of block ``index``; of a gated MLP the one before the last."""
-        return tuple(linear for _, linear in _mlp_linears(self.blocks[index])[-2:])
+        return tuple(linear for _, linear in mlp_linears(self.blocks[index])[-2:])
 
     def has_gated_mlp(self, index: int) -> bool:
         """Whether the MLP of block ``index`` multiplies its values by an activated gate."""
-        linears = [linear for _, linear in _mlp_linears(self.blocks[index])]
+        linears = [linear for _, linear in mlp_linears(self.blocks[index])]
         return len(linears) > 2 or linears[0].out_features != linears[1].in_features
 
     def mlp_weights(self, index: int) -> tuple[Tensor, Tensor]:
@@ -129,7 +115,7 @@ class ViTView:
         fc_in, fc_out = self.mlp_layers(index)
         weight, hidden = fc_in.weight, fc_out.in_features
         if weight.shape[0] == 2 * hidden:
-            value_first = getattr(_owner(self.blocks[index], fc_in), "gate_last", False)
+            value_first = getattr(owner_of(self.blocks[index], fc_in), "gate_last", False)
             weight = weight[:hidden] if value_first else weight[hidden:]
         return weight, fc_out.weight
 
@@ -151,14 +137,14 @@ class ViTView:
             ValueError: If the block does not have one norm before the attention and one before the MLP.
         """
         block = self.blocks[index]
-        norms = [module for module in block.children() if _is_norm(module)]
+        norms = [module for module in block.children() if is_norm(module)]
         if len(norms) != 2 or "post" in type(block).__name__.lower():
             raise ValueError(
                 f"{type(block).__name__} is no pre-norm block with two norms, so its linear reads are not known; "
                 'use `nullspace_source="mlp"` or "jacobian"'
             )
-        reading_attention = _attention_linears(block)[:-1]  # the last one is the output projection
-        reading_mlp = [item for item in _mlp_linears(block) if item[1].in_features == self.hidden_size]
+        reading_attention = attention_linears(block)[:-1]  # the last one is the output projection
+        reading_mlp = [item for item in mlp_linears(block) if item[1].in_features == self.hidden_size]
         for norm, linears in ((norms[0], reading_attention), (norms[1], reading_mlp)):
             centered = "rms" not in type(norm).__name__.lower()
             for name, linear in linears:
@@ -176,7 +162,7 @@ def view_vit(model: nn.Module) -> ViTView:
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     path, blocks = _find_blocks(model)
-    hidden_size = _width(blocks[0])
+    hidden_size = block_width(blocks[0])
     root = _backbone_path(model, path, hidden_size)
     backbone = model.get_submodule(root)
     _refuse_shuffling(model)
@@ -209,11 +195,11 @@ def _find_blocks(model: nn.Module) -> tuple[str, tuple[nn.Module, ...]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) and "base_layer" not in name.split("."):
             blocks = tuple(_unwrap(child) for child in module)
-            if len({type(block) for block in blocks}) == 1 and _is_block(blocks[0]):
+            if len({type(block) for block in blocks}) == 1 and is_block(blocks[0]):
                 candidates[name] = blocks
     if not candidates:
         raise _refuse(model, "it has no list of transformer blocks (an attention and an MLP of two linear layers)")
-    roots = {name: _backbone_path(model, name, _width(blocks[0])) for name, blocks in candidates.items()}
+    roots = {name: _backbone_path(model, name, block_width(blocks[0])) for name, blocks in candidates.items()}
     roots = {name: root for name, root in roots.items() if root is not None}
     if not roots:
         raise _refuse(
@@ -240,45 +226,6 @@ def _patch_embedding(module: nn.Module, hidden_size: int) -> nn.Conv2d | None:
     return next((conv for conv in convolutions if conv.out_channels == hidden_size), None)
 
 
-def _is_block(module: nn.Module) -> bool:
-    linears = _mlp_linears(module) if _attention(module) is not None else []
-    return len(linears) >= 2 and linears[-1][1].out_features == linears[0][1].in_features
-
-
-def _attention(block: nn.Module) -> nn.Module | None:
-    for name, child in block.named_children():
-        words = (name + type(child).__name__).lower()
-        if ("attn" in words or "attention" in words) and _linears(child):
-            return child
-    return None
-
-
-def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
-    return [(name, child) for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-
-
-def _attention_linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
-    inside_attention = set(map(id, _attention(block).modules()))
-    return [item for item in _linears(block) if id(item[1]) in inside_attention]
-
-
-def _mlp_linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
-    inside_attention = set(map(id, _attention(block).modules()))
-    return [item for item in _linears(block) if id(item[1]) not in inside_attention]
-
-
-def _owner(block: nn.Module, child: nn.Module) -> nn.Module:
-    return next(module for module in block.modules() if any(child is own for own in module.children()))
-
-
-def _width(block: nn.Module) -> int:
-    return _mlp_linears(block)[-1][1].out_features
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not list(module.children())
-
-
 def _final_norm(model: nn.Module, blocks_path: str, root: str) -> nn.Module | None:
     """The first norm that stands behind the blocks among their neighbours, from the inside out."""
     path = blocks_path
@@ -286,7 +233,7 @@ def _final_norm(model: nn.Module, blocks_path: str, root: str) -> nn.Module | No
         path, _, name = path.rpartition(".")
         names, children = zip(*model.get_submodule(path).named_children(), strict=True)
         behind = children[names.index(name) + 1 :]
-        if norm := next((child for child in behind if _is_norm(child)), None):
+        if norm := next((child for child in behind if is_norm(child)), None):
             return norm
     return None
 

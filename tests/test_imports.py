@@ -39,6 +39,7 @@ LAYERS = (
         "recipes",
         "transforms",
         "version",
+        "vit_blocks",
     },
     {
         "comparison.summary",

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from singer_hf.inspection.attention import attention_parts
-from singer_hf.vit_view import LinearRead, ViTView
+from singer_hf.vit_blocks import LinearRead
+from singer_hf.vit_view import ViTView
 
 # Enough for a leading singular value a few per cent above the ninth; closer ones make no defect direction.
 _SUBSPACE, _MAX_STEPS, _TOLERANCE = 8, 30, 1e-6

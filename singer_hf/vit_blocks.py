@@ -1,0 +1,74 @@
+"""What a transformer block is made of: its attention, its MLP and its norms, found by structure."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LinearRead:
+    """A linear map applied to normed tokens: ``x -> weight @ (gain * center(x))`` up to the token's own scale.
+
+    Attributes:
+        name: Name of the linear layer inside its block.
+        weight: Weight of the layer, (out_features, D).
+        gain: The γ of the norm before it, (D,), or None for a norm without weights.
+        centered: Whether the norm subtracts the mean over channels (LayerNorm does, RMSNorm does not).
+    """
+
+    name: str
+    weight: Tensor
+    gain: Tensor | None
+    centered: bool
+
+    def matrix(self) -> Tensor:
+        """The read as one float32 matrix (out_features, D) with γ and the centring applied."""
+        matrix = self.weight.detach().float()
+        if self.gain is not None:
+            matrix = matrix * self.gain.detach().float()
+        return matrix - matrix.mean(dim=1, keepdim=True) if self.centered else matrix
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether a module has an attention and an MLP of at least two linear layers that ends at its input's width."""
+    linears = mlp_linears(module) if _attention(module) is not None else []
+    return len(linears) >= 2 and linears[-1][1].out_features == linears[0][1].in_features
+
+
+def block_width(block: nn.Module) -> int:
+    """Width D of the tokens of a block."""
+    return mlp_linears(block)[-1][1].out_features
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm layer."""
+    return "norm" in type(module).__name__.lower() and not list(module.children())
+
+
+def owner_of(block: nn.Module, child: nn.Module) -> nn.Module:
+    """The module of a block whose direct child ``child`` is."""
+    return next(module for module in block.modules() if any(child is own for own in module.children()))
+
+
+def attention_linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """(name inside the block, layer) of the attention's linear layers, the output projection last."""
+    inside_attention = set(map(id, _attention(block).modules()))
+    return [item for item in _linears(block) if id(item[1]) in inside_attention]
+
+
+def mlp_linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """(name inside the block, layer) of the linear layers outside the attention."""
+    inside_attention = set(map(id, _attention(block).modules()))
+    return [item for item in _linears(block) if id(item[1]) not in inside_attention]
+
+
+def _attention(block: nn.Module) -> nn.Module | None:
+    for name, child in block.named_children():
+        words = (name + type(child).__name__).lower()
+        if ("attn" in words or "attention" in words) and _linears(child):
+            return child
+    return None
+
+
+def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [(name, child) for name, child in module.named_modules() if isinstance(child, nn.Linear)]

@@ -188,18 +188,19 @@ def parse_distill(monkeypatch, *arguments: str):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--r", "4"], ("nullspace", None, "gram", 0.01, -1.0)),
-        (["--r", "4", "--init_scale", "0.5"], ("nullspace", None, "gram", 0.01, 0.5)),
-        (["--recipe", "recommended"], ("nullspace", None, "gram", 0.01, -1.0)),
-        (["--recipe", "paper"], ("nullspace", None, "gram", 0.01, 1.0)),
-        (["--recipe", "reference"], ("reference", 0.05, "reference", 0.01, 1.0)),
-        (["--recipe", "reference", "--info_loss", "gram"], ("reference", 0.05, "gram", 0.01, 1.0)),
-        (["--null_threshold", "0.2", "--recipe", "reference"], ("reference", 0.2, "reference", 0.01, 1.0)),
+        (["--r", "4"], ("nullspace", None, "gram", 100.0, -1.0)),
+        (["--r", "4", "--init_scale", "0.5"], ("nullspace", None, "gram", 100.0, 0.5)),
+        (["--info_weight", "3"], ("nullspace", None, "gram", 3.0, -1.0)),
+        (["--recipe", "recommended"], ("nullspace", None, "gram", 100.0, -1.0)),
+        (["--recipe", "paper"], ("nullspace", None, "gram", 1.0, 1.0)),
+        (["--recipe", "reference"], ("reference", 0.05, "reference", 1.0, 1.0)),
+        (["--recipe", "reference", "--info_loss", "gram"], ("reference", 0.05, "gram", 1.0, 1.0)),
+        (["--null_threshold", "0.2", "--recipe", "reference"], ("reference", 0.2, "reference", 1.0, 1.0)),
     ],
 )
 def test_a_recipe_sets_what_no_flag_says(arguments, expected, monkeypatch):
     _, args, adapter = parse_distill(monkeypatch, *arguments)
-    found = (adapter.init_weights, adapter.null_threshold, args.info_loss, args.outlier_weight, adapter.init_scale)
+    found = (adapter.init_weights, adapter.null_threshold, args.info_loss, args.info_weight, adapter.init_scale)
     assert found == expected
 
 

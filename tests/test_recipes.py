@@ -35,6 +35,10 @@ def test_the_references_settings_are_the_released_codes():
     }
 
 
+def test_the_recommended_settings_are_the_papers_but_for_two():
+    assert recipe_settings("recommended") == {**PAPER, "init_scale": -1.0, "info_weight": 100.0}
+
+
 @pytest.mark.parametrize("name", ["paper", "reference", "recommended"])
 def test_every_setting_is_a_field_and_in_range(name, tmp_path):
     settings = recipe_settings(name)

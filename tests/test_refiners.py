@@ -193,6 +193,7 @@ def test_make_refiner_reads_prefix_and_grid_off_the_view():
     assert make_refiner("clip_norm", view, (32, 48), scope="batch") == ClipNorm(5, scope="batch")
     made = make_refiner("neighbor", view, (32, 32), mad_factor=5.0)
     assert made == NeighborMean(5, (4, 4), rule=OutlierRule(mad_factor=5.0))
+    assert make_refiner("neighbor", view, (32, 32), scope="batch") == NeighborMean(5, (4, 4), scope="batch")
 
 
 def test_make_refiner_refuses_what_it_does_not_know():

@@ -125,11 +125,25 @@ def make_refiner(
     """
     if name not in REFINERS:
         raise ValueError(f"`name` must be one of {', '.join(map(repr, REFINERS))}, got {name!r}")
-    _check_choice("mad_factor", quantile, mad_factor)
+    check_refiner_settings(quantile=quantile, mad_factor=mad_factor, scope=scope)
     rule = None if mad_factor is None else OutlierRule(mad_factor=mad_factor)
     if name == "clip_norm":
         return ClipNorm(view.num_prefix_tokens, quantile, rule, scope)
     return NeighborMean(view.num_prefix_tokens, view.grid(*image_size), quantile, rule, scope)
+
+
+def check_refiner_settings(
+    *, quantile: float | None = None, mad_factor: float | None = None, scope: str = "image"
+) -> None:
+    """Checks the settings of :func:`make_refiner` before there is a teacher.
+
+    Raises:
+        ValueError: If the scope is unknown, both thresholds are given, or one is out of range.
+    """
+    _check_choice("mad_factor", quantile, mad_factor)
+    _check_scope(scope)
+    if mad_factor is not None:
+        OutlierRule(mad_factor=mad_factor)
 
 
 def _check_choice(other: str, quantile: float | None, value: object) -> None:

@@ -195,6 +195,36 @@ def test_a_setting_that_a_method_does_not_take_is_refused(entry, unknown, known)
         Method.parse("mine", entry)
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"method": "neighbor", "scope": "dataset"}, "`scope` must be one of 'image', 'batch', got 'dataset'"),
+        ({"method": "neighbor", "mad_factor": 0}, "`mad_factor` must be greater than 0, got 0"),
+        (
+            {"method": "clip_norm", "quantile": 0.9, "mad_factor": 5},
+            "`quantile` and `mad_factor` must not both be given, got 0.9 and 5; drop one",
+        ),
+        ({"method": "test_time_register", "num_neurons": 0}, "`num_neurons` must be at least 1, got 0"),
+        ({"method": "singer", "r": 0}, "`r` must be an integer of at least 1, got 0"),
+        ({"method": "singer", "outlier_quantile": 1.5}, "`outlier_quantile` must lie in (0, 1), got 1.5"),
+        ({"method": "vitkd", "mask_ratio": 1}, "`mask_ratio` must lie in (0, 1), got 1"),
+        (
+            {"method": "singer", "kd_weight": "1e-3"},
+            "`kd_weight` is the text '1e-3' to YAML; write it with a point, as in 1.0e-3",
+        ),
+    ],
+)
+def test_a_value_out_of_range_is_refused_when_the_file_is_read(read, entry, message):
+    with refuse(f"'mine': {message}"):
+        read({**BASE, "methods": {"fitnet": {}, "mine": entry}})
+
+
+def test_a_training_setting_that_yaml_reads_as_text_is_refused(read):
+    read.file.write_text(yaml.safe_dump({**BASE, "methods": METHODS}) + "training: {learning_rate: 1e-3}\n")
+    with refuse("`training`: `learning_rate` is the text '1e-3' to YAML; write it with a point, as in 1.0e-3"):
+        read_study(read.file)
+
+
 def test_singer_says_its_blocks_by_the_adapter():
     with pytest.raises(ValueError, match=r"^'singer' has settings that singer does not take: \['teacher_layers'\]; "):
         Method.parse("singer", {"teacher_layers": [1]})

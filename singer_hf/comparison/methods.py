@@ -1,5 +1,6 @@
 """One way to clean a teacher, as a line of a comparison: its name, its settings, and the teacher it makes."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from singer_hf.distiller import Refiner
 from singer_hf.recipes import recipe_settings
-from singer_hf.refiners import REFINERS, make_refiner
+from singer_hf.refiners import REFINERS, check_refiner_settings, make_refiner
 from singer_hf.test_time_registers import find_register_neurons, install_test_time_registers
+from singer_hf.training_args import SingerTrainingArguments
 from singer_hf.tuner import SingerConfig
 from singer_hf.tuner.model import attach_adapter
 from singer_hf.vit_view import view_vit
@@ -41,6 +43,7 @@ _ADAPTER = (
 _OPTIMIZER = ("learning_rate", "adam_beta2", "max_grad_norm")
 _REFINER = ("quantile", "mad_factor", "scope")
 _REGISTERS = ("num_neurons", "outlier_block")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _OWN = ("method", "recipe", "teacher_name_or_path")
 
 
@@ -69,7 +72,7 @@ class Method:
         """A method from its lines in the YAML file: ``method`` (default: its name), ``recipe``, and settings.
 
         Raises:
-            ValueError: If a setting is unknown, or not one of this method.
+            ValueError: If a setting is unknown, not one of this method, or out of its range.
         """
         entry = dict(entry or {})
         kind = entry.get("method", name)
@@ -86,7 +89,23 @@ class Method:
         if unknown := sorted(set(settings) - set(known)):
             raise ValueError(f"{name!r} has settings that {kind} does not take: {unknown}; it takes {sorted(known)}")
         split = {part: {n: settings[n] for n in names if n in settings} for part, names in parts.items()}
-        return cls(name, kind, teacher_name_or_path=entry.get("teacher_name_or_path"), **split)
+        method = cls(name, kind, teacher_name_or_path=entry.get("teacher_name_or_path"), **split)
+        check_numbers(repr(name), settings)
+        try:
+            method._check()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name!r}: {error}") from error
+        return method
+
+    def _check(self) -> None:
+        """Makes what checks its own settings: a wrong value is to be heard of before the first cell, not in it."""
+        SingerTrainingArguments(**self.training_arguments())
+        if self.kind == "singer":
+            SingerConfig(**self.adapter)
+        if self.kind in REFINERS:
+            check_refiner_settings(**self.refiner)
+        if self.refiner.get("num_neurons", 1) < 1:
+            raise ValueError(f"`num_neurons` must be at least 1, got {self.refiner['num_neurons']!r}")
 
     def training_arguments(self) -> dict[str, Any]:
         """Fields of SingerTrainingArguments."""
@@ -118,6 +137,17 @@ class Method:
         if self.kind in REFINERS:
             return teacher, make_refiner(self.kind, view_vit(teacher), image_size, **self.refiner)
         return teacher, None
+
+
+def check_numbers(owner: str, settings: Mapping[str, Any]) -> None:
+    """Refuses numbers that YAML reads as text, as it does with 1e-3.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name, value in settings.items():
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            raise ValueError(f"{owner}: `{name}` is the text {value!r} to YAML; write it with a point, as in 1.0e-3")
 
 
 def _objective_names(kind: str) -> tuple[str, ...]:

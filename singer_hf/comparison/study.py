@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from singer_hf.comparison.methods import Method
+from singer_hf.comparison.methods import Method, check_numbers
 from singer_hf.training_args import SingerTrainingArguments
 
 # What every method must share; the study says it once.
@@ -118,6 +118,7 @@ def _checked(study: Study) -> Study:
         raise ValueError(
             f"`training` must hold fields of SingerTrainingArguments other than {', '.join(_SHARED)}, got {unknown}"
         )
+    check_numbers("`training`", study.training)
     for name in study.methods:
         if "/" in name or name in (".", ".."):
             raise ValueError(f"names of methods are names of folders too, got {name!r}")

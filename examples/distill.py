@@ -36,12 +36,11 @@ from singer_hf.demo import DemoSettings, run_demo
 from singer_hf.distiller import Refiner
 from singer_hf.evaluation.evaluators import OnlineProbes
 from singer_hf.loading import load_image_processor, load_model, model_from_config, student_image_processor
-from singer_hf.recipes import RECIPES, recipe_settings
+from singer_hf.recipes import DEFAULT_RECIPE, RECIPES, recipe_settings
 from singer_hf.refiners import SCOPES
 from singer_hf.transforms import eval_transform
 
 EXAMPLES = Path(__file__).parent
-DEFAULT_RECIPE = "recommended"
 
 
 @dataclass
@@ -72,7 +71,7 @@ class ScriptArguments:
     method: str = field(default="singer", metadata={"help": f"One of {', '.join(KINDS)}."})
     recipe: str | None = field(
         default=None,
-        metadata={"help": f"Settings of SiNGER: {', '.join(RECIPES)} (the default); flags and YAML win over it."},
+        metadata={"help": f"Settings of SiNGER: {', '.join(RECIPES)}. Default: {DEFAULT_RECIPE}; flags win over it."},
     )
     refiner_quantile: float | None = field(
         default=None, metadata={"help": "clip_norm, neighbor: outliers are longer than this quantile of the image."}

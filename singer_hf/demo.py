@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -18,6 +19,7 @@ from singer_hf.demo_scenes import scene_dataset
 from singer_hf.distiller import SingerDistiller
 from singer_hf.evaluation.linear_probe import linear_probe
 from singer_hf.inspection.run_figures import norm_rows
+from singer_hf.recipes import DEFAULT_RECIPE, recipe_settings
 from singer_hf.run_pictures import save_figure
 from singer_hf.trainer import SingerDistillationTrainer
 from singer_hf.training_args import SingerTrainingArguments
@@ -30,6 +32,7 @@ ViT trained on such scenes in which high-norm artifact tokens were PLANTED. It s
 figures say nothing about photographs. For your own data: examples/distill.py --help
 """
 PICTURES = 4
+RANK = 24  # a quarter of the teacher's width
 
 
 @dataclass
@@ -43,6 +46,7 @@ class DemoSettings:
         num_test_images: Drawn scenes to measure on.
         num_epochs: Passes over the training scenes.
         batch_size: Scenes a step.
+        recipe: Recipe of the SiNGER student, see :mod:`singer_hf.recipes`.
         seed: Seed of scenes, weights and order.
     """
 
@@ -52,6 +56,7 @@ class DemoSettings:
     num_test_images: int = 1000
     num_epochs: float = 7
     batch_size: int = 64
+    recipe: str = DEFAULT_RECIPE
     seed: int = 0
 
 
@@ -59,8 +64,9 @@ def run_demo(settings: DemoSettings) -> dict[str, dict[str, float]]:
     """Trains both students, prints the table, writes ``demo.png`` and the students; returns the table's rows.
 
     Raises:
-        ValueError: If the output folder holds another run.
+        ValueError: If the output folder holds another run or the recipe is unknown.
     """
+    singer, objective = _recipe(settings.recipe)
     print(BANNER)
     for method in ("fitnet", "singer"):
         check_output_folder(Path(settings.output_dir) / method)
@@ -68,10 +74,11 @@ def run_demo(settings: DemoSettings) -> dict[str, dict[str, float]]:
     train = scene_dataset(settings.num_train_images, seed=settings.seed + 2)
     test = scene_dataset(settings.num_test_images, seed=settings.seed + 3)
     trainers, seconds = {}, {}
-    for method, config in (("fitnet", None), ("singer", SingerConfig(r=24))):
-        print(f"\ndistilling a student with {'SiNGER' if config else 'FitNet (features as they are)'}")
+    for method, config in (("fitnet", None), ("singer", singer)):
+        title = f"SiNGER (recipe: {settings.recipe})" if config else "FitNet (features as they are)"
+        print(f"\ndistilling a student with {title}")
         start = time.perf_counter()
-        trainers[method] = _distil(settings, method, config, train)
+        trainers[method] = _distil(settings, method, config, objective if config else {}, train)
         seconds[method] = time.perf_counter() - start
     rows = _measure(trainers, seconds, train, test)
     _draw(trainers, test, Path(settings.output_dir))
@@ -81,8 +88,17 @@ def run_demo(settings: DemoSettings) -> dict[str, dict[str, float]]:
     return rows
 
 
+def _recipe(name: str) -> tuple[SingerConfig, dict[str, Any]]:
+    """The adapter's configuration and the training arguments of a recipe."""
+    adapter_names = {item.name for item in fields(SingerConfig)}
+    adapter, objective = {}, {}
+    for setting, value in recipe_settings(name).items():
+        (adapter if setting in adapter_names else objective)[setting] = value
+    return SingerConfig(r=RANK, **adapter), objective
+
+
 def _distil(
-    settings: DemoSettings, method: str, config: SingerConfig | None, train: Dataset
+    settings: DemoSettings, method: str, config: SingerConfig | None, objective: dict[str, Any], train: Dataset
 ) -> SingerDistillationTrainer:
     args = SingerTrainingArguments(
         output_dir=str(Path(settings.output_dir) / method),
@@ -94,6 +110,7 @@ def _distil(
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
         seed=settings.seed,
+        **objective,
     )
     set_seed(settings.seed)
     trainer = SingerDistillationTrainer(

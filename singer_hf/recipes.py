@@ -25,6 +25,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     # that has no artifacts; at 100 L_info holds it.
     "recommended": _PAPER | {"init_scale": -1.0, "info_weight": 100.0},
 }
+# What the demo and examples/distill.py follow unless told otherwise.
+DEFAULT_RECIPE = "recommended"
 
 
 def recipe_settings(name: str) -> dict[str, Any]:

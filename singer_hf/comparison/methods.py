@@ -11,7 +11,6 @@ from singer_hf.distiller import Refiner
 from singer_hf.recipes import recipe_settings
 from singer_hf.refiners import REFINERS, check_refiner_settings, make_refiner
 from singer_hf.test_time_registers import find_register_neurons, install_test_time_registers
-from singer_hf.training_args import SingerTrainingArguments
 from singer_hf.tuner import SingerConfig
 from singer_hf.tuner.model import attach_adapter
 from singer_hf.vit_view import view_vit
@@ -93,13 +92,12 @@ class Method:
         check_numbers(repr(name), settings)
         try:
             method._check()
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from error
         return method
 
     def _check(self) -> None:
-        """Makes what checks its own settings: a wrong value is to be heard of before the first cell, not in it."""
-        SingerTrainingArguments(**self.training_arguments())
+        """A wrong value is to be heard of before there is a teacher."""
         if self.kind == "singer":
             SingerConfig(**self.adapter)
         if self.kind in REFINERS:

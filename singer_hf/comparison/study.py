@@ -119,10 +119,18 @@ def _checked(study: Study) -> Study:
             f"`training` must hold fields of SingerTrainingArguments other than {', '.join(_SHARED)}, got {unknown}"
         )
     check_numbers("`training`", study.training)
-    for name in study.methods:
-        if "/" in name or name in (".", ".."):
-            raise ValueError(f"names of methods are names of folders too, got {name!r}")
+    for method in study.methods.values():
+        _check_method(method)
     return study
+
+
+def _check_method(method: Method) -> None:
+    if "/" in method.name or method.name in (".", ".."):
+        raise ValueError(f"names of methods are names of folders too, got {method.name!r}")
+    try:
+        SingerTrainingArguments(**method.training_arguments())
+    except ValueError as error:
+        raise ValueError(f"{method.name!r}: {error}") from error
 
 
 def _checked_names(names: list[str], methods: Mapping[str, Method]) -> list[str]:

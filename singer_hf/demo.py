@@ -120,7 +120,11 @@ def _distil(
         config,
         train_dataset=train,
         processing_class=AutoImageProcessor.from_pretrained(settings.teacher),
-        run_facts={"synthetic_data": True, "dataset": "drawn scenes", "teacher": "demo teacher (planted artifacts)"},
+        run_facts={
+            "synthetic_data": True,
+            "dataset": "drawn scenes",
+            "teacher": "the demo teacher (planted artifacts)",
+        },
     )
     trainer.train()
     trainer.save_model()

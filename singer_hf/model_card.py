@@ -240,11 +240,14 @@ def _cell(value: Any) -> str:
 
 
 def _origin(shown: str, identifier: str | None, class_name: str = "") -> str:
-    """A model or data set in words: a link, the name of a local folder, or its class."""
+    """A model or data set in words: a link, the words that were given, the name of a local folder, or its class."""
     if identifier:
         return f"[{identifier}](https://huggingface.co/{identifier})"
+    name = PureWindowsPath(shown).name
+    if " " in shown and name == shown and not Path(shown).exists():
+        return shown
     if shown:
-        return f"the local folder `{PureWindowsPath(shown).name}`"
+        return f"the local folder `{name}`"
     return f"a `{class_name}`" if class_name else ""
 
 

@@ -22,6 +22,8 @@ def test_the_singer_student_follows_the_recipe(tmp_path, capsys, settings, recip
     # The card lists what departs from the training arguments' defaults, the paper's.
     card = (tmp_path / "singer/README.md").read_text()
     assert ("| `info_weight` | `100.0` |" in card) == (recipe == "recommended")
+    assert "| Data | drawn scenes |" in card
+    assert "distilled from the demo teacher (planted artifacts) with SiNGER" in card
     printed = capsys.readouterr().out
     assert "SYNTHETIC" in printed
     assert f"with SiNGER (recipe: {recipe})" in printed

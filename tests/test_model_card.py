@@ -222,6 +222,15 @@ def test_an_account_whose_home_is_the_root_folder_loses_no_text(monkeypatch: pyt
     assert "| `page` | `https://example.org/a/b` |\n| `share` | `1/2` |" in card.text
 
 
+def test_words_are_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = dataclasses.replace(FULL, dataset="drawn scenes")
+    assert "| Data | drawn scenes |" in student_card(words).text
+    assert "the local folder `drawn scenes`" in student_card(dataclasses.replace(FULL, dataset="my/drawn scenes")).text
+    (tmp_path / "drawn scenes").mkdir()
+    assert "| Data | the local folder `drawn scenes` |" in student_card(words).text
+
+
 def test_a_relative_folder_that_looks_like_an_id_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs" / "teacher").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -15,11 +14,12 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedMo
 
 from singer_hf.callbacks import outlier_ratio_of_norms
 from singer_hf.checkpoint import check_output_folder
+from singer_hf.comparison.methods import Method
 from singer_hf.demo_scenes import scene_dataset
 from singer_hf.distiller import SingerDistiller
 from singer_hf.evaluation.linear_probe import linear_probe
 from singer_hf.inspection.run_figures import norm_rows
-from singer_hf.recipes import DEFAULT_RECIPE, recipe_settings
+from singer_hf.recipes import DEFAULT_RECIPE
 from singer_hf.run_pictures import save_figure
 from singer_hf.trainer import SingerDistillationTrainer
 from singer_hf.training_args import SingerTrainingArguments
@@ -66,7 +66,7 @@ def run_demo(settings: DemoSettings) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: If the output folder holds another run or the recipe is unknown.
     """
-    singer, objective = _recipe(settings.recipe)
+    singer = Method.parse("singer", {"recipe": settings.recipe, "r": RANK})
     print(BANNER)
     for method in ("fitnet", "singer"):
         check_output_folder(Path(settings.output_dir) / method)
@@ -74,12 +74,12 @@ def run_demo(settings: DemoSettings) -> dict[str, dict[str, float]]:
     train = scene_dataset(settings.num_train_images, seed=settings.seed + 2)
     test = scene_dataset(settings.num_test_images, seed=settings.seed + 3)
     trainers, seconds = {}, {}
-    for method, config in (("fitnet", None), ("singer", singer)):
-        title = f"SiNGER (recipe: {settings.recipe})" if config else "FitNet (features as they are)"
-        print(f"\ndistilling a student with {title}")
+    titles = {"fitnet": "FitNet (features as they are)", "singer": f"SiNGER (recipe: {settings.recipe})"}
+    for method in (Method.parse("fitnet", {}), singer):
+        print(f"\ndistilling a student with {titles[method.name]}")
         start = time.perf_counter()
-        trainers[method] = _distil(settings, method, config, objective if config else {}, train)
-        seconds[method] = time.perf_counter() - start
+        trainers[method.name] = _distil(settings, method, train)
+        seconds[method.name] = time.perf_counter() - start
     rows = _measure(trainers, seconds, train, test)
     _draw(trainers, test, Path(settings.output_dir))
     print(_table(rows))
@@ -88,20 +88,9 @@ def run_demo(settings: DemoSettings) -> dict[str, dict[str, float]]:
     return rows
 
 
-def _recipe(name: str) -> tuple[SingerConfig, dict[str, Any]]:
-    """The adapter's configuration and the training arguments of a recipe."""
-    adapter_names = {item.name for item in fields(SingerConfig)}
-    adapter, objective = {}, {}
-    for setting, value in recipe_settings(name).items():
-        (adapter if setting in adapter_names else objective)[setting] = value
-    return SingerConfig(r=RANK, **adapter), objective
-
-
-def _distil(
-    settings: DemoSettings, method: str, config: SingerConfig | None, objective: dict[str, Any], train: Dataset
-) -> SingerDistillationTrainer:
+def _distil(settings: DemoSettings, method: Method, train: Dataset) -> SingerDistillationTrainer:
     args = SingerTrainingArguments(
-        output_dir=str(Path(settings.output_dir) / method),
+        output_dir=str(Path(settings.output_dir) / method.name),
         num_train_epochs=settings.num_epochs,
         per_device_train_batch_size=settings.batch_size,
         logging_steps=50,
@@ -110,14 +99,14 @@ def _distil(
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
         seed=settings.seed,
-        **objective,
+        **method.training_arguments(),
     )
     set_seed(settings.seed)
     trainer = SingerDistillationTrainer(
         _student(settings.teacher),
         settings.teacher,
         args,
-        config,
+        SingerConfig(**method.adapter) if method.kind == "singer" else None,
         train_dataset=train,
         processing_class=AutoImageProcessor.from_pretrained(settings.teacher),
         run_facts={

@@ -139,9 +139,9 @@ def student_card(info: CardInfo) -> ModelCard:
         method=method,
         source=clean.repo_id or "path/to/this/folder",
         teacher_source=sources["teacher"] or "path/to/the/teacher",
-        teacher=_origin(clean.teacher, sources["teacher"], clean.teacher_class),
-        student=_origin(clean.student, sources["student"]),
-        training_table=_table(("", ""), _training_rows(clean, sources["dataset"])),
+        teacher=_origin(info.teacher, clean.teacher, sources["teacher"], clean.teacher_class),
+        student=_origin(info.student, clean.student, sources["student"]),
+        training_table=_table(("", ""), _training_rows(clean, sources["dataset"], info.dataset)),
         settings_table=_table(("Setting", "Value"), ((f"`{k}`", f"`{v}`") for k, v in clean.settings.items())),
         loss_table=_loss_table(clean.loss_curve),
         norm_table=_table(("Features of", "p99 / median norm"), clean.norms.items()),
@@ -204,11 +204,11 @@ def _metadata(
     )
 
 
-def _training_rows(info: CardInfo, dataset_id: str | None) -> list[tuple[str, Any]]:
+def _training_rows(info: CardInfo, dataset_id: str | None, given_dataset: str) -> list[tuple[str, Any]]:
     pairs = ", ".join(f"{teacher} → {student}" for teacher, student in info.layer_pairs)
     link = f"[{dataset_id}](https://huggingface.co/datasets/{dataset_id})" if dataset_id else ""
     rows = [
-        ("Data", link or _origin(info.dataset, None)),
+        ("Data", link or _origin(given_dataset, info.dataset, None)),
         ("Revision of the data", f"`{info.dataset_revision}`" if info.dataset_revision else ""),
         ("Images", info.num_images),
         ("Image size", f"{info.image_size} x {info.image_size}" if info.image_size else ""),
@@ -239,15 +239,17 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _origin(shown: str, identifier: str | None, class_name: str = "") -> str:
-    """A model or data set in words: a link, the words that were given, the name of a local folder, or its class."""
+def _origin(given: str, shown: str, identifier: str | None, class_name: str = "") -> str:
+    """A model or data set in words: a link, the words that were given, the name of a local folder, or its class.
+
+    ``shown`` is ``given`` without its path.
+    """
     if identifier:
         return f"[{identifier}](https://huggingface.co/{identifier})"
-    name = PureWindowsPath(shown).name
-    if " " in shown and name == shown and not Path(shown).exists():
+    if " " in given and PureWindowsPath(given).name == given and not Path(given).exists():
         return shown
     if shown:
-        return f"the local folder `{name}`"
+        return f"the local folder `{PureWindowsPath(shown).name}`"
     return f"a `{class_name}`" if class_name else ""
 
 

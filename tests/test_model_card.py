@@ -226,7 +226,9 @@ def test_words_are_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     words = dataclasses.replace(FULL, dataset="drawn scenes")
     assert "| Data | drawn scenes |" in student_card(words).text
-    assert "the local folder `drawn scenes`" in student_card(dataclasses.replace(FULL, dataset="my/drawn scenes")).text
+    for folder in ("my/drawn scenes", "/data/drawn scenes"):
+        text = student_card(dataclasses.replace(FULL, dataset=folder)).text
+        assert "| Data | the local folder `drawn scenes` |" in text
     (tmp_path / "drawn scenes").mkdir()
     assert "| Data | the local folder `drawn scenes` |" in student_card(words).text
 

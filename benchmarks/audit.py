@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import HfArgumentParser, ViTConfig, ViTModel
 
-from singer_hf.inspection import audit
+from singer_hf.inspection.measure.audit import audit
 
 PLACES = (20, 21, 77, 150, 190)
 

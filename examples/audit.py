@@ -29,19 +29,22 @@ from torchvision.transforms import v2
 from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser
 
 import singer_hf  # noqa: F401  (registers the adapter with PEFT)
-from singer_hf.data import load_image_dataset, select_image_columns
-from singer_hf.demo_scenes import scene_dataset
-from singer_hf.image_rows import with_image_transform
-from singer_hf.inspection import AuditResult, OutlierRule, audit
-from singer_hf.inspection.comparison import compare_features, load_projectors
-from singer_hf.inspection.nullspace_report import report_nullspace
-from singer_hf.inspection.report import audit_pictures, figure_png, render_report
-from singer_hf.inspection.snapshots import Snapshot, take_snapshot
-from singer_hf.inspection.verdict import judge
-from singer_hf.loading import load_image_processor, load_model
-from singer_hf.teacher_input import TeacherInput
-from singer_hf.transforms import ImageSpec, eval_transform, image_spec, to_rgb
-from singer_hf.vit_view import view_vit
+from singer_hf.artifacts.outliers import OutlierRule
+from singer_hf.data.datasets import load_image_dataset, select_image_columns
+from singer_hf.data.drawn_scenes import scene_dataset
+from singer_hf.data.image_dataset import with_image_transform
+from singer_hf.data.image_processors import ImageSpec, image_spec, load_image_processor
+from singer_hf.data.transforms import eval_transform, to_rgb
+from singer_hf.distillation.teacher_input import TeacherInput
+from singer_hf.inspection.measure.audit import audit
+from singer_hf.inspection.measure.audit_result import AuditResult
+from singer_hf.inspection.measure.feature_comparison import compare_features, load_projectors
+from singer_hf.inspection.measure.nullspace_report import report_nullspace
+from singer_hf.inspection.measure.snapshots import Snapshot, take_snapshot
+from singer_hf.inspection.report.page import audit_pictures, figure_png, render_report
+from singer_hf.inspection.report.verdict import judge
+from singer_hf.vit.loading import load_model
+from singer_hf.vit.structure import view_vit
 
 
 @dataclass

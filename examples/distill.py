@@ -29,16 +29,17 @@ from torch import nn
 from transformers import HfArgumentParser, PreTrainedModel, set_seed
 
 from singer_hf import SingerConfig, SingerDistillationTrainer, SingerTrainingArguments
-from singer_hf.comparison.methods import KINDS, Method
-from singer_hf.composition import teacher_image_size
-from singer_hf.data import load_image_dataset
-from singer_hf.demo import DemoSettings, run_demo
-from singer_hf.distiller import Refiner
-from singer_hf.evaluation.evaluators import OnlineProbes
-from singer_hf.loading import load_image_processor, load_model, model_from_config, student_image_processor
-from singer_hf.recipes import DEFAULT_RECIPE, RECIPES, recipe_settings
-from singer_hf.refiners import SCOPES
-from singer_hf.transforms import eval_transform
+from singer_hf.baselines.methods import KINDS, Method
+from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES, recipe_settings
+from singer_hf.baselines.refiners import SCOPES
+from singer_hf.data.datasets import load_image_dataset
+from singer_hf.data.image_processors import load_image_processor, student_image_processor
+from singer_hf.data.transforms import eval_transform
+from singer_hf.demo.run import DemoSettings, run_demo
+from singer_hf.distillation.distiller import Refiner
+from singer_hf.evaluation.online_probes import OnlineProbes
+from singer_hf.training.build import teacher_image_size
+from singer_hf.vit.loading import load_model, model_from_config
 
 EXAMPLES = Path(__file__).parent
 

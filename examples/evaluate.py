@@ -19,10 +19,13 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser
 
-from singer_hf.evaluation.benchmark_data import load_benchmark, with_folder
-from singer_hf.evaluation.benchmark_runs import BenchmarkRun, reused_head, run_benchmark
-from singer_hf.evaluation.benchmarks import Benchmark, benchmark_table, expand_groups, get_benchmark
-from singer_hf.evaluation.protocols import PROTOCOLS, get_protocol
+from singer_hf.data.image_processors import image_spec, load_image_processor
+from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark, with_folder
+from singer_hf.evaluation.benchmarks.catalog import Benchmark, benchmark_table, expand_groups, get_benchmark
+from singer_hf.evaluation.benchmarks.protocols import PROTOCOLS, get_protocol
+from singer_hf.evaluation.benchmarks.run import BenchmarkRun, reused_head, run_benchmark
+from singer_hf.evaluation.benchmarks.run_settings import RunSettings, Subject
+from singer_hf.evaluation.figures import confusion_figure, depth_figure, segmentation_figure, size_figure
 from singer_hf.evaluation.results import (
     Result,
     has_student_card,
@@ -31,10 +34,7 @@ from singer_hf.evaluation.results import (
     write_results,
     write_to_card,
 )
-from singer_hf.evaluation.run_settings import RunSettings, Subject
-from singer_hf.inspection.evaluation_figures import confusion_figure, depth_figure, segmentation_figure, size_figure
-from singer_hf.loading import load_image_processor, load_model
-from singer_hf.transforms import image_spec
+from singer_hf.vit.loading import load_model
 
 TASKS = ("classification", "segmentation", "depth", "knn")
 # Flags that override a field of the benchmark, by its name.

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, ViTConfig, ViTImageProcessor, ViTModel, set_seed
 
-from singer_hf.demo_scenes import CLASS_NAMES, SEGMENT_NAMES, draw_scene
-from singer_hf.planted_teacher import block_norm_figures, norm_lines, plant_in_model, reserve_units
+from singer_hf.artifacts.planted_model import block_norm_figures, norm_lines, plant_in_model, reserve_units
+from singer_hf.data.drawn_scenes import CLASS_NAMES, SEGMENT_NAMES, draw_scene
 
 IMAGE_SIZE, PATCH_SIZE, CELLS = 64, 8, 4  # dense targets: CELLS x CELLS per patch
 README = """# Demo teacher

@@ -35,11 +35,17 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from singer_hf.data import load_image_dataset
-from singer_hf.image_rows import ImageCollator, with_image_transform
-from singer_hf.loading import load_image_processor
-from singer_hf.planted_teacher import PLANTED_DIRECTIONS, block_norm_figures, norm_lines, plant_in_model, reserve_units
-from singer_hf.transforms import eval_transform, train_transform
+from singer_hf.artifacts.planted_model import (
+    PLANTED_DIRECTIONS,
+    block_norm_figures,
+    norm_lines,
+    plant_in_model,
+    reserve_units,
+)
+from singer_hf.data.datasets import load_image_dataset
+from singer_hf.data.image_dataset import ImageCollator, with_image_transform
+from singer_hf.data.image_processors import load_image_processor
+from singer_hf.data.transforms import eval_transform, train_transform
 
 NUM_FITTED_IMAGES, NUM_MEASURED_IMAGES = 2_000, 1_000
 

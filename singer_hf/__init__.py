@@ -1,8 +1,8 @@
 """SiNGER for Hugging Face: see, clean and distil the features of vision transformers."""
 
-from singer_hf.distiller import SingerDistiller
-from singer_hf.trainer import SingerDistillationTrainer
-from singer_hf.training_args import SingerTrainingArguments
+from singer_hf.distillation.distiller import SingerDistiller
+from singer_hf.training.arguments import SingerTrainingArguments
+from singer_hf.training.trainer import SingerDistillationTrainer
 from singer_hf.tuner import SingerConfig, SingerLayer, SingerModel
 from singer_hf.version import __version__
 

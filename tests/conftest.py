@@ -14,4 +14,4 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """One distillation step of the released code on tiny random ViTs, as numbers."""
-    return Path(__file__).parent / "data" / "golden"
+    return Path(__file__).parent / "golden"

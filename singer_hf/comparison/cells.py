@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from singer_hf.checkpoint import last_complete_checkpoint
 from singer_hf.comparison.images import probe_images, training_images
 from singer_hf.comparison.measures import (
     benchmark_figures,
@@ -20,11 +19,13 @@ from singer_hf.comparison.measures import (
     similarity_figures,
 )
 from singer_hf.comparison.study import Study
-from singer_hf.composition import teacher_image_size
-from singer_hf.evaluation.evaluators import OnlineProbes
-from singer_hf.loading import load_image_processor, load_model, model_from_config, student_image_processor
-from singer_hf.trainer import SingerDistillationTrainer
-from singer_hf.training_args import SingerTrainingArguments
+from singer_hf.data.image_processors import load_image_processor, student_image_processor
+from singer_hf.evaluation.online_probes import OnlineProbes
+from singer_hf.training.arguments import SingerTrainingArguments
+from singer_hf.training.build import teacher_image_size
+from singer_hf.training.checkpoint import last_complete_checkpoint
+from singer_hf.training.trainer import SingerDistillationTrainer
+from singer_hf.vit.loading import load_model, model_from_config
 
 _RESULT = "result.json"
 _EVAL_IMAGES, _CURVE_IMAGES = 250, 2_000

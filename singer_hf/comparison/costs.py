@@ -9,8 +9,8 @@ from tqdm.auto import tqdm
 
 from singer_hf.comparison.cells import prepare_trainer
 from singer_hf.comparison.study import Study
-from singer_hf.trainer import SingerDistillationTrainer
-from singer_hf.training_args import SingerTrainingArguments
+from singer_hf.training.arguments import SingerTrainingArguments
+from singer_hf.training.trainer import SingerDistillationTrainer
 
 
 def step_costs(study: Study, num_steps: int = 30, warmup: int = 3) -> dict[str, float]:

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING
 
 from singer_hf.comparison.metric_table import Metric, get_metric
 from singer_hf.comparison.summary import with_half_width
-from singer_hf.inspection.figures import COLOURS, FONT, MAP_COLOURS, legend_below, new_figure, set_title, small_text
-from singer_hf.inspection.picture_data import wrapped
+from singer_hf.inspection.report.maps import (
+    COLOURS,
+    FONT,
+    MAP_COLOURS,
+    legend_below,
+    new_figure,
+    set_title,
+    small_text,
+)
+from singer_hf.inspection.report.picture_data import wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

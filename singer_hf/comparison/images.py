@@ -5,9 +5,9 @@ from functools import lru_cache
 import datasets
 
 from singer_hf.comparison.study import Study
-from singer_hf.data import load_image_dataset, select_image_columns
-from singer_hf.demo_scenes import scene_dataset
-from singer_hf.evaluation.benchmarks import DRAWN
+from singer_hf.data.datasets import load_image_dataset, select_image_columns
+from singer_hf.data.drawn_scenes import scene_dataset
+from singer_hf.evaluation.benchmarks.catalog import DRAWN
 
 _DRAWN_TRAIN, _DRAWN_TEST = 4_000, 1_000
 # Apart from the series that the demo's teacher was trained on and the benchmarks draw.

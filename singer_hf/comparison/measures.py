@@ -10,22 +10,23 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from singer_hf.callbacks import artifact_measures
-from singer_hf.distiller import SingerDistiller
-from singer_hf.evaluation.benchmark_data import load_benchmark
-from singer_hf.evaluation.benchmark_runs import run_benchmark
-from singer_hf.evaluation.benchmarks import get_benchmark
-from singer_hf.evaluation.frozen_features import FrozenFeatures
-from singer_hf.evaluation.knn import knn_accuracy
-from singer_hf.evaluation.linear_probe import linear_probe
-from singer_hf.evaluation.protocols import get_protocol
-from singer_hf.evaluation.run_settings import RunSettings, Subject
-from singer_hf.evaluation.sources import ModelFeatures, in_order
-from singer_hf.image_rows import ImageCollator, with_image_transform
-from singer_hf.inspection.comparison import compare_features
-from singer_hf.nullspace import Spectrum, energy_shares
-from singer_hf.reads import read_gram
-from singer_hf.transforms import eval_transform, image_spec
+from singer_hf.data.image_dataset import ImageCollator, with_image_transform
+from singer_hf.data.image_processors import image_spec
+from singer_hf.data.transforms import eval_transform
+from singer_hf.distillation.artifact_metrics import artifact_measures
+from singer_hf.distillation.distiller import SingerDistiller
+from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark
+from singer_hf.evaluation.benchmarks.catalog import get_benchmark
+from singer_hf.evaluation.benchmarks.protocols import get_protocol
+from singer_hf.evaluation.benchmarks.run import run_benchmark
+from singer_hf.evaluation.benchmarks.run_settings import RunSettings, Subject
+from singer_hf.evaluation.features.feature_batches import ModelFeatures, in_order
+from singer_hf.evaluation.features.frozen_features import FrozenFeatures
+from singer_hf.evaluation.heads.knn import knn_accuracy
+from singer_hf.evaluation.heads.logistic_regression import linear_probe
+from singer_hf.inspection.measure.feature_comparison import compare_features
+from singer_hf.tuner.nullspace import Spectrum, energy_shares
+from singer_hf.tuner.nullspace_sources import read_gram
 
 _BATCH = 250
 # Images on which norms, similarities and leakage are measured.
@@ -123,7 +124,7 @@ def benchmark_figures(
         model: A vision model.
         processor: Its image processor.
         entries: Each with the benchmark's ``name`` and optionally ``dataset_name``, ``max_train_samples``,
-            ``max_test_samples`` and ``settings``, fields of :class:`singer_hf.evaluation.run_settings.RunSettings`.
+            ``max_test_samples`` and ``settings``, fields of :class:`singer_hf.evaluation.benchmarks.run_settings.RunSettings`.
         work_dir: Folder for states of unfinished heads.
     """
     subject = Subject("model", model.eval(), image_spec(processor))

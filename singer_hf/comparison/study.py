@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from singer_hf.comparison.methods import Method, check_numbers
-from singer_hf.training_args import SingerTrainingArguments
+from singer_hf.baselines.methods import Method, check_numbers
+from singer_hf.training.arguments import SingerTrainingArguments
 
 # What every method must share; the study says it once.
 _SHARED = ("seed", "output_dir", "run_name", "max_steps", "num_train_epochs", "distillation")
@@ -40,7 +40,7 @@ class Study:
         num_evaluations: Evaluations while training, evenly spread, for the curves; 0 is off.
         num_cost_steps: Steps of every method that are timed for the table's costs; 0 is off.
         training: Fields of SingerTrainingArguments for all cells.
-        benchmarks: Further benchmarks of :mod:`singer_hf.evaluation.benchmarks`: ``name`` and what departs from it.
+        benchmarks: Further benchmarks of :mod:`singer_hf.evaluation.benchmarks.catalog`: ``name`` and what departs from it.
         grid: (rows, columns) of a sweep of two settings, each (name, values); None without one.
     """
 

@@ -2,9 +2,9 @@
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
-from .config import SingerConfig, SingerPeftType
-from .layer import SingerLayer
-from .model import SingerModel
+from singer_hf.tuner.config import SingerConfig, SingerPeftType
+from singer_hf.tuner.layer import SingerLayer
+from singer_hf.tuner.model import SingerModel
 
 __all__ = ["SingerConfig", "SingerLayer", "SingerModel", "SingerPeftType"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from peft import PeftConfig
 
-from singer_hf.pairing import default_layers, resolve_layers
-from singer_hf.reads import NULLSPACE_SOURCES
+from singer_hf.tuner.nullspace_sources import NULLSPACE_SOURCES
+from singer_hf.vit.block_indices import default_layers, resolve_layers
 
 INIT_WEIGHTS = ("nullspace", "reference", "random", "identity")
 
@@ -33,9 +33,9 @@ class SingerConfig(PeftConfig):
         layers_to_transform: 0-based indices of the blocks whose outputs are refined; negative ones count from the
             end. None: ``[round(0.75 L) - 1, L - 1]`` for L blocks. Attaching resolves and saving keeps plain indices.
         init_weights: ``"nullspace"``: Φ_down = Ñ, Φ_up = ``init_scale`` Ñᵀ, Ñ the r directions that the next block
-            reads least. ``"reference"``: the released code's choice, see :func:`singer_hf.nullspace.reference_basis`.
+            reads least. ``"reference"``: the released code's choice, see :func:`singer_hf.tuner.nullspace.reference_basis`.
             ``"random"``: the same with a random orthonormal Ñ. ``"identity"``: Φ_down as in ``"nullspace"``, Φ_up = 0.
-        nullspace_source: What counts as reading, see :func:`singer_hf.reads.read_gram`: ``"mlp"`` (paper), ``"block"``
+        nullspace_source: What counts as reading, see :func:`singer_hf.tuner.nullspace_sources.read_gram`: ``"mlp"`` (paper), ``"block"``
             or ``"jacobian"``. ``"reference"`` knows ``"mlp"`` only.
         init_scale: Factor on Φ_up at the start; -1 removes the null-space component instead of doubling it.
         null_threshold: Absolute singular value, > 0, below which a direction counts as not read. None: 0.05 for

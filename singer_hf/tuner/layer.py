@@ -110,6 +110,17 @@ class SingerLayer(nn.Module, BaseTunerLayer):
         return (None if parameter is None else parameter.device), None
 
 
+def named_singer_layers(model: nn.Module) -> list[tuple[str, int, SingerLayer]]:
+    """(module path, 0-based block index, layer) of every wrapped block in a model."""
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, SingerLayer))
+    return [(name, int(name.rpartition(".")[2]), module) for name, module in layers]
+
+
+def find_singer_layers(model: nn.Module) -> dict[int, SingerLayer]:
+    """The wrapped blocks of any model with SiNGER adapters in it, by their 0-based index; empty if there are none."""
+    return {index: layer for _, index, layer in named_singer_layers(model)}
+
+
 @contextmanager
 def raw_features(layers: Iterable[SingerLayer]) -> Iterator[None]:
     """Within it the layers pass on their block's raw tokens; adapters, gradients and flags are left alone."""

@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,11 +9,11 @@ from peft import PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import Tensor, nn
 
-from singer_hf.nullspace import Spectrum, random_basis, reference_basis
-from singer_hf.reads import mlp_product, read_gram
 from singer_hf.tuner.config import SingerConfig
-from singer_hf.tuner.layer import SingerLayer, raw_features
-from singer_hf.vit_view import ViTView, view_vit
+from singer_hf.tuner.layer import SingerLayer, find_singer_layers, named_singer_layers, raw_features
+from singer_hf.tuner.nullspace import Spectrum, random_basis, reference_basis
+from singer_hf.tuner.nullspace_sources import mlp_product, read_gram
+from singer_hf.vit.structure import ViTView, view_vit
 
 # A direction read at most this much as strongly as the most-read one counts as null.
 RELATIVE_TOLERANCE = 0.05
@@ -27,7 +26,7 @@ class SingerModel(BaseTuner):
     """Puts a :class:`SingerLayer` around the chosen blocks of a vision transformer.
 
     Args:
-        model: Any vision transformer that :func:`singer_hf.vit_view.view_vit` accepts.
+        model: Any vision transformer that :func:`singer_hf.vit.structure.view_vit` accepts.
         config: A :class:`SingerConfig`.
         adapter_name: Name of the adapter.
         low_cpu_mem_usage: Create the adapter on the meta device; its weights must then be loaded.
@@ -47,10 +46,6 @@ class SingerModel(BaseTuner):
     def singer_layers(self) -> dict[int, SingerLayer]:
         """The wrapped blocks by their 0-based index."""
         return find_singer_layers(self.model)
-
-    def raw_features(self) -> AbstractContextManager[None]:
-        """Within it the blocks pass on their raw tokens; adapters, their gradients and flags are left alone."""
-        return raw_features(self.singer_layers.values())
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adds the adapter ``adapter_name`` of ``self.peft_config`` to the model.
@@ -90,7 +85,7 @@ class SingerModel(BaseTuner):
     ) -> None:
         view = view_vit(self.model)
         layer = target if isinstance(target, SingerLayer) else SingerLayer(target, view.hidden_size)
-        with self.raw_features():
+        with raw_features(self.singer_layers.values()):
             down, up = _initial_weights(peft_config, view, int(target_name), next(target.parameters()).is_meta)
         layer.update_layer(adapter_name, down, up, peft_config.num_prefix_tokens, peft_config.inference_mode)
         if adapter_name not in self.active_adapters:
@@ -113,7 +108,7 @@ class SingerModel(BaseTuner):
         """Finds the blocks by index, so that an adapter fits other heads and other versions' module paths."""
         expected = {
             (index, kind): f"{name}.{kind}.{adapter_name}.weight"
-            for name, index, layer in _named_singer_layers(model)
+            for name, index, layer in named_singer_layers(model)
             for kind in cls.tuner_layer_cls.adapter_layer_names
             if adapter_name in getattr(layer, kind)
         }
@@ -137,16 +132,6 @@ def _check_adapter_name(name: str, prefix: str, blocks_path: str) -> None:
             f"`adapter_name` must not be a number, contain a dot, be a part of {prefix!r} or start with it, or be one "
             f"of {', '.join(map(repr, path_parts))}, got {name!r}; such names break the matching of saved keys"
         )
-
-
-def _named_singer_layers(model: nn.Module) -> list[tuple[str, int, SingerLayer]]:
-    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, SingerLayer))
-    return [(name, int(name.rpartition(".")[2]), module) for name, module in layers]
-
-
-def find_singer_layers(model: nn.Module) -> dict[int, SingerLayer]:
-    """The wrapped blocks of any model with SiNGER adapters in it, by their 0-based index; empty if there are none."""
-    return {index: layer for _, index, layer in _named_singer_layers(model)}
 
 
 def _parse_key(key: str) -> tuple[int, str]:

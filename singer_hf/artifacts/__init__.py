@@ -1,0 +1,1 @@
+"""What an artifact token is and how it is measured; planting of artifacts for tests."""

@@ -1,0 +1,271 @@
+"""Similarity of two sets of features as `evaluate` metrics that need no network and keep sums, not features."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from singer_hf.artifacts.gram import gram_matrix
+from singer_hf.artifacts.outliers import OutlierRule
+
+_TOKENS = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
+_NORMS = datasets.Sequence(datasets.Value("float32"))
+
+
+class StreamingMetric(evaluate.Metric):
+    """A metric that folds every batch into a few sums at once: constant memory, no cache file, no network.
+
+    ``add_batch`` and ``compute`` take tensors, arrays or nested lists; ``compute`` ends a measurement and starts anew.
+    Subclasses say how a batch changes the sums (``_update``) and what they come to (``_finish``).
+    """
+
+    _description = ""
+    _feature: Any = _TOKENS
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self._description,
+            citation="",
+            inputs_description="",
+            features=datasets.Features({"predictions": self._feature, "references": self._feature}),
+        )
+
+    def _build_data_dir(self) -> str:
+        return self._data_dir_root  # nothing is written there
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Adds a batch.
+
+        Args:
+            predictions: Of the student.
+            references: Of the teacher, for the same images in the same order.
+            **kwargs: None are known.
+
+        Raises:
+            ValueError: If the two do not match.
+        """
+        if kwargs:
+            raise ValueError(f"`add_batch` takes `predictions` and `references`, got {sorted(kwargs)} too")
+        predictions, references = _tensor(predictions), _tensor(references)
+        if predictions.shape[:2] != references.shape[:2]:
+            raise ValueError(
+                "`predictions` and `references` must hold the same images and patches, got shapes "
+                f"{tuple(predictions.shape)} and {tuple(references.shape)}; bring them to one grid (`resize_tokens`)"
+            )
+        if not hasattr(self, "_sums"):
+            self._sums: dict[str, Any] = self._start()
+        self._update(predictions, references)
+
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
+        """Adds one image."""
+        self.add_batch(predictions=_tensor(prediction)[None], references=_tensor(reference)[None], **kwargs)
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, float | None]:
+        """The measures over all batches since the last call, those given here included.
+
+        Raises:
+            ValueError: If nothing was added.
+        """
+        if predictions is not None or references is not None:
+            self.add_batch(predictions=predictions, references=references)
+        if not hasattr(self, "_sums"):
+            raise ValueError("`compute` needs features: pass them, or call `add_batch` first")
+        result = self._finish()
+        del self._sums
+        return result
+
+    def _start(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _update(self, predictions: Tensor, references: Tensor) -> None:
+        raise NotImplementedError
+
+    def _finish(self) -> dict[str, float | None]:
+        raise NotImplementedError
+
+
+class LinearCka(StreamingMetric):
+    """Linear centred kernel alignment of patch tokens, from unbiased estimates on minibatches.
+
+    ``Σ HSIC₁(X, Y) / sqrt(Σ HSIC₁(X, X) Σ HSIC₁(Y, Y))`` over minibatches of tokens, with the unbiased HSIC₁ of Song
+    et al. 2012 (Nguyen, Raghu, Kornblith, "Do Wide and Deep Networks Learn the Same Things?", ICLR 2021). Tokens fill
+    minibatches of a size of its own, so the result does not depend on the batches given. About 0 for unrelated
+    features (it can fall a little below), 1 for features equal up to rotation and scale.
+
+    Args:
+        minibatch_size: Tokens per minibatch, at least 4.
+        **kwargs: For ``evaluate.Metric``.
+
+    Result: ``{"cka": float}``. Inputs: patch tokens (B, N, D_S) and (B, N, D_T).
+    """
+
+    _description = "Linear CKA of patch tokens, unbiased, in minibatches (Nguyen et al. 2021)."
+
+    def __init__(self, minibatch_size: int = 1024, **kwargs: Any) -> None:
+        if not minibatch_size >= 4:
+            raise ValueError(f"`minibatch_size` must be at least 4, got {minibatch_size!r}")
+        super().__init__(**kwargs)
+        self.minibatch_size = minibatch_size
+
+    def _start(self) -> dict[str, Any]:
+        return {"hsic": torch.zeros(3, dtype=torch.float64), "waiting": None}
+
+    def _update(self, predictions: Tensor, references: Tensor) -> None:
+        rows = [predictions.flatten(0, 1), references.flatten(0, 1)]
+        if self._sums["waiting"] is not None:
+            rows = [torch.cat(pair) for pair in zip(self._sums["waiting"], rows, strict=True)]
+        while len(rows[0]) >= self.minibatch_size:
+            self._sums["hsic"] += _hsic_triple(*(tokens[: self.minibatch_size] for tokens in rows))
+            rows = [tokens[self.minibatch_size :] for tokens in rows]
+        self._sums["waiting"] = [tokens.clone() for tokens in rows]
+
+    def _finish(self) -> dict[str, float | None]:
+        hsic, waiting = self._sums["hsic"], self._sums["waiting"]
+        if len(waiting[0]) >= 4:
+            hsic = hsic + _hsic_triple(*waiting)
+        denominator = float((hsic[1] * hsic[2]).clamp(min=0).sqrt())
+        return {"cka": float(hsic[0]) / denominator if denominator else None}
+
+
+class GramDistance(StreamingMetric):
+    """How differently two models relate the patches of an image to each other.
+
+    The root mean square difference of the patch Gram matrices ``G(X) = X̄ X̄ᵀ`` (cosine similarities): per image
+    ``‖G(S) - G(T)‖_F / N``, mean over images; 0 for the same relations, at most 2.
+
+    Result: ``{"gram_distance": float}``. Inputs: patch tokens (B, N, D_S) and (B, N, D_T).
+    """
+
+    _description = "Root mean square difference of patch cosine similarities, mean over images."
+
+    def _start(self) -> dict[str, Any]:
+        return {"distance": 0.0, "images": 0}
+
+    def _update(self, predictions: Tensor, references: Tensor) -> None:
+        difference = gram_matrix(predictions) - gram_matrix(references)
+        self._sums["distance"] += float(difference.square().mean((1, 2)).sqrt().double().sum())
+        self._sums["images"] += len(predictions)
+
+    def _finish(self) -> dict[str, float | None]:
+        return {"gram_distance": self._sums["distance"] / self._sums["images"]}
+
+
+class PatchCosine(StreamingMetric):
+    """Cosine similarity of every patch token, projected to the teacher's width, to the teacher's token.
+
+    Args:
+        rule: Which of the teacher's tokens are outliers.
+        **kwargs: For ``evaluate.Metric``.
+
+    Result: ``{"cosine": mean over all patches, "cosine_outliers": over the teacher's outliers (None without any),
+    "cosine_others": over the rest}``. Inputs: tokens (B, N, D_T), both of the teacher's width.
+    """
+
+    _description = "Patch-wise cosine similarity, at the teacher's outliers and elsewhere."
+
+    def __init__(self, rule: OutlierRule | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rule = rule or OutlierRule()
+
+    def _start(self) -> dict[str, Any]:
+        return {"cosine": 0.0, "outliers": 0.0, "patches": 0, "outlier_patches": 0}
+
+    def _update(self, predictions: Tensor, references: Tensor) -> None:
+        if predictions.shape != references.shape:
+            raise ValueError(
+                f"`predictions` must have the teacher's width, got shapes {tuple(predictions.shape)} and "
+                f"{tuple(references.shape)}; pass the student's tokens through its projector"
+            )
+        cosine = F.cosine_similarity(predictions, references, dim=-1).double()
+        mask = self.rule.mask(references.norm(dim=-1))
+        self._sums["cosine"] += float(cosine.sum())
+        self._sums["outliers"] += float(cosine[mask].sum())
+        self._sums["patches"] += cosine.numel()
+        self._sums["outlier_patches"] += int(mask.sum())
+
+    def _finish(self) -> dict[str, float | None]:
+        sums, outliers = self._sums, self._sums["outlier_patches"]
+        return {
+            "cosine": sums["cosine"] / sums["patches"],
+            "cosine_outliers": sums["outliers"] / outliers if outliers else None,
+            "cosine_others": (sums["cosine"] - sums["outliers"]) / max(sums["patches"] - outliers, 1),
+        }
+
+
+class OutlierOverlap(StreamingMetric):
+    """How far a student has inherited the teacher's artifacts, from the two maps of patch norms.
+
+    Args:
+        rule: What counts as an outlier, in either map.
+        **kwargs: For ``evaluate.Metric``.
+
+    Result: ``{"iou": patches that are outliers in both over patches that are in either (None without any),
+    "inherited": share of the teacher's outliers that are outliers in the student (None without any), "correlation":
+    Pearson correlation of the norms, each over the median of its image, over all patches, "student_share" and
+    "teacher_share": of the outliers}``. Inputs: norms (B, N) and (B, N).
+    """
+
+    _description = "Overlap and correlation of the outlier maps of a student and its teacher."
+    _feature = _NORMS
+
+    def __init__(self, rule: OutlierRule | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rule = rule or OutlierRule()
+
+    def _start(self) -> dict[str, Any]:
+        return {"counts": torch.zeros(5, dtype=torch.float64), "moments": torch.zeros(5, dtype=torch.float64)}
+
+    def _update(self, predictions: Tensor, references: Tensor) -> None:
+        student, teacher = self.rule.mask(predictions), self.rule.mask(references)
+        counts = [(student & teacher).sum(), (student | teacher).sum(), student.sum(), teacher.sum(), student.numel()]
+        self._sums["counts"] += torch.tensor([float(count) for count in counts], dtype=torch.float64)
+        x, y = (_over_median(norms).double().flatten() for norms in (predictions, references))
+        moments = [x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()]
+        self._sums["moments"] += torch.stack(moments).cpu()
+
+    def _finish(self) -> dict[str, float | None]:
+        both, either, student, teacher, total = self._sums["counts"].tolist()
+        return {
+            "iou": both / either if either else None,
+            "inherited": both / teacher if teacher else None,
+            "correlation": _correlation(self._sums["moments"], total),
+            "student_share": student / total,
+            "teacher_share": teacher / total,
+        }
+
+
+def unbiased_hsic(left: Tensor, right: Tensor) -> Tensor:
+    """HSIC₁ of two kernel matrices (n, n), n >= 4, whose diagonals do not matter (Song et al. 2012, eq. 5)."""
+    n = len(left)
+    left, right = (kernel - torch.diag(kernel.diagonal()) for kernel in (left, right))
+    trace = (left * right).sum()
+    sums = left.sum() * right.sum() / ((n - 1) * (n - 2))
+    cross = 2 / (n - 2) * (left.sum(0) @ right.sum(0))
+    return (trace + sums - cross) / (n * (n - 3))
+
+
+def _hsic_triple(predictions: Tensor, references: Tensor) -> Tensor:
+    """HSIC₁ of (X, Y), (X, X) and (Y, Y), float64."""
+    # Kernels do not notice a common shift of the tokens after centring; without it float64 has more to hold.
+    x, y = (tokens.double() - tokens.double().mean(0) for tokens in (predictions, references))
+    x, y = x @ x.T, y @ y.T
+    return torch.stack([unbiased_hsic(x, y), unbiased_hsic(x, x), unbiased_hsic(y, y)]).cpu()
+
+
+def _over_median(norms: Tensor) -> Tensor:
+    return norms / norms.median(dim=1, keepdim=True).values.clamp(min=1e-12)
+
+
+def _correlation(moments: Tensor, total: float) -> float | None:
+    mean_x, mean_y, square_x, square_y, product = (moments / total).tolist()
+    variances = (square_x - mean_x**2) * (square_y - mean_y**2)
+    return (product - mean_x * mean_y) / variances**0.5 if variances > 1e-24 else None
+
+
+def _tensor(values: Any) -> Tensor:
+    if values is None:
+        raise ValueError("`predictions` and `references` must both be given, got None")
+    return torch.as_tensor(values).detach().float()

@@ -1,0 +1,1 @@
+"""Methods of distillation by name, SiNGER and those it is compared with, and recipes."""

@@ -1,0 +1,231 @@
+"""A register given to a trained vision transformer without training: another way to clean it of high-norm tokens.
+
+Unlike the clean-ups of :mod:`singer_hf.baselines.refiners`, test-time registers change the teacher's own forward pass.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from singer_hf.artifacts.outliers import OutlierRule
+from singer_hf.baselines.refiners import REFINERS
+from singer_hf.vit.block_indices import resolve_layers
+from singer_hf.vit.features import FeatureCapture, capture_features, first_tensor
+from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.tokens import split_tokens
+
+
+class TestTimeRegisters:
+    """An additional token that takes the activations of register neurons off the patches, while installed.
+
+    Made by :func:`install_test_time_registers`. The token stands directly behind the prefix tokens while a block runs;
+    before and after it everybody sees P+N tokens. The hooks are bound partials, so a model that carries them can be
+    copied and pickled.
+
+    Attributes:
+        states: Block index -> the token (B, 1, D) behind that block in the model's last forward pass; nobody needs the
+            one behind the last block.
+    """
+
+    __test__ = False  # the name is the paper's; it is no test
+
+    def __init__(self, view: ViTView, neurons: dict[int, Tensor]) -> None:
+        self.num_prefix_tokens, self.blocks = view.num_prefix_tokens, view.blocks
+        self.states: dict[int, Tensor] = {}
+        # A block that runs out of turn is replayed, and its token is not kept.
+        self._next_block = 0
+        self._insertions: list = []
+        self._handles = [view.patch_embedding.register_forward_pre_hook(partial(_begin_pass, self))]
+        for i, block in enumerate(view.blocks):
+            # The first of the forward hooks, so that captures that were there before see P+N tokens as well.
+            self._handles.append(block.register_forward_hook(partial(_strip, self, i), prepend=True))
+        for i, units in neurons.items():
+            fc_out = view.mlp_layers(i)[1]
+            hook = partial(_move_activations, self.num_prefix_tokens, units.to(fc_out.weight.device))
+            self._handles.append(fc_out.register_forward_pre_hook(hook))
+
+    def remove(self) -> None:
+        """Takes the hooks off the model."""
+        for handle in (*self._handles, *self._insertions):
+            handle.remove()
+
+    def start_pass(self) -> None:
+        """Forgets the last forward pass, and moves the insertions behind all other hooks in front of the blocks."""
+        self._next_block = 0
+        self.states.clear()
+        for handle in self._insertions:
+            handle.remove()
+        self._insertions = [
+            block.register_forward_pre_hook(partial(_insert, self, i), with_kwargs=True)
+            for i, block in enumerate(self.blocks)
+        ]
+
+    def insert(self, index: int, hidden_states: Tensor) -> Tensor:
+        """Tokens (B, P+N, D) that go into block ``index`` -> (B, P+1+N, D).
+
+        Raises:
+            ValueError: If the token is not known: the last forward pass did not get here or had another batch size.
+        """
+        if index == 0:
+            token = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[-1])
+        else:
+            token = self.states.get(index - 1)
+            if token is None or len(token) != len(hidden_states):
+                raise ValueError(
+                    f"block {index} needs the test-time register of a forward pass on the same {len(hidden_states)} "
+                    "images; run the model on them first"
+                )
+            self.states[index - 1] = token.detach()  # a replay must not hold on to the graph of the pass
+        prefix, patches = split_tokens(hidden_states, self.num_prefix_tokens)
+        return torch.cat([prefix, token, patches], dim=1)
+
+    def strip(self, index: int, hidden_states: Tensor) -> Tensor:
+        """Tokens (B, P+1+N, D) that come out of block ``index`` -> (B, P+N, D)."""
+        place = self.num_prefix_tokens
+        if index == self._next_block < len(self.blocks) - 1:
+            self.states[index] = hidden_states[:, place : place + 1].clone()  # a view would keep all tokens
+            self._next_block += 1
+        return torch.cat([hidden_states[:, :place], hidden_states[:, place + 1 :]], dim=1)
+
+
+def _begin_pass(registers: TestTimeRegisters, module: nn.Module, args: tuple) -> None:
+    registers.start_pass()
+
+
+def _insert(registers: TestTimeRegisters, index: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+    if args:
+        return (registers.insert(index, args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": registers.insert(index, kwargs["hidden_states"])}
+
+
+def _strip(registers: TestTimeRegisters, index: int, module: nn.Module, args: tuple, output: object) -> object:
+    tokens = registers.strip(index, first_tensor(output))
+    return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
+
+
+def _move_activations(place: int, units: Tensor, module: nn.Module, args: tuple) -> tuple:
+    """Moves each unit's strongest activation over the patches, with its sign, to the token at ``place``."""
+    units = units.to(args[0].device)
+    before, _, patches = args[0][..., units].tensor_split((place, place + 1), dim=1)
+    strongest = patches.gather(1, patches.abs().argmax(dim=1, keepdim=True))
+    moved = torch.cat([before, strongest, torch.zeros_like(patches)], dim=1)
+    return (args[0].index_copy(-1, units, moved), *args[1:])
+
+
+def install_test_time_registers(model: nn.Module, neurons: dict[int, Tensor]) -> TestTimeRegisters:
+    """Gives a trained model one register token without training (Jiang, Dravid, Efros, Gandelsman, arXiv:2506.08010).
+
+    One token of zeros is added to the sequence. In the MLPs of the given blocks, a register neuron's activation of
+    the largest magnitude over an image's patches is moved to it, and the neuron is set to zero at all patches; class
+    tokens are left alone. The paper's code puts the token last; here it stands behind the prefix tokens, where rotary
+    embeddings leave it alone. Install once. What a block returns beside its tokens, such as attention maps, counts
+    the token. A block replayed on other tokens (:class:`singer_hf.vit.features.BlockCall`) gets the token of the last
+    forward pass.
+
+    Args:
+        model: Any vision transformer whose blocks take any number of tokens; changed in place.
+        neurons: Block index -> indices of hidden units of its MLP, as from :func:`find_register_neurons`.
+
+    Returns:
+        The installed registers; ``remove()`` gives back the model as it was.
+
+    Raises:
+        ValueError: If a block or unit is not there, or the blocks do not run with one token more: relative position
+            biases and some rotary embeddings are tied to P+N tokens.
+    """
+    view = view_vit(model)
+    registers = TestTimeRegisters(view, {i: _check_units(view, i, units) for i, units in neurons.items()})
+    weight = view.patch_embedding.weight
+    image = torch.zeros(1, 3, *(view.image_size or (224, 224)), device=weight.device, dtype=weight.dtype)
+    try:
+        with torch.no_grad():
+            capture_features(model, image, [0])
+    except Exception as error:
+        registers.remove()
+        raise ValueError(
+            f"{type(view.backbone).__name__} takes no test-time register: its blocks do not run with one token more "
+            f"than {view.num_prefix_tokens} prefix tokens and the patches; use another refiner ({', '.join(REFINERS)})"
+        ) from error
+    registers.states.clear()
+    return registers
+
+
+def _check_units(view: ViTView, index: int, units: Tensor) -> Tensor:
+    if index not in range(view.num_blocks):
+        raise ValueError(f"`neurons` must name blocks in [0, {view.num_blocks - 1}], got {index!r}")
+    units, width = torch.as_tensor(units), view.mlp_layers(index)[1].in_features
+    if not units.numel() or units.min() < 0 or units.max() >= width:
+        raise ValueError(f"`neurons` must name units in [0, {width - 1}] for block {index}, got {units.tolist()}")
+    return units.long()
+
+
+@torch.no_grad()
+def find_register_neurons(
+    model: nn.Module,
+    images: Iterable[Tensor],
+    *,
+    outlier_block: int,
+    num_neurons: int,
+    rule: OutlierRule | None = None,
+) -> dict[int, Tensor]:
+    """The hidden MLP units that are the most active where outliers are (arXiv:2506.08010, register neurons).
+
+    A unit's score is the mean magnitude of what it passes to the MLP's output map at the outliers of an image, as a
+    mean over the images that have some. The units of blocks 0 to ``outlier_block`` are ranked together.
+
+    Args:
+        model: Any vision transformer, without test-time registers.
+        images: Batches (B, 3, H, W), normalised for the model.
+        outlier_block: The block behind which the outliers are read, negatives allowed: the first that has them all.
+        num_neurons: How many units to choose, > 0.
+        rule: What counts as an outlier; None: ``OutlierRule()``.
+
+    Returns:
+        Block index -> indices of its chosen units, ascending, int64 on the CPU; blocks without any are left out.
+
+    Raises:
+        ValueError: If a number is out of range or no image has outliers.
+    """
+    view = view_vit(model)
+    [last] = resolve_layers("outlier_block", [outlier_block], view.num_blocks)
+    width = view.mlp_layers(last)[1].in_features
+    if not 0 < num_neurons <= (last + 1) * width:
+        raise ValueError(f"`num_neurons` must lie in [1, {(last + 1) * width}], got {num_neurons!r}")
+    scores = _score_units(view, images, last, rule or OutlierRule())
+    chosen = scores.flatten().topk(num_neurons).indices.sort().values.cpu()
+    blocks = chosen // width
+    return {int(i): chosen[blocks == i] % width for i in blocks.unique()}
+
+
+def _score_units(view: ViTView, images: Iterable[Tensor], last: int, rule: OutlierRule) -> Tensor:
+    """Scores (last + 1, H) of the units of blocks 0 to ``last``, summed over the images."""
+    activations: dict[int, Tensor] = {}
+    capture, weight = FeatureCapture(view, (last,)), view.patch_embedding.weight
+    handles = [
+        view.mlp_layers(i)[1].register_forward_pre_hook(partial(_keep_activations, activations, i))
+        for i in range(last + 1)
+    ]
+    scores, seen = torch.zeros(last + 1, view.mlp_layers(last)[1].in_features, device=weight.device), 0
+    try:
+        for batch in images:
+            tokens = capture(batch.to(weight.device, weight.dtype))[last]
+            outliers = rule.mask(tokens[:, view.num_prefix_tokens :].float().norm(dim=-1))
+            seen += int(outliers.any(dim=1).sum())
+            shares = outliers / outliers.sum(dim=1, keepdim=True).clamp(min=1)
+            for i, score in enumerate(scores):
+                magnitudes = activations[i][:, view.num_prefix_tokens :].abs().float()
+                score += torch.einsum("bn,bnh->h", shares, magnitudes)
+    finally:
+        for handle in (capture, *handles):
+            handle.remove()
+    if not seen:
+        raise ValueError(
+            f"`images` must have outliers behind block {last}: nothing to move; take more, or a lower rule"
+        )
+    return scores
+
+
+def _keep_activations(activations: dict[int, Tensor], index: int, module: nn.Module, args: tuple) -> None:
+    activations[index] = args[0]

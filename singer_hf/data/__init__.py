@@ -1,0 +1,5 @@
+"""Images in: datasets, image processors, transforms, drawn scenes."""
+
+from singer_hf.data.datasets import load_image_dataset
+
+__all__ = ["load_image_dataset"]

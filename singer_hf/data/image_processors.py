@@ -1,0 +1,142 @@
+"""Image processors: size, normalisation and interpolation, and the one that fits a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms import InterpolationMode
+from transformers import AutoImageProcessor, ViTImageProcessor
+from transformers.image_processing_utils import BaseImageProcessor
+
+# Two sizes, so that a processor that keeps the size of its input is noticed; a colour, so that swapped channels are.
+_PROBE_SIZES = (48, 72)
+
+_PROBE_COLOUR = (200, 100, 50)
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What an image processor makes of an image.
+
+    Args:
+        size: Height and width of the output in pixels.
+        mean: Per-channel mean, in units of pixels scaled to 0..1.
+        std: Per-channel standard deviation, in the same units. A pixel value v of 0..255 becomes
+            (v / 255 - mean) / std, whatever mix of rescaling and normalisation the processor uses to get there.
+        interpolation: How the processor resizes.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: InterpolationMode
+
+
+def image_spec(processor: Any) -> ImageSpec:
+    """Read size, normalisation and interpolation off an image processor.
+
+    Size, mean and std are measured on plain-coloured squares, since processors spell them in many ways (`size` or
+    `crop_size`, a dictionary or an edge, `crop_pct`, rescaling twice) and only what comes out counts.
+
+    Args:
+        processor: An image processor of `transformers`, its timm wrapper included.
+
+    Returns:
+        The measured specification.
+
+    Raises:
+        ValueError: The processor has no `image_mean`, returns no (1, 3, H, W) `pixel_values`, keeps the size of its
+            input, or does more to a pixel than scale and shift it.
+    """
+    timm_config = getattr(processor, "data_config", None)
+    if timm_config is None and getattr(processor, "image_mean", None) is None:
+        raise ValueError(
+            f"`processor` must be an image processor with `image_mean` and `image_std`, got {_name(processor)} "
+            "without `image_mean`; load it with `AutoImageProcessor.from_pretrained`, or pass a transform of your own."
+        )
+    resample = timm_config["interpolation"] if timm_config else int(processor.resample)
+    black, white, colour = (_plain_square(processor, level) for level in ((0, 0, 0), (255, 255, 255), _PROBE_COLOUR))
+    std = 1.0 / (_centre(white) - _centre(black))
+    mean = 0.0 - _centre(black) * std
+    _check_colour(processor, (np.array(_PROBE_COLOUR) / 255 - mean) / std, _centre(colour))
+    return ImageSpec(_output_size(processor), tuple(mean.tolist()), tuple(std.tolist()), _interpolation(resample))
+
+
+def _name(processor: Any) -> str:
+    return type(processor).__name__
+
+
+def _plain_square(processor: Any, colour: tuple[int, int, int], edge: int = _PROBE_SIZES[0]) -> torch.Tensor:
+    pixel_values = processor(Image.new("RGB", (edge, edge), colour), return_tensors="pt")["pixel_values"]
+    if pixel_values.ndim != 4 or pixel_values.shape[:2] != (1, 3):
+        raise ValueError(
+            f"`processor` must turn an image into `pixel_values` of shape (1, 3, H, W), got "
+            f"{tuple(pixel_values.shape)} from {_name(processor)}; models without a fixed grid are not supported."
+        )
+    return pixel_values[0]
+
+
+def _centre(pixels: torch.Tensor) -> np.ndarray:
+    # The centre, because a centre crop larger than the resized image pads its border.
+    return pixels[:, pixels.shape[1] // 2, pixels.shape[2] // 2].double().numpy()
+
+
+def _output_size(processor: Any) -> tuple[int, int]:
+    sizes = {tuple(_plain_square(processor, (0, 0, 0), edge).shape[-2:]) for edge in _PROBE_SIZES}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"`processor` must resize or crop every image to one size, got {_name(processor)} that keeps the "
+            "size of its input; set `do_resize=True` and a `size`."
+        )
+    return sizes.pop()
+
+
+def _check_colour(processor: Any, expected: np.ndarray, measured: np.ndarray) -> None:
+    if not np.allclose(expected, measured, atol=1e-3):
+        raise ValueError(
+            f"`processor` must only resize, crop, rescale and normalise, got {_name(processor)} that turns the "
+            f"colour {_PROBE_COLOUR} into {measured.round(3).tolist()} instead of {expected.round(3).tolist()} "
+            "(does it swap the channels?); pass a transform of your own."
+        )
+
+
+def _interpolation(resample: str | int) -> InterpolationMode:
+    name = resample if isinstance(resample, str) else Image.Resampling(resample).name.lower()
+    return InterpolationMode(name)
+
+
+def load_image_processor(name: str | None) -> BaseImageProcessor | None:
+    """The image processor saved with a model; None without a name or where nothing was saved."""
+    if name is None or (Path(name).exists() and not _saves_processor(Path(name))):
+        return None
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        return None
+
+
+def _saves_processor(folder: Path) -> bool:
+    # Without this look transformers would make up one with the defaults of the model's family.
+    config = folder / "config.json"
+    is_timm = config.is_file() and "pretrained_cfg" in config.read_text(encoding="utf-8")
+    return is_timm or (folder / "preprocessor_config.json").is_file()
+
+
+def student_image_processor(
+    student: nn.Module, teacher_processor: BaseImageProcessor | None
+) -> BaseImageProcessor | None:
+    """A processor for a student that has none: the teacher's normalisation at the size in the student's config."""
+    size = getattr(getattr(student, "config", None), "image_size", None)
+    if teacher_processor is None:
+        return None
+    spec = image_spec(teacher_processor)
+    height, width = (size, size) if isinstance(size, int) else tuple(size or spec.size)
+    return ViTImageProcessor(
+        size={"height": height, "width": width}, image_mean=list(spec.mean), image_std=list(spec.std), resample=3
+    )

@@ -1,0 +1,123 @@
+"""From a PIL image of any mode to the normalised tensor a model expects, as its image processor says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from singer_hf.data.image_processors import image_spec
+
+_DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+
+def train_transform(
+    processor: Any,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    hflip: bool = True,
+    color_jitter: float = 0.0,
+) -> v2.Compose:
+    """Build the training transform: random resized crop, flip, optional colour jitter, normalisation.
+
+    Args:
+        processor: The student's image processor; it gives size, interpolation, mean and std.
+        scale: Smallest and largest share of the image's area a crop may cover, 0 < low <= high <= 1. The default is
+            that of torchvision, timm and DeiT for training on ImageNet ("Going deeper with convolutions", 2015).
+        ratio: Smallest and largest width / height of a crop before it is resized.
+        hflip: Whether to mirror half of the images.
+        color_jitter: Strength of brightness, contrast and saturation jitter, at least 0; 0 leaves the colours alone.
+
+    Returns:
+        A picklable transform: PIL image of any mode and size -> float32 tensor (3, H, W).
+
+    Raises:
+        ValueError: A range is out of bounds, or the processor cannot be read (see `image_spec`).
+    """
+    _check_range("scale", scale, upper=1.0)
+    _check_range("ratio", ratio, upper=float("inf"))
+    if color_jitter < 0:
+        raise ValueError(f"`color_jitter` must be at least 0, got {color_jitter!r}; 0 turns it off.")
+    spec = image_spec(processor)
+    steps: list[Callable] = [
+        to_rgb,
+        v2.RandomResizedCrop(spec.size, scale=scale, ratio=ratio, interpolation=spec.interpolation, antialias=True),
+    ]
+    if hflip:
+        steps.append(v2.RandomHorizontalFlip())
+    if color_jitter:
+        steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
+    steps += [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(spec.mean, spec.std),
+        v2.ToPureTensor(),
+    ]
+    return v2.Compose(steps)
+
+
+def eval_transform(processor: Any) -> v2.Compose:
+    """Build the evaluation transform: any image to RGB, then the image processor itself.
+
+    Args:
+        processor: The image processor of the model that is evaluated.
+
+    Returns:
+        A picklable transform: PIL image of any mode and size -> float32 tensor (3, H, W), equal to what a user of the
+        saved model gets from the processor. Where the processor only resizes the shorter edge, the centre of its
+        output is cropped, since a batch needs one size.
+
+    Raises:
+        ValueError: The processor cannot be read (see `image_spec`).
+    """
+    # The crop does nothing, except after a processor that only resizes the shorter edge.
+    return v2.Compose([to_rgb, partial(_run_processor, processor), v2.CenterCrop(image_spec(processor).size)])
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB.
+
+    Args:
+        image: Transparent parts are laid on white; 16-bit, 32-bit and float greyscale is rescaled, not clipped.
+
+    Returns:
+        The image in mode "RGB".
+
+    Raises:
+        ValueError: Pillow cannot convert the mode.
+    """
+    if image.mode in _DEEP_MODES:
+        image = _to_eight_bit(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _to_eight_bit(image: Image.Image) -> Image.Image:
+    values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0.0, neginf=0.0)
+    values = values / _white_level(image.mode, float(values.max())) * 255.0
+    return Image.fromarray(values.clip(0.0, 255.0).round().astype(np.uint8))
+
+
+def _white_level(mode: str, peak: float) -> float:
+    """Value that means white: 16 bits for integers; for floats the smallest usual range (1, 255, 65535) that fits."""
+    ranges = (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,)
+    return next((top for top in ranges if peak <= top), peak)
+
+
+def _run_processor(processor: Any, image: Image.Image) -> torch.Tensor:
+    return processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def _check_range(name: str, value: tuple[float, float], upper: float) -> None:
+    low, high = value
+    if not 0 < low <= high <= upper:
+        limit = "" if upper == float("inf") else f" <= {upper:g}"
+        raise ValueError(f"`{name}` must be a pair with 0 < low <= high{limit}, got {value!r}.")

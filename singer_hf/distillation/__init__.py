@@ -1,0 +1,1 @@
+"""The objective: losses, block pairs, teacher input, student features, distillers."""

@@ -1,0 +1,1 @@
+"""Benchmarks: their data, their protocol, one model on one benchmark."""

@@ -1,0 +1,1 @@
+"""Frozen features of a model: computed, cached, in windows."""

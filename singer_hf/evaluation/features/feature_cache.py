@@ -1,0 +1,189 @@
+"""Features on disk: memory-mapped, of a stated size, under a fingerprint of model, data and transform."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from singer_hf.evaluation.features.feature_batches import ArrayFeatures, FeatureSource, ModelFeatures, in_order
+
+logger = logging.getLogger(__name__)
+
+_GIB = 2**30
+_LABELS = "labels"
+_META = "meta.json"
+
+
+class CacheBudgetError(ValueError):
+    """The features do not fit in the stated budget or on the disk."""
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a model's class, config, parameters and buffers; any changed weight changes it."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    if hasattr(getattr(model, "config", None), "to_json_string"):
+        digest.update(model.config.to_json_string().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def cache_fingerprint(model: nn.Module, data: str, transform: object, features_fn: object) -> dict[str, str]:
+    """What cached features depend on, each as text.
+
+    Args:
+        model: The frozen model.
+        data: Fingerprint of the rows, such as ``_fingerprint`` of a ``datasets.Dataset``, with split and subset.
+        transform: The image transform; its ``repr`` counts and must say all that matters.
+        features_fn: What is read of the model; its ``repr`` counts.
+
+    Raises:
+        ValueError: If a ``repr`` holds a memory address: it would change in every run.
+    """
+    parts = {
+        "model": model_fingerprint(model),
+        "data": data,
+        "transform": repr(transform),
+        "features": repr(features_fn),
+    }
+    for name, text in parts.items():
+        if " at 0x" in text:
+            raise ValueError(f"the `repr` of `{name}` must say what it does, got {text!r}; give it a `__repr__`")
+    return parts
+
+
+def cache_features(
+    source: ModelFeatures,
+    directory: str | os.PathLike,
+    fingerprint: dict[str, str],
+    *,
+    budget_gib: float = 16.0,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> ArrayFeatures:
+    """Features of every row of ``source``, from disk where they are there already, else computed once and kept.
+
+    Concurrent runs may share ``directory``: each writes to a name of its own and the first to finish wins. Features of
+    another model, data or transform lie under another name and are never used.
+
+    Args:
+        source: Rows without random views: these would be frozen.
+        directory: Folder of caches; each takes one sub-folder.
+        fingerprint: What the features depend on; see :func:`cache_fingerprint`.
+        budget_gib: Largest size of this cache in GiB.
+        batch_size: Images per forward pass.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        CacheBudgetError: If the features need more than ``budget_gib`` or than the disk has free.
+    """
+    folder = Path(directory) / _digest(fingerprint)[:24]
+    if not folder.exists():
+        _write(source, folder, fingerprint, budget_gib, batch_size, progress)
+    return open_cache(folder, fingerprint)
+
+
+def cache_if_it_fits(
+    source: ModelFeatures, directory: str | os.PathLike, fingerprint: dict[str, str], **options: object
+) -> FeatureSource:
+    """:func:`cache_features`, or, with a logged warning, ``source`` itself where the features do not fit."""
+    try:
+        return cache_features(source, directory, fingerprint, **options)
+    except CacheBudgetError as error:
+        logger.warning("%s. They are computed anew in every pass.", error)
+        return source
+
+
+def open_cache(folder: str | os.PathLike, fingerprint: dict[str, str]) -> ArrayFeatures:
+    """Opens a finished cache.
+
+    Args:
+        folder: Its folder.
+        fingerprint: What the features must depend on.
+
+    Raises:
+        FileNotFoundError: If ``folder`` holds no finished cache.
+        ValueError: If it was made from another model, data, transform or features function.
+    """
+    folder = Path(folder)
+    if not (folder / _META).is_file():
+        raise FileNotFoundError(f"`folder` must hold cached features, got {str(folder)!r} without {_META}")
+    meta = json.loads((folder / _META).read_text())
+    if other := [name for name in fingerprint if meta["fingerprint"].get(name) != fingerprint[name]]:
+        raise ValueError(
+            f"`folder` must hold features of this model and data, got {str(folder)!r} made from another "
+            f"{' and '.join(other)}; delete it or use another folder"
+        )
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in [*meta["features"], _LABELS]}
+    labels = arrays.pop(_LABELS)
+    return ArrayFeatures(arrays, labels)
+
+
+def _write(
+    source: ModelFeatures, folder: Path, fingerprint: dict, budget_gib: float, batch_size: int, progress: bool
+) -> None:
+    batches = in_order(len(source), batch_size)
+    shapes = _row_shapes(*next(source.iterate(batches[:1])), num_rows=len(source))
+    size = _check_size(shapes, folder.parent, budget_gib)
+    logger.info("Caching %.3g GiB of features in %s", size, folder.parent)
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir(parents=True)
+    try:
+        _fill(source, partial, shapes, batches, f"caching {size:.3g} GiB" if progress else None)
+        meta = {"fingerprint": fingerprint, "features": [name for name in shapes if name != _LABELS]}
+        (partial / _META).write_text(json.dumps(meta, indent=2))
+        _publish(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _row_shapes(features: dict[str, Tensor], labels: Tensor, num_rows: int) -> dict[str, tuple[tuple, np.dtype]]:
+    tensors = {**{name: tensor.float() for name, tensor in features.items()}, _LABELS: labels}
+    return {name: ((num_rows, *tensor.shape[1:]), tensor[:0].cpu().numpy().dtype) for name, tensor in tensors.items()}
+
+
+def _check_size(shapes: dict, directory: Path, budget_gib: float) -> float:
+    size = sum(np.prod(shape, dtype=np.int64) * dtype.itemsize for shape, dtype in shapes.values()) / _GIB
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free / _GIB
+    if size > budget_gib:
+        raise CacheBudgetError(f"the features need {size:.3g} GiB, more than `budget_gib`={budget_gib:g}; raise it")
+    if size > free:  # a full disk would kill the process, as the files are written through memory
+        raise CacheBudgetError(f"the features need {size:.3g} GiB, but {str(directory)!r} has {free:.3g} GiB free")
+    return size
+
+
+def _fill(source: ModelFeatures, folder: Path, shapes: dict, batches: list[range], title: str | None) -> None:
+    arrays = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+        for name, (shape, dtype) in shapes.items()
+    }
+    bar = tqdm(source.iterate(batches), total=len(batches), desc=title, disable=title is None)
+    for rows, (features, labels) in zip(batches, bar, strict=True):
+        for name, tensor in {**features, _LABELS: labels}.items():
+            arrays[name][rows.start : rows.stop] = tensor.cpu().numpy()
+    for array in arrays.values():
+        array.flush()
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        # Another run finished the same features first; theirs are as good.
+        if not (folder / _META).is_file():
+            raise
+
+
+def _digest(fingerprint: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,129 @@
+"""Evaluators for training: cheap nearest neighbours and a linear probe on a fixed share of labelled images."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from singer_hf.data.datasets import select_image_columns
+from singer_hf.data.image_dataset import with_image_transform
+from singer_hf.data.transforms import eval_transform
+from singer_hf.evaluation.features.feature_batches import ModelFeatures, in_order
+from singer_hf.evaluation.features.frozen_features import FrozenFeatures
+from singer_hf.evaluation.heads.knn import check_same_classes, knn_accuracy
+from singer_hf.evaluation.heads.logistic_regression import linear_probe, split_validation
+
+Probe = Literal["knn", "linear_probe"]
+PROBES: tuple[str, ...] = get_args(Probe)
+
+
+class OnlineProbes:
+    """A callable student -> figures, for the trainer's ``evaluators``.
+
+    Every call looks at the same images, so that figures of different steps can be compared. The features are those of
+    the last block before the norm: class token and mean patch side by side, or the mean patch of a model without class
+    token. Nothing is drawn at random, and the student is put back as it was.
+
+    The figures are ``knn_top1`` and ``linear_probe_top1``, in [0, 1]; the trainer logs them as ``eval_knn_top1`` and
+    ``eval_linear_probe_top1``, and ``metric_for_best_model="knn_top1"`` saves the best.
+
+    Args:
+        train_dataset: Labelled images to learn from: a dataset of the `datasets` library with images and classes.
+        test_dataset: Labelled images to measure on.
+        image_processor: The student's image processor.
+        probes: What to run: "knn", "linear_probe" or both; the features are computed once.
+        share: Share of the labelled images of either set that is used, in (0, 1].
+        max_images: At most this many images of either set.
+        image_column: Column with the images; found by itself if None.
+        label_column: Column with the classes; found by itself if None.
+        seed: Seed of the share.
+        k: Neighbours of the vote.
+        temperature: Temperature of the vote.
+        batch_size: Images per forward pass.
+        num_workers: Processes that read images.
+
+    Raises:
+        ValueError: If an argument is out of range, a set has no labels, or the classes do not fit.
+    """
+
+    def __init__(
+        self,
+        train_dataset: Dataset,
+        test_dataset: Dataset,
+        image_processor: object,
+        *,
+        probes: Sequence[Probe] = PROBES,
+        share: float = 0.1,
+        max_images: int = 5000,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        seed: int = 0,
+        k: int = 20,
+        temperature: float = 0.07,
+        batch_size: int = 64,
+        num_workers: int = 0,
+    ) -> None:
+        unknown = [name for name in probes if name not in PROBES]
+        if unknown or not probes:
+            raise ValueError(f"`probes` must be some of {PROBES}, got {list(probes)!r}")
+        if not 0 < share <= 1:
+            raise ValueError(f"`share` must lie in (0, 1], got {share!r}")
+        if max_images < 2:
+            raise ValueError(f"`max_images` must be at least 2, got {max_images!r}")
+        self.probes, self.temperature, self.num_workers = tuple(probes), temperature, num_workers
+        self.batch_size = batch_size
+        transform = eval_transform(image_processor)
+        parts = []
+        for name, dataset in (("train_dataset", train_dataset), ("test_dataset", test_dataset)):
+            part = _fixed_share(dataset, name, share, max_images, seed, image_column, label_column)
+            parts.append((with_image_transform(part, transform), torch.as_tensor(part["label"][:])))
+        (self.train_rows, self.train_labels), (self.test_rows, self.test_labels) = parts
+        check_same_classes(self.train_labels, self.test_labels)
+        self.k = min(k, len(self.train_labels))
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Figures of the student as it is."""
+        train, test = self._features(model, self.train_rows), self._features(model, self.test_rows)
+        sets = (train, self.train_labels, test, self.test_labels)
+        figures = {}
+        if "knn" in self.probes:
+            figures["knn_top1"] = knn_accuracy(*sets, k=self.k, temperature=self.temperature)
+        if "linear_probe" in self.probes:
+            figures["linear_probe_top1"] = linear_probe(*sets)
+        return figures
+
+    def _features(self, model: nn.Module, rows: object) -> Tensor:
+        source = ModelFeatures(model, rows, FrozenFeatures(), num_workers=self.num_workers)
+        batches = []
+        for features, _ in source.iterate(in_order(len(rows), self.batch_size)):
+            last = [features[name][:, -1] for name in ("cls", "mean") if name in features]
+            batches.append(torch.cat(last, dim=1).cpu())
+        return torch.cat(batches)
+
+
+def _fixed_share(
+    dataset: Dataset,
+    argument: str,
+    share: float,
+    max_images: int,
+    seed: int,
+    image_column: str | None,
+    label_column: str | None,
+) -> Dataset:
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"`{argument}` must be a dataset of the `datasets` library that is not streamed, got "
+            f"{type(dataset).__name__}"
+        )
+    dataset = select_image_columns(dataset, image_column=image_column, label_column=label_column)
+    if "label" not in dataset.column_names:
+        raise ValueError(f"`{argument}` must have labels for the evaluators, got the columns {dataset.column_names}")
+    wanted = min(share, max_images / len(dataset))
+    number = max(2, round(wanted * len(dataset)))
+    if number >= len(dataset):
+        return dataset
+    # Stratified where the classes allow it, so that a small share does not lose a class.
+    _, rows = split_validation(torch.as_tensor(dataset["label"][:]), number / len(dataset), seed)
+    return dataset.select(rows.tolist())

@@ -1,0 +1,164 @@
+"""A student beside its teacher: how alike their features are and how far the student inherited the artifacts."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from singer_hf.artifacts.outliers import OutlierRule
+from singer_hf.artifacts.similarity import GramDistance, LinearCka, OutlierOverlap, PatchCosine
+from singer_hf.distillation.block_pairs import pair_student_layers
+from singer_hf.tuner.layer import find_singer_layers, raw_features
+from singer_hf.vit.block_indices import default_layers, resolve_layers
+from singer_hf.vit.features import FeatureCapture
+from singer_hf.vit.inference import count_batches, evaluating, pixel_batches
+from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.tokens import map_to_tokens, resize_tokens, split_tokens, tokens_to_map
+
+# Patch tokens (B, N, D) by block, and the grid (rows, columns) they lie on.
+_Side = tuple[dict[int, Tensor], tuple[int, int]]
+
+
+def compare_features(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Iterable,
+    *,
+    teacher_layers: Sequence[int] | None = None,
+    student_layers: Sequence[int] | None = None,
+    projectors: Mapping[str, nn.Module] | None = None,
+    teacher_input: Callable[[Tensor], Tensor] | None = None,
+    rule: OutlierRule | None = None,
+    progress: bool = True,
+) -> list[dict]:
+    """Compares the patch tokens of a student with a teacher's raw ones, block by block, in one pass over the images.
+
+    Where the grids differ, the student's feature map is interpolated to the teacher's grid, and the map of its norms
+    takes the nearest patch.
+
+    Args:
+        student: Any vision transformer.
+        teacher: Any vision transformer; SiNGER adapters in it are bypassed.
+        images: Batches of pixel values (B, 3, H, W) normalised for the student, or dicts that hold them.
+        teacher_layers: 0-based blocks of the teacher, negatives allowed; by default as in a distillation.
+        student_layers: A block of the student for each; by default at the same relative depth, last to last.
+        projectors: ``str(teacher block)`` -> the student's trained projector (``SingerDistiller.projectors``), for the
+            patch-wise cosine.
+        teacher_input: Turns images for the student into images for the teacher, such as
+            :class:`singer_hf.distillation.teacher_input.TeacherInput`; by default they are the same.
+        rule: What counts as an outlier.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        For every pair ``teacher_block``, ``student_block``, ``cka``, ``cka_others`` (without the teacher's outliers,
+        which make up most of the variance where there are some), ``gram_distance``, the measures of
+        :class:`~singer_hf.artifacts.similarity.OutlierOverlap` and, with a projector, of
+        :class:`~singer_hf.artifacts.similarity.PatchCosine`.
+
+    Raises:
+        ValueError: If there are no images, a model is no plain vision transformer, or the blocks cannot be paired.
+    """
+    views = view_vit(student), view_vit(teacher)
+    pairs = _pairs(*views, student_layers, teacher_layers)
+    measures = [_Pair(*pair, (projectors or {}).get(str(pair[1])), rule or OutlierRule()) for pair in pairs]
+    captures = [FeatureCapture(view, layers) for view, layers in zip(views, zip(*pairs, strict=True), strict=True)]
+    seen = 0
+    try:
+        with evaluating(student), evaluating(teacher), raw_features(find_singer_layers(teacher).values()):
+            batches = pixel_batches(images)
+            for batch in tqdm(batches, "compare", count_batches(images), unit="batch", disable=not progress):
+                _compare_batch(batch, captures, measures, teacher_input)
+                seen += len(batch)
+    finally:
+        for capture in captures:
+            capture.remove()
+    if not seen:
+        raise ValueError("`images` must hold at least one image, got none")
+    return [measure.result() for measure in measures]
+
+
+def load_projectors(path: str | Path) -> dict[str, nn.Linear]:
+    """The projectors of a distillation run, from the ``projectors/model.safetensors`` beside its student.
+
+    The generator that a ViTKD run keeps in the same file is left out.
+
+    Returns:
+        ``str(teacher block)`` -> linear map from the student's to the teacher's width.
+
+    Raises:
+        ValueError: If the file holds no linear maps by block.
+    """
+    tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("generator.")}
+    blocks = {name.removesuffix(".weight") for name in tensors if name.endswith(".weight")}
+    if not blocks or not all(block.isdigit() for block in blocks):
+        raise ValueError(f"`path` must hold projectors by teacher block, got {sorted(tensors)} in {str(path)!r}")
+    projectors = {}
+    for block in sorted(blocks, key=int):
+        weight, bias = tensors[f"{block}.weight"], tensors.get(f"{block}.bias")
+        projectors[block] = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        projectors[block].load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
+    return projectors
+
+
+def _pairs(
+    student: ViTView, teacher: ViTView, student_layers: Sequence[int] | None, teacher_layers: Sequence[int] | None
+) -> list[tuple[int, int]]:
+    """(student block, teacher block) in the order of the teacher's blocks."""
+    chosen = default_layers(teacher.num_blocks) if teacher_layers is None else teacher_layers
+    chosen = resolve_layers("teacher_layers", chosen, teacher.num_blocks)
+    paired = pair_student_layers(chosen, teacher.num_blocks, student.num_blocks, student_layers)
+    return list(zip(paired, chosen, strict=True))
+
+
+def _compare_batch(
+    batch: Tensor,
+    captures: list[FeatureCapture],
+    measures: list["_Pair"],
+    teacher_input: Callable[[Tensor], Tensor] | None,
+) -> None:
+    inputs = batch, batch if teacher_input is None else teacher_input(batch)
+    sides = []
+    for capture, pixel_values in zip(captures, inputs, strict=True):
+        weight = capture.view.patch_embedding.weight
+        outputs = capture(pixel_values.to(weight.device, weight.dtype))
+        prefix = capture.view.num_prefix_tokens
+        tokens = {index: split_tokens(output, prefix)[1].float() for index, output in outputs.items()}
+        sides.append((tokens, capture.view.grid(*pixel_values.shape[-2:])))
+    for measure in measures:
+        measure.add(*sides)
+
+
+class _Pair:
+    """The measures of one pair of blocks."""
+
+    def __init__(self, student: int, teacher: int, projector: nn.Module | None, rule: OutlierRule) -> None:
+        self.student_block, self.teacher_block, self.projector = student, teacher, projector
+        self.cka, self.cka_others, self.gram = LinearCka(), LinearCka(), GramDistance()
+        self.rule, self.overlap = rule, OutlierOverlap(rule)
+        self.cosine = PatchCosine(rule) if projector is not None else None
+
+    def add(self, student_side: _Side, teacher_side: _Side) -> None:
+        """Adds a batch: on either side the patch tokens (B, N, D) by block, and their grid."""
+        (students, grid), (teachers, target) = student_side, teacher_side
+        student, reference = students[self.student_block], teachers[self.teacher_block]
+        resized = resize_tokens(student, grid, target).to(reference.device)
+        for metric in (self.cka, self.gram):
+            metric.add_batch(predictions=resized, references=reference)
+        others = ~self.rule.mask(reference.norm(dim=-1))
+        self.cka_others.add_batch(predictions=resized[others][None], references=reference[others][None])
+        # A smoothed norm map would lose its outliers, so the nearest patch is taken.
+        norms = tokens_to_map(student.norm(dim=-1, keepdim=True), grid)
+        norms = map_to_tokens(nn.functional.interpolate(norms, size=target, mode="nearest-exact"))[..., 0]
+        self.overlap.add_batch(predictions=norms.to(reference.device), references=reference.norm(dim=-1))
+        if self.cosine is not None:
+            weight = next(self.projector.parameters())
+            projected = self.projector(resized.to(weight.device, weight.dtype))
+            self.cosine.add_batch(predictions=projected.to(reference.device), references=reference)
+
+    def result(self) -> dict:
+        cka = self.cka.compute() | {"cka_others": self.cka_others.compute()["cka"]}
+        metrics = [self.gram, self.overlap, *([self.cosine] if self.cosine is not None else [])]
+        blocks = {"teacher_block": self.teacher_block, "student_block": self.student_block}
+        return blocks | cka | {name: value for metric in metrics for name, value in metric.compute().items()}

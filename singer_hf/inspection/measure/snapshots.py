@@ -1,0 +1,91 @@
+"""The features of a few images in full, for pictures; the audit itself keeps sums only."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from singer_hf.tuner.layer import find_singer_layers, raw_features
+from singer_hf.vit.features import FeatureCapture
+from singer_hf.vit.inference import evaluating
+from singer_hf.vit.structure import view_vit
+from singer_hf.vit.tokens import split_tokens
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one model makes of a few images; everything float32 on the CPU.
+
+    Attributes:
+        name: What to call the model.
+        pictures: The images as they look, (K, H, W, 3), in [0, 1].
+        grid: (rows, columns) of patches.
+        norms: L2 norms of the patch tokens after every block, before the final norm, (L, K, N).
+        features: Patch tokens after the last block, before the final norm, (K, N, D).
+        refined_norms: Block index -> norms (K, N) of the refined tokens, for every block with a SiNGER adapter.
+        refined_features: Refined patch tokens after the last block, (K, N, D); None where no adapter sits there.
+    """
+
+    name: str
+    pictures: Tensor
+    grid: tuple[int, int]
+    norms: Tensor
+    features: Tensor
+    refined_norms: dict[int, Tensor] = field(default_factory=dict)
+    refined_features: Tensor | None = None
+
+
+def take_snapshot(
+    model: nn.Module,
+    pixel_values: Tensor,
+    *,
+    name: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Snapshot:
+    """Runs a model once and keeps the patch norms of all blocks and the patch tokens of the last.
+
+    Args:
+        model: A vision transformer, with or without a SiNGER adapter; raw and refined features are taken.
+        pixel_values: Few images (K, 3, H, W), normalised for the model.
+        name: What to call the model; its class by default.
+        mean: Per-channel mean the images were normalised with, to show them as they are; without it and ``std`` every
+            image is stretched to its own range.
+        std: Per-channel standard deviation.
+    """
+    view, layers = view_vit(model), find_singer_layers(model)
+    capture, weight = FeatureCapture(view, range(view.num_blocks)), view.patch_embedding.weight
+    try:
+        with evaluating(model), raw_features(layers.values()):
+            outputs = capture(pixel_values.to(weight.device, weight.dtype))
+            refined = {i: layer.refine(outputs[i]) for i, layer in layers.items()}
+    finally:
+        capture.remove()
+    patches = [_patches(outputs[i], view.num_prefix_tokens) for i in range(view.num_blocks)]
+    refined = {i: _patches(tokens, view.num_prefix_tokens) for i, tokens in sorted(refined.items())}
+    return Snapshot(
+        name=name or type(view.backbone).__name__,
+        pictures=to_pictures(pixel_values, mean, std),
+        grid=view.grid(*pixel_values.shape[-2:]),
+        norms=torch.stack([tokens.norm(dim=-1) for tokens in patches]),
+        features=patches[-1],
+        refined_norms={i: tokens.norm(dim=-1) for i, tokens in refined.items()},
+        refined_features=refined.get(view.num_blocks - 1),
+    )
+
+
+def to_pictures(
+    pixel_values: Tensor, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> Tensor:
+    """Normalised images (K, 3, H, W) -> pictures (K, H, W, 3) in [0, 1]."""
+    pixels = pixel_values.detach().float().cpu()
+    if mean is not None and std is not None:
+        pixels = pixels * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    else:
+        lowest, highest = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
+        pixels = (pixels - lowest) / (highest - lowest).clamp(min=1e-12)
+    return pixels.clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def _patches(tokens: Tensor, num_prefix_tokens: int) -> Tensor:
+    return split_tokens(tokens, num_prefix_tokens)[1].float().cpu()

@@ -1,0 +1,1 @@
+"""The verdict, the figures and the page of an audit."""

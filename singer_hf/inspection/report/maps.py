@@ -1,0 +1,259 @@
+"""Maps of norms and features: every function returns a matplotlib figure and writes nothing.
+
+Colours are told apart by readers with any colour vision (Okabe-Ito lines, viridis maps); grids need not be square.
+matplotlib is imported inside functions only, so that the rest of the package works without it. Curves are in
+:mod:`singer_hf.inspection.report.curves`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from singer_hf.inspection.measure.audit_result import AuditResult
+from singer_hf.inspection.measure.snapshots import Snapshot
+from singer_hf.inspection.report.picture_data import pca_colours, relative_norms, short, spread, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MAP_COLOURS = "viridis"
+NORM_UNIT = "L2 norm before the final norm"
+FONT = 8
+_CELL, _TITLE_FONT = 1.45, 10
+
+
+def norm_maps(snapshot: Snapshot, blocks: Sequence[int] | None = None, title: str | None = None) -> "Figure":
+    """Patch norms as maps, images x blocks, all on one colour scale; with an adapter the refined maps beside the raw.
+
+    Args:
+        snapshot: Features of a few images.
+        blocks: 0-based block indices; six spread over the depth by default.
+        title: Title of the figure.
+    """
+    blocks = spread(len(snapshot.norms), 6) if blocks is None else blocks
+    columns = [(f"block {i}", snapshot.norms[i]) for i in blocks]
+    columns += [(f"block {i}\nrefined", norms) for i, norms in snapshot.refined_norms.items()]
+    everything = torch.cat([norms.flatten() for _, norms in columns])
+    figure, axes = _panels(len(snapshot.pictures), 1 + len(columns), snapshot.grid, extra_width=1.2)
+    scale = _norm_scale(everything)
+    for row, picture in enumerate(snapshot.pictures):
+        _show_picture(axes[row][0], picture)
+        _label_row(axes[row][0], f"image {row + 1}")
+        for column, (_, norms) in enumerate(columns, start=1):
+            image = axes[row][column].imshow(norms[row].view(snapshot.grid), cmap=MAP_COLOURS, norm=scale)
+    for axis, text in zip(axes[0], ["image", *(label for label, _ in columns)], strict=True):
+        axis.set_title(text, fontsize=FONT)
+    _colour_bar(figure, image, axes, NORM_UNIT)
+    set_title(figure, title or f"{short(snapshot.name)}: patch norms")
+    return figure
+
+
+def outlier_positions(result: AuditResult, blocks: Sequence[int] | None = None, title: str | None = None) -> "Figure":
+    """How often each place of the grid holds an outlier, in per cent of the images, on one colour scale.
+
+    Args:
+        result: The audit.
+        blocks: 0-based block indices; four spread over those with many outliers by default.
+        title: Title of the figure.
+    """
+    if blocks is None:
+        most = max(block.outlier_count for block in result.blocks)
+        hit = [block.block for block in result.blocks if block.outlier_count >= 0.05 * most]
+        blocks = [hit[i] for i in spread(len(hit), 4)]
+    maps = [100 * torch.tensor(result.blocks[i].positions) / result.num_images for i in blocks]
+    highest = max(1.0, max(float(values.max()) for values in maps))
+    figure, axes = _panels(1, len(blocks), result.grid, cell=1.9, extra_width=0.9)
+    for axis, index, values in zip(axes[0], blocks, maps, strict=True):
+        image = axis.imshow(values, cmap=MAP_COLOURS, vmin=0, vmax=highest)
+        axis.set_title(f"block {index}", fontsize=FONT)
+    _colour_bar(figure, image, axes, "% of images")
+    set_title(figure, title or f"{short(result.name)}: where outliers sit")
+    return figure
+
+
+def similarity_maps(
+    snapshots: Sequence[Snapshot], patch: tuple[int, int], image: int = 0, title: str | None = None
+) -> "Figure":
+    """Cosine similarity of every patch to a chosen one (red cross), model beside model (paper, figure 2).
+
+    Args:
+        snapshots: One per model, of the same images.
+        patch: (row, column) on the grid of the first model; other grids show the patch at the same place of the image.
+        image: Which of the images.
+        title: Title of the figure.
+
+    Raises:
+        ValueError: If the patch lies outside the grid.
+    """
+    rows, columns = snapshots[0].grid
+    if not (0 <= patch[0] < rows and 0 <= patch[1] < columns):
+        raise ValueError(f"`patch` must lie on the grid of {rows} x {columns} patches, got {patch!r}")
+    place = ((patch[0] + 0.5) / rows, (patch[1] + 0.5) / columns)
+    entries = [entry for snapshot in snapshots for entry in _features(snapshot)]
+    figure, axes = _panels(1, 1 + len(entries), snapshots[0].grid, cell=1.9, extra_width=0.9)
+    picture = snapshots[0].pictures[image]
+    _show_picture(axes[0][0], picture)
+    _cross(axes[0][0], place, tuple(picture.shape[:2]))
+    axes[0][0].set_title("image", fontsize=FONT)
+    for axis, (name, features, grid) in zip(axes[0][1:], entries, strict=True):
+        chosen = int(place[0] * grid[0]) * grid[1] + int(place[1] * grid[1])
+        unit = F.normalize(features[image], dim=-1)
+        shown = axis.imshow((unit @ unit[chosen]).view(grid), cmap=MAP_COLOURS, vmin=-1, vmax=1)
+        _cross(axis, place, grid)
+        axis.set_title(wrapped(name, 20), fontsize=FONT)
+    _colour_bar(figure, shown, axes, "cosine")
+    set_title(figure, title or "Similarity to the patch at the red cross, last block")
+    return figure
+
+
+def pca_maps(snapshots: Sequence[Snapshot], title: str | None = None) -> "Figure":
+    """The three leading principal components of the patch tokens as red, green, blue: models x images.
+
+    Each row has one basis, fitted to all its images, so that colours can be compared along a row but not between rows.
+
+    Args:
+        snapshots: One per model, of the same images; refined features get a row of their own.
+        title: Title of the figure.
+    """
+    entries = [entry for snapshot in snapshots for entry in _features(snapshot)]
+    pictures = snapshots[0].pictures
+    figure, axes = _panels(1 + len(entries), len(pictures), snapshots[0].grid, extra_width=0.8)
+    for axis, picture in zip(axes[0], pictures, strict=True):
+        _show_picture(axis, picture)
+    for row, (name, features, grid) in zip(axes[1:], entries, strict=True):
+        for axis, colours in zip(row, pca_colours(features), strict=True):
+            axis.imshow(colours.view(*grid, 3))
+        _label_row(row[0], name)
+    _label_row(axes[0][0], "image")
+    set_title(figure, title or "Patch tokens of the last block: three principal components as colours")
+    return figure
+
+
+def method_rows(
+    pictures: Tensor, methods: Mapping[str, tuple[Tensor, tuple[int, int]]], title: str | None = None
+) -> "Figure":
+    """Teacher, refined teacher and students in rows: norms (left) and principal components (right) of the same images.
+
+    Norms are divided by the median of their image, because absolute norms say nothing across models; one colour scale.
+
+    Args:
+        pictures: The images, (K, H, W, 3) in [0, 1].
+        methods: Name -> patch tokens (K, N, D) and grid (rows, columns), in the order of the rows.
+        title: Title of the figure.
+    """
+    count, grid = len(pictures), next(iter(methods.values()))[1]
+    norms = {name: relative_norms(features) for name, (features, _) in methods.items()}
+    scale = _norm_scale(torch.cat([values.flatten() for values in norms.values()]))
+    figure, axes = _panels(1 + len(methods), 2 * count, grid, extra_width=1.6)
+    for column, picture in enumerate([*pictures, *pictures]):
+        _show_picture(axes[0][column], picture)
+        axes[0][column].set_title("norm" if column < count else "components", fontsize=FONT)
+    for row, (name, (features, own_grid)) in zip(axes[1:], methods.items(), strict=True):
+        for axis, values in zip(row, norms[name], strict=False):
+            shown = axis.imshow(values.view(own_grid), cmap=MAP_COLOURS, norm=scale)
+        for axis, colours in zip(row[count:], pca_colours(features), strict=True):
+            axis.imshow(colours.view(*own_grid, 3))
+        _label_row(row[0], name)
+    _colour_bar(figure, shown, axes, "norm / median of its image")
+    set_title(figure, title or "Patch tokens of the last block")
+    return figure
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, sizes in inches, that no window and no global state knows of."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    return figure
+
+
+def log_ticks(axis: object, low: float, high: float) -> None:
+    """Plain numbers on a logarithmic axis: 1, 2, 5, 10, ... over a short range, powers of ten over a long one."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    decades = math.log10(max(high, 1e-12) / max(low, 1e-12))
+    subs = (1, 2, 5) if decades < 2.2 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12 if decades < 2.2 else 6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend_below(figure: "Figure", axis: "Axes") -> None:
+    """The legend of ``axis`` under the figure, in as many columns as fit."""
+    handles, labels = axis.get_legend_handles_labels()
+    widest = max(map(len, labels))
+    columns = max(1, min(len(labels), int(figure.get_figwidth() * 13 // (widest + 6))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=FONT, frameon=False)
+
+
+def small_text(axis: "Axes") -> None:
+    """Tick and axis labels in the small size of all figures."""
+    axis.tick_params(labelsize=FONT)
+    axis.xaxis.label.set_size(FONT)
+    axis.yaxis.label.set_size(FONT)
+    axis.grid(alpha=0.25, linewidth=0.5)
+
+
+def set_title(figure: "Figure", text: str) -> None:
+    """A title wrapped to the width of the figure."""
+    figure.suptitle(wrapped(text, int(figure.get_figwidth() * 12)), fontsize=_TITLE_FONT)
+
+
+def _features(snapshot: Snapshot) -> list[tuple[str, Tensor, tuple[int, int]]]:
+    entries = [(short(snapshot.name), snapshot.features, snapshot.grid)]
+    if snapshot.refined_features is not None:
+        entries.append((f"{short(snapshot.name)} refined", snapshot.refined_features, snapshot.grid))
+    return entries
+
+
+def _panels(
+    rows: int, columns: int, grid: tuple[int, int], cell: float = _CELL, extra_width: float = 0.0
+) -> tuple["Figure", list]:
+    """A figure of equal panels shaped like the grid, without ticks."""
+    height = cell * min(max(grid[0] / grid[1], 0.4), 2.5)
+    width = max(columns * cell + 0.5 + extra_width, 3.6)
+    figure = new_figure(width, rows * (height + 0.08) + 0.85)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    return figure, axes
+
+
+def _show_picture(axis: "Axes", picture: Tensor) -> None:
+    axis.imshow(picture)
+
+
+def _label_row(axis: "Axes", text: str) -> None:
+    # Lying, because standing text does not fit beside the flat panels of wide images.
+    axis.set_ylabel(wrapped(short(text, 30), 14), fontsize=FONT, rotation=0, ha="right", va="center")
+
+
+def _cross(axis: "Axes", place: tuple[float, float], size: tuple[int, int]) -> None:
+    x, y = place[1] * size[1] - 0.5, place[0] * size[0] - 0.5
+    for colour, width in (("white", 4), ("red", 2)):
+        axis.plot([x], [y], marker="x", markersize=9, markeredgewidth=width, color=colour)
+
+
+def _norm_scale(values: Tensor) -> object:
+    """One colour scale for all maps: logarithmic where the norms span more than a factor of 10."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    low, high = float(values.min()), float(values.max())
+    positive = float(values[values > 0].min()) if (values > 0).any() else 1.0
+    return LogNorm(positive, high, clip=True) if high > 10 * max(low, positive) else Normalize(low, high)
+
+
+def _colour_bar(figure: "Figure", image: object, axes: object, label: str) -> None:
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, aspect=24)
+    bar.set_label(label if figure.get_figheight() > 2.6 else wrapped(label, 16), fontsize=FONT)
+    bar.ax.tick_params(labelsize=FONT)
+    if bar.ax.get_yscale() == "log":
+        log_ticks(bar.ax.yaxis, image.norm.vmin, image.norm.vmax)
+    bar.ax.minorticks_off()

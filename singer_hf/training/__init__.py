@@ -1,0 +1,1 @@
+"""The Trainer: arguments, checkpoints, callbacks, Hub, the card of a run."""

@@ -1,0 +1,107 @@
+"""Arguments of a distillation run."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from singer_hf.distillation.losses import INFO_LOSSES, check_loss_settings
+
+DISTILLATIONS = ("features", "vitkd")
+
+
+@dataclass
+class SingerTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` plus the objective of SiNGER, with the published settings as defaults.
+
+    What differs from the base class: ``learning_rate`` 1e-3, ``weight_decay`` 1e-4 and a cosine to 1e-4 of the peak
+    (as published; warm-up is left to the run's length); no gradient clipping (the adapter's gradient is much longer
+    than the student's and a common clip would starve the student); all columns are kept; a loss that is not finite
+    stops the run instead of being left out of the log.
+
+    Args:
+        kd_weight: Weight of L_KD, >= 0.
+        outlier_weight: λ_outlier, >= 0.
+        info_weight: λ_info, >= 0.
+        outlier_quantile: γ in (0, 1).
+        info_loss: ``"gram"`` (paper) or ``"reference"`` (released code).
+        detach_refined: Whether L_KD leaves the adapter alone.
+        adapter_warmup_steps: First steps in which L_KD counts nothing, so that the adapter is trained before anything
+            is learned from it; >= 0. They are part of the run's steps.
+        distillation: ``"features"`` (SiNGER; FitNet with a bare teacher) or ``"vitkd"``, the method it is compared
+            with, for a bare teacher (:class:`singer_hf.baselines.vitkd.ViTKDDistiller`).
+        mask_ratio: Share of the patches that ViTKD masks, in (0, 1).
+        generation_weight: Weight of ViTKD's generation term, >= 0; ``kd_weight`` is that of its mimicking term.
+        teacher_layers: Distilled blocks of a bare teacher; adapters say it themselves.
+        student_layers: Student block for each distilled teacher block; default by relative depth.
+        color_jitter: Strength of brightness, contrast and saturation jitter, >= 0; 0 is off.
+        ema_decay: Decay per step, in (0, 1), of a running average of the student, which is then what is evaluated,
+            saved and pushed. None: off.
+        num_artifact_images: Images of the last batch on which outlier ratios and adapter leakage are logged, 0 is off.
+        overwrite_output_dir: Whether to train into an output folder that holds another run.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of AdamW."})
+    lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."})
+    lr_scheduler_kwargs: dict | str | None = field(
+        default_factory=lambda: {"min_lr_rate": 1e-4}, metadata={"help": "Extra arguments of the schedule."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the joint gradient norm; 0 is off."})
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay off."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: such a loss ends the run."})
+
+    kd_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation loss L_KD, >= 0."})
+    outlier_weight: float = field(default=0.01, metadata={"help": "Weight of the outlier loss, >= 0."})
+    info_weight: float = field(default=1.0, metadata={"help": "Weight of the information loss, >= 0."})
+    outlier_quantile: float = field(default=0.97, metadata={"help": "Share of patches whose norm is left alone."})
+    info_loss: str = field(default="gram", metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
+    detach_refined: bool = field(default=False, metadata={"help": "Keep L_KD from training the adapter."})
+    adapter_warmup_steps: int = field(default=0, metadata={"help": "First steps that train the adapter alone."})
+    distillation: str = field(default="features", metadata={"help": f"One of {', '.join(DISTILLATIONS)}."})
+    mask_ratio: float = field(default=0.5, metadata={"help": "Share of the patches that ViTKD masks."})
+    generation_weight: float = field(default=0.05, metadata={"help": "Weight of ViTKD's generation loss, >= 0."})
+    teacher_layers: list[int] | None = field(
+        default=None, metadata={"help": "Distilled blocks of a teacher without adapters, 0-based."}
+    )
+    student_layers: list[int] | None = field(
+        default=None, metadata={"help": "Student blocks paired with the distilled ones. Default: by relative depth."}
+    )
+    color_jitter: float = field(default=0.0, metadata={"help": "Strength of the colour jitter; 0 is off."})
+    ema_decay: float | None = field(default=None, metadata={"help": "Decay of the student's running average."})
+    num_artifact_images: int = field(default=8, metadata={"help": "Images measured for artifacts at every log."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Train over another run's output folder."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss_settings(
+            self.kd_weight, self.outlier_weight, self.info_weight, self.outlier_quantile, self.info_loss
+        )
+        if self.distillation not in DISTILLATIONS:
+            choices = ", ".join(map(repr, DISTILLATIONS))
+            raise ValueError(f"`distillation` must be one of {choices}, got {self.distillation!r}")
+        check_generation_settings(self.mask_ratio, self.generation_weight)
+        if self.adapter_warmup_steps < 0:
+            raise ValueError(f"`adapter_warmup_steps` must be at least 0, got {self.adapter_warmup_steps!r}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must lie in (0, 1), got {self.ema_decay!r}; leave it out for no average")
+        if self.num_artifact_images < 0:
+            raise ValueError(f"`num_artifact_images` must be at least 0, got {self.num_artifact_images!r}")
+        if self.color_jitter < 0:
+            raise ValueError(f"`color_jitter` must be at least 0, got {self.color_jitter!r}")
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must be False: the images would be removed")
+
+
+def check_generation_settings(mask_ratio: float, generation_weight: float) -> None:
+    """Checks the settings of ViTKD's generation term.
+
+    Raises:
+        ValueError: If the share is not in (0, 1) or the weight is negative.
+    """
+    if not 0 < mask_ratio < 1:
+        raise ValueError(f"`mask_ratio` must lie in (0, 1), got {mask_ratio!r}")
+    if not generation_weight >= 0:
+        raise ValueError(f"`generation_weight` must be at least 0, got {generation_weight!r}")

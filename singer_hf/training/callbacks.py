@@ -1,0 +1,78 @@
+"""What is measured while a student is trained: artifacts on both sides, and what the refinement changes."""
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from singer_hf.distillation.distiller import SingerDistiller
+
+
+class EmaCallback(TrainerCallback):
+    """Keeps an exponential running average of the student.
+
+    Args:
+        student: The student that is trained.
+        decay: Share of the average that is kept at each optimiser step, in (0, 1).
+
+    Attributes:
+        average: The averaged student, of the student's own class.
+    """
+
+    def __init__(self, student: nn.Module, decay: float) -> None:
+        self.student = student
+        self._averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        # The copy starts as the student; without this the first update would overwrite it with the student.
+        self._averaged.n_averaged += 1
+
+    @property
+    def average(self) -> nn.Module:
+        """The averaged student."""
+        return self._averaged.module
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Moves the average towards the student."""
+        self._averaged.to(next(self.student.parameters()).device)
+        self._averaged.update_parameters(self.student)
+
+
+class AdapterWarmupCallback(TrainerCallback):
+    """Leaves L_KD out of the first steps, in which the adapter alone is trained.
+
+    Args:
+        distiller: The composite without wrappers.
+        num_steps: Optimiser steps without L_KD.
+    """
+
+    def __init__(self, distiller: SingerDistiller, num_steps: int) -> None:
+        self.distiller, self.num_steps = distiller, num_steps
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Says whether this step is one of them, in a resumed run as well."""
+        self.distiller.warms_up = state.global_step < self.num_steps
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Later evaluations count L_KD."""
+        self.distiller.warms_up = False
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the dataset which epoch begins, so that its random crops differ between epochs.
+
+    accelerate's loader does so for one process, but not for map-style datasets on several.
+    """
+
+    def __init__(self, dataset: object) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Passes on the epoch; in a resumed run the one it stands in."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))

@@ -1,0 +1,154 @@
+"""What a distillation run writes, and how it is read back: plain student, adapter, projectors."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.trainer_utils import sort_checkpoints
+
+from singer_hf.distillation.distiller import SingerDistiller
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_FOLDER = "singer"
+PROJECTORS_FILE = "projectors/model.safetensors"
+RAW_STUDENT_FILE = "raw_student/model.safetensors"
+_STATE_FILE = "trainer_state.json"
+
+
+def save_distilled(
+    distiller: SingerDistiller,
+    folder: str | Path,
+    student: nn.Module | None = None,
+    state_dict: dict[str, Tensor] | None = None,
+    resumable: bool = True,
+) -> None:
+    """Writes the plain student to ``folder``, the adapter to ``singer/`` and the projectors to ``projectors/``.
+
+    Args:
+        distiller: The trained composite.
+        folder: Target folder.
+        student: The student to publish where it is not ``distiller.student`` (a running average).
+        state_dict: The composite's gathered state, where its own parameters are shards (FSDP).
+        resumable: Whether the trained weights beside a running average are kept too, in ``raw_student/``.
+    """
+    folder = Path(folder)
+    state = {part: _part(state_dict, part) for part in ("student", "teacher", "projectors")}
+    published = distiller.student if student is None else student
+    published.save_pretrained(folder, state_dict=state["student"] if student is None else None)
+    if student is not None and resumable:
+        _save_tensors(state["student"] or distiller.student.state_dict(), folder / RAW_STUDENT_FILE)
+    _save_tensors(state["projectors"] or distiller.projectors.state_dict(), folder / PROJECTORS_FILE)
+    if distiller.has_adapters:
+        _save_adapter(distiller.teacher, folder / ADAPTER_FOLDER, state["teacher"])
+
+
+def load_distilled(distiller: SingerDistiller, folder: str | Path, average: nn.Module | None = None) -> None:
+    """Puts the weights that :func:`save_distilled` wrote back into a composite of the same making.
+
+    The student is read through ``from_pretrained``, which undoes the renaming that saving does.
+
+    Args:
+        distiller: The composite.
+        folder: Folder of a run or checkpoint.
+        average: The running average of the student, if the run keeps one.
+    """
+    folder = Path(folder)
+    student_class = type(distiller.student)
+    # A student built without a pooler must be read without one.
+    options = {"add_pooling_layer": False} if getattr(distiller.student, "pooler", True) is None else {}
+    published = student_class.from_pretrained(folder, **options).state_dict()
+    raw_file = folder / RAW_STUDENT_FILE
+    distiller.student.load_state_dict(load_file(raw_file) if raw_file.is_file() else published)
+    if average is not None:
+        average.load_state_dict(published)
+    distiller.projectors.load_state_dict(load_file(folder / PROJECTORS_FILE))
+    if distiller.has_adapters:
+        name = distiller.teacher.active_adapter
+        distiller.teacher.load_adapter(str(folder / adapter_path(name)), name, is_trainable=True)
+
+
+def adapter_path(adapter_name: str) -> str:
+    """Folder of an adapter inside a run's folder; PEFT gives all but the default one a folder of their own."""
+    return ADAPTER_FOLDER if adapter_name == "default" else f"{ADAPTER_FOLDER}/{adapter_name}"
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest checkpoint that was written to its end; newer ones that were not are named in the log."""
+    for folder in sort_checkpoints(output_dir=str(output_dir))[::-1]:
+        problem = _incomplete(Path(folder))
+        if problem is None:
+            return str(folder)
+        logger.warning("passing over the checkpoint %s, it was not written to its end: %s", folder, problem)
+    return None
+
+
+def check_output_folder(output_dir: str | Path) -> None:
+    """Refuses a folder that holds another run.
+
+    Raises:
+        ValueError: If there is a checkpoint or a student in it.
+    """
+    folder = Path(output_dir)
+    found = sorted(path.name for path in (*folder.glob("checkpoint-*"), *folder.glob("model*.safetensors")))
+    if found:
+        raise ValueError(
+            f"`output_dir` must not hold another run, {str(output_dir)!r} has {', '.join(found)}. Go on with that run "
+            "(`resume_from_checkpoint=True`), take another folder, or set `overwrite_output_dir=True`"
+        )
+
+
+def check_disk_space(distiller: SingerDistiller, output_dir: str | Path) -> None:
+    """Refuses to start a run whose first checkpoint would not fit on the disk.
+
+    Raises:
+        OSError: If less is free than the weights, two optimiser moments and the saved student take.
+    """
+    trained = sum(p.numel() * p.element_size() for p in distiller.parameters() if p.requires_grad)
+    student = sum(p.numel() * p.element_size() for p in distiller.student.parameters())
+    needed = 3 * trained + student
+    folder = Path(output_dir)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            f"a checkpoint takes about {needed / 2**20:.0f} MiB and only {free / 2**20:.0f} MiB are free at "
+            f"{str(output_dir)!r}; free some space or choose another `output_dir`"
+        )
+
+
+def _part(state_dict: dict[str, Tensor] | None, name: str) -> dict[str, Tensor] | None:
+    if state_dict is None:
+        return None
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, file, metadata={"format": "pt"})
+
+
+def _save_adapter(teacher: nn.Module, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+    teacher.save_pretrained(str(folder), selected_adapters=[teacher.active_adapter], state_dict=state_dict)
+    # PEFT's own card would name the teacher by a local path; the student's card at the root tells of the adapter.
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def _incomplete(folder: Path) -> str | None:
+    """Why the checkpoint is no whole one; None if it is. Its state file is the last that is written."""
+    try:
+        json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
+        files = list(folder.rglob("*.safetensors"))
+        for file in files:
+            with safe_open(file, framework="pt"):
+                pass
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"{type(error).__name__}: {error}"
+    present = {file.relative_to(folder).as_posix() for file in files}
+    has_student = any(name.startswith("model") for name in present)
+    return None if has_student and PROJECTORS_FILE in present else "weights are missing"

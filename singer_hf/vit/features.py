@@ -1,0 +1,137 @@
+"""Capture of block outputs and block calls in one forward pass, and the way from tokens to maps and back."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import Tensor, nn
+
+from singer_hf.vit.structure import ViTView, view_vit
+
+
+class _StopForwardError(Exception):
+    """Ends a forward pass behind the last block that is needed."""
+
+
+@dataclass
+class BlockCall:
+    """The recorded call of one block: its tokens and everything else it was given (rotary embeddings, biases, ...).
+
+    Attributes:
+        hidden_states: The tokens that went in, (B, P+N, D).
+        args: The other positional arguments.
+        kwargs: The other keyword arguments.
+    """
+
+    hidden_states: Tensor
+    args: tuple = ()
+    kwargs: dict = field(default_factory=dict)
+
+    def replay(self, block: nn.Module, hidden_states: Tensor) -> Tensor:
+        """Runs ``block`` on other tokens (B, P+N, D) with the recorded arguments; returns its tokens."""
+        return first_tensor(block(hidden_states, *self.args, **self.kwargs))
+
+    def write(self, block: nn.Module, hidden_states: Tensor) -> Tensor:
+        """What ``block`` adds to the tokens (B, P+N, D): its output minus the skip path."""
+        return self.replay(block, hidden_states) - hidden_states
+
+
+class FeatureCapture:
+    """Reads the raw tokens after given blocks, and the call of the block behind each, out of one forward pass.
+
+    The forward pass ends behind the last block that is needed: no later block, norm or head is computed. The hooks are
+    bound partials, so a model that carries them can be copied, pickled and compiled.
+
+    Args:
+        view: The view of the model to read from.
+        layers: 0-based indices of the blocks whose outputs are kept.
+        calls: 0-based indices of the blocks whose calls are kept.
+
+    Attributes:
+        outputs: Block index -> tokens (B, P+N, D) of the last pass, before the final norm.
+        calls: Block index -> :class:`BlockCall` of the last pass.
+    """
+
+    def __init__(self, view: ViTView, layers: Iterable[int], calls: Iterable[int] = ()) -> None:
+        self.view = view
+        self.layers, call_layers = tuple(sorted(set(layers))), tuple(sorted(set(calls)))
+        self.outputs: dict[int, Tensor] = {}
+        self.calls: dict[int, BlockCall] = {}
+        self.recording = False
+        self._last = max((*self.layers, *call_layers))
+        self._handles = [view.blocks[i].register_forward_hook(partial(_keep_output, self, i)) for i in self.layers]
+        for i in call_layers:
+            hook = partial(_keep_call, self, i)
+            self._handles.append(view.blocks[i].register_forward_pre_hook(hook, with_kwargs=True))
+
+    def __call__(self, pixel_values: Tensor) -> dict[int, Tensor]:
+        """Runs the model on ``pixel_values`` (B, 3, H, W) up to the last needed block and returns ``outputs``.
+
+        Raises:
+            ValueError: If the number of tokens is not prefix tokens plus patch grid.
+        """
+        self.outputs, self.calls, self.recording = {}, {}, True
+        try:
+            self.view.backbone(pixel_values, **self.view.forward_kwargs(pixel_values))
+        except _StopForwardError:
+            pass
+        finally:
+            self.recording = False
+        self._check_tokens(pixel_values)
+        return self.outputs
+
+    def remove(self) -> None:
+        """Takes the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _check_tokens(self, pixel_values: Tensor) -> None:
+        last = self._last
+        tokens = self.outputs[last] if last in self.outputs else self.calls[last].hidden_states
+        shape = tuple(tokens.shape)
+        rows, columns = self.view.grid(*pixel_values.shape[-2:])
+        expected = (len(pixel_values), self.view.num_prefix_tokens + rows * columns, self.view.hidden_size)
+        if shape != expected:
+            raise ValueError(
+                f"{type(self.view.backbone).__name__} gave tokens of shape {shape} for images of shape "
+                f"{tuple(pixel_values.shape)}, expected {expected}: {self.view.num_prefix_tokens} prefix tokens and a "
+                f"{rows} x {columns} grid. Its tokens cannot be laid out on a grid"
+            )
+
+
+def _keep_output(capture: FeatureCapture, index: int, module: nn.Module, args: tuple, output: object) -> None:
+    if capture.recording:
+        capture.outputs[index] = first_tensor(output)
+        if index == capture._last:
+            raise _StopForwardError
+
+
+def _keep_call(capture: FeatureCapture, index: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    if capture.recording:
+        if args:
+            capture.calls[index] = BlockCall(args[0], args[1:], kwargs)
+        else:
+            others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            capture.calls[index] = BlockCall(kwargs["hidden_states"], (), others)
+        if index == capture._last and index not in capture.layers:
+            raise _StopForwardError
+
+
+def first_tensor(output: object) -> Tensor:
+    """The tokens of a block's output, which some families wrap into a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def capture_features(model: nn.Module, pixel_values: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
+    """Raw tokens (B, P+N, D) after the given blocks, before the final norm, by one forward pass.
+
+    Args:
+        model: Any vision transformer; adapters in it stay active, so blocks behind an adapter see refined tokens.
+        pixel_values: Images (B, 3, H, W), normalised for the model.
+        layers: 0-based block indices.
+    """
+    capture = FeatureCapture(view_vit(model), layers)
+    try:
+        return capture(pixel_values)
+    finally:
+        capture.remove()

@@ -1,0 +1,60 @@
+"""What every inspection needs to run a model: batches, modes, adapters bypassed, too little memory recognised."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def pixel_batches(images: Iterable) -> Iterator[Tensor]:
+    """The pixel values of batches, whatever they come in.
+
+    Args:
+        images: Batches of pixel values (B, 3, H, W), dicts with ``"pixel_values"``, or one batch.
+
+    Raises:
+        ValueError: If pixel values do not have four dimensions.
+    """
+    for batch in [images] if isinstance(images, Tensor) else images:
+        pixel_values = batch if isinstance(batch, Tensor) else batch["pixel_values"]
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                f"`images` must hold batches of pixel values (B, 3, H, W), got shape {tuple(pixel_values.shape)}"
+            )
+        if len(pixel_values):
+            yield pixel_values
+
+
+def count_batches(images: Iterable) -> int | None:
+    """How many batches there are, None where a stream does not tell."""
+    if isinstance(images, Tensor):
+        return 1
+    return len(images) if hasattr(images, "__len__") else None
+
+
+def model_behind_adapter(model: nn.Module) -> nn.Module:
+    """The model itself, without the ``PeftModel`` around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context with the model in eval mode and without gradients; afterwards every module is in its mode again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def is_memory_error(error: Exception) -> bool:
+    """Whether an error says that a tensor did not fit in memory, on any device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error).lower() for words in _MEMORY_WORDS
+    )

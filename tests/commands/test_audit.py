@@ -1,0 +1,206 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from peft import get_peft_model
+from PIL import Image
+from planted import GRID, planted_vit
+from safetensors.torch import save_file
+from torch import nn
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from zoo import SIZES, tiny_vit
+
+from singer_hf import SingerConfig
+from singer_hf.inspection.measure.audit_result import AuditResult
+
+pytest.importorskip("matplotlib")
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "audit.py"
+PICTURES = ["components.png", "norm_histograms.png", "norm_maps.png", "outlier_positions.png", "outlier_shares.png"]
+
+
+@pytest.fixture(scope="module")
+def command():
+    spec = importlib.util.spec_from_file_location("audit_command", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A planted teacher, its adapter, a student of another size with projectors, a classifier, and photos."""
+    folder = tmp_path_factory.mktemp("files")
+    processor = ViTImageProcessor(size={"height": 32, "width": 48}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    student = tiny_vit(2, hidden_size=16, image_size=(32, 48), patch_size=16)
+    classifier = ViTForImageClassification(ViTConfig(**{**SIZES, "image_size": (32, 48)}, num_labels=3))
+    for name, model in {"teacher": planted_vit(), "student": student, "classifier": classifier}.items():
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    tiny_vit(2).save_pretrained(folder / "bare")
+    config = SingerConfig(r=2, layers_to_transform=[1, 3], init_weights="random")
+    get_peft_model(planted_vit(), config).save_pretrained(folder / "adapter")
+    get_peft_model(tiny_vit(hidden_size=16), config).save_pretrained(folder / "other_adapter")
+    (folder / "student" / "projectors").mkdir()
+    save_file(nn.ModuleDict({"3": nn.Linear(16, 32)}).state_dict(), folder / "student/projectors/model.safetensors")
+    photos = folder / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(5):
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(photos / f"{index}.png")
+    (photos / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture
+def run(command, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def call(*models, **flags):
+        flags = {
+            "dataset_name": files / "photos",
+            "output_dir": tmp_path / "out",
+            "batch_size": 2,
+            "num_pictures": 1,
+        } | flags
+        arguments = ["--model_name_or_path", *(str(files / model) for model in models)]
+        for name, value in flags.items():
+            if value is not None:
+                arguments += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        command.main()
+        return Path(flags["output_dir"])
+
+    return call
+
+
+def _models(folder):
+    return [AuditResult.from_dict(model) for model in json.loads((folder / "audit.json").read_text())["models"]]
+
+
+def test_one_model_gives_numbers_pictures_and_a_page(run, capsys):
+    folder = run("teacher")
+    (result,) = _models(folder)
+    assert (result.name, result.num_images, result.grid) == ("teacher", 5, GRID)
+    assert [block.outlier_count for block in result.blocks] == [0, 15, 10, 10]
+    expected = [*PICTURES, "quantiles.png", "similarity.png"]
+    assert sorted(file.name for file in (folder / "figures").iterdir()) == sorted(expected)
+    page = (folder / "report.html").read_text()
+    assert "5 images of photos, seed 0" in page
+    headline = "teacher has artifacts: high-norm patch tokens that would dominate a feature loss."
+    assert capsys.readouterr().out.splitlines() == [headline, f"See {folder / 'report.html'}"]
+    # Unreadable images are counted and named.
+    assert len(result.notes) == 1
+    assert result.notes[0].startswith("1 unreadable images left out: ")
+    assert "broken.png (UnidentifiedImageError" in result.notes[0]
+    assert "broken.png" in page
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_adds_refined_features_and_its_null_space(run, files):
+    (result,) = _models(folder := run("teacher", adapter_name_or_path=files / "adapter"))
+    assert [block.block for block in result.refined] == [1, 3]
+    assert [block["r"] for block in result.adapter["blocks"]] == [2, 2]
+    assert (folder / "figures" / "spectrum_block_3.png").is_file()
+    assert "Adapter and null space" in (folder / "report.html").read_text()
+
+
+def test_several_models_are_compared_with_the_first(run):
+    folder = run("teacher", "student", max_samples=3)
+    assert [result.name for result in _models(folder)] == ["teacher", "student"]
+    comparisons = json.loads((folder / "audit.json").read_text())["comparisons"]
+    assert list(comparisons) == ["student beside teacher"]
+    last = comparisons["student beside teacher"][-1]
+    assert (last["teacher_block"], last["student_block"]) == (3, 1)
+    assert -1 <= last["cosine"] <= 1  # through the projector in the student's folder
+    assert (folder / "figures" / "2_norm_maps.png").is_file()
+
+
+@pytest.mark.parametrize("dataset_name", ["photos", None])
+def test_the_sample_is_drawn_by_the_seed(command, files, dataset_name):
+    def sample(seed):
+        name = None if dataset_name is None else str(files / dataset_name)
+        settings = command.Settings(["model"], "out", dataset_name=name, max_samples=3, seed=seed)
+        return [row["image"]["bytes"] or row["image"]["path"] for row in command.load_images(settings)]
+
+    assert len(sample(1)) == 3
+    assert sample(1) == sample(1)
+    assert sample(1) != sample(2)
+
+
+def test_a_classifier_is_read_with_its_head(command, files):
+    settings = command.Settings([str(files / "classifier")], "out", device="cpu")
+    assert isinstance(command.load(settings.model_name_or_path[0], settings), ViTForImageClassification)
+
+
+def test_images_may_have_a_size_and_a_processor_of_their_own(run, files):
+    flags = {"processor_name_or_path": files / "teacher", "image_size": [64, 48], "max_samples": 3}
+    (result,) = _models(run("bare", **flags))
+    assert (result.image_size, result.grid) == ((64, 48), (8, 6))
+
+
+def test_a_yaml_file_stands_in_for_flags_and_scenes_for_a_dataset(command, files, tmp_path, monkeypatch):
+    settings = {"model_name_or_path": [str(files / "student")], "output_dir": str(tmp_path / "out"), "max_samples": 3}
+    (tmp_path / "audit.yaml").write_text(json.dumps(settings))
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path / "audit.yaml")])
+    command.main()
+    assert "3 images of drawn scenes, seed 0" in (tmp_path / "out" / "report.html").read_text()
+
+
+def _error(run, *models, **flags):
+    with pytest.raises(SystemExit) as caught:
+        run(*models, **flags)
+    return str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_of_another_model_is_refused(run, files):
+    message = _error(run, "teacher", adapter_name_or_path=files / "other_adapter")
+    assert message.startswith("error: the adapter does not fit this model: ")
+    assert message.endswith("it was trained on a teacher of another hidden size")
+
+
+def test_an_adapter_goes_with_one_model(run, files):
+    message = _error(run, "teacher", "student", adapter_name_or_path=files / "adapter")
+    assert message == "error: `adapter_name_or_path` goes with one model, got 2 models"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = _error(run, "no_such_model", output_dir=tmp_path / "file")
+    assert message.startswith(f"error: `output_dir` must be a folder that can be written, got '{tmp_path / 'file'}'")
+
+
+def test_a_missing_model_is_named(run, files):
+    message = _error(run, "no_such_model")
+    assert message.startswith("error: `model_name_or_path` must be a module, a local folder with config.json")
+
+
+def test_a_folder_without_images_is_refused(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    message = _error(run, "teacher", dataset_name=tmp_path / "empty")
+    assert message.startswith("error: `dataset_name` must hold images, parquet or arrow files, got ")
+
+
+def test_a_folder_of_unreadable_images_is_refused_with_their_names(run, tmp_path):
+    (tmp_path / "bad").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "bad" / name).write_bytes(b"no picture")
+    message = _error(run, "teacher", dataset_name=tmp_path / "bad")
+    assert message.startswith("error: none of the 2 images can be read: ")
+    assert "a.png (UnidentifiedImageError" in message
+
+
+def test_a_model_without_an_image_processor_is_refused(run, files):
+    message = _error(run, "bare")
+    assert message == (
+        f"error: `model_name_or_path` '{files / 'bare'}' has no image processor; give `--processor_name_or_path`"
+    )
+
+
+def test_an_image_size_has_two_numbers(run):
+    assert _error(run, "teacher", image_size=[32]) == "error: `image_size` must be a height and a width, got [32]"

@@ -1,0 +1,261 @@
+"""The commands and snippets printed in README and docs run, on stand-ins for what they would download."""
+
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from planted import IMAGE, PATCH, planted_vit
+from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTImageProcessor
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DISTILL = str(ROOT / "examples" / "distill.py")
+SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+
+
+def bash_commands(text: str) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split("#")[0].split()) for line in lines if line.split("#")[0].strip()]
+
+
+def distill_commands() -> list[str]:
+    commands = {command for page in PAGES for command in bash_commands(page.read_text())}
+    return sorted(c for c in commands if "examples/distill.py " in c and "..." not in c and "pip install" not in c)
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """A working folder in which the printed names exist: a tiny teacher, a student config, ten images."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(**SMALL, mlp_ratio=2)).save_pretrained("facebook/dinov2-large")
+    ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained("facebook/dinov2-large")
+    config = {"model_type": "vit", "intermediate_size": 32, **SMALL, "hidden_size": 16}
+    for name in ("vit-small-patch14", "vit-tiny-patch16"):
+        path = Path(f"examples/configs/students/{name}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(config))
+    images = Path("path/to/images/train")
+    images.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for index in range(8):
+        pixels = generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{index}.png")
+    return tmp_path
+
+
+def run_script(script: str, arguments: list[str], monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    runpy.run_path(script, run_name="__main__")
+
+
+def script_arguments(command: str) -> list[str]:
+    words = shlex.split(command)
+    return words[words.index("examples/distill.py") + 1 :]
+
+
+def test_there_are_commands_to_check():
+    assert any("--teacher_name_or_path facebook/dinov2-large" in command for command in distill_commands())
+
+
+@pytest.mark.parametrize("command", distill_commands())
+def test_every_printed_distillation_command_parses(command, monkeypatch):
+    arguments = script_arguments(command)
+    if arguments[0].endswith(".yaml"):
+        arguments[0] = str(ROOT / arguments[0])
+    monkeypatch.setattr(sys, "argv", [DISTILL, *arguments, "--use_cpu"])
+    script = runpy.run_path(DISTILL)
+    parsed = script["parse"]()
+    assert parsed[0].teacher_name_or_path
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_parses_and_names_a_student_that_exists(config, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [DISTILL, str(config), "--use_cpu"])
+    script, args, adapter = runpy.run_path(DISTILL)["parse"]()
+    assert args.learning_rate == 1e-3
+    assert (adapter.r, args.outlier_quantile, args.outlier_weight, args.info_weight) == (64, 0.97, 0.01, 1.0)
+    assert AutoModel.from_config(runpy.run_path(DISTILL)["model_from_config"](ROOT / script.student_config).config)
+
+
+def test_flags_behind_a_yaml_file_win_over_it(monkeypatch):
+    config = str(ROOT / "examples" / "configs" / "vit-l_to_vit-t.yaml")
+    monkeypatch.setattr(sys, "argv", [DISTILL, config, "--r", "16", "--dataset_name", "elsewhere", "--use_cpu"])
+    script, _, adapter = runpy.run_path(DISTILL)["parse"]()
+    assert (script.dataset_name, adapter.r) == ("elsewhere", 16)
+
+
+def test_the_readme_command_leaves_a_plain_student(stand_ins, monkeypatch, capsys):
+    readme = bash_commands((ROOT / "README.md").read_text())
+    command = next(c for c in readme if "--teacher_name_or_path" in c)
+    extra = ["--max_steps", "1", "--r", "4", "--use_cpu", "--report_to", "none", "--per_device_train_batch_size", "4"]
+    run_script(DISTILL, [*script_arguments(command), *extra], monkeypatch)
+    plan = capsys.readouterr().out
+    assert "student block 2 -> teacher block 2" in plan
+    assert "adapter behind block 3: r 4, effective null dimension" in plan
+    assert AutoModel.from_pretrained("outputs/student").config.hidden_size == 16
+    assert Path("outputs/student/singer/adapter_model.safetensors").is_file()
+    card = Path("outputs/student/README.md").read_text()
+    assert "facebook/dinov2-large" in card or "`dinov2-large`" in card
+
+
+def test_the_python_snippet_of_the_readme_runs(stand_ins, monkeypatch):
+    readme = (ROOT / "README.md").read_text()
+    snippet = next(
+        block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "trainer.train()" in block
+    )
+    snippet = snippet.replace("hidden_size=384, num_attention_heads=6, intermediate_size=1536", _config_arguments())
+    snippet = snippet.replace("num_train_epochs=100", "max_steps=1, use_cpu=True, report_to='none'").replace(
+        "r=64", "r=4"
+    )
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert Path("student/model.safetensors").is_file()
+
+
+def _config_arguments() -> str:
+    values = {**SMALL, "hidden_size": 16, "intermediate_size": 32}
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--student_config", "x", "--student_name_or_path", "y"], "give exactly one of `--student_name_or_path`"),
+        (
+            ["--student_config", "x", "--method", "magic"],
+            "`--method` must be one of singer, fitnet, vitkd, test_time_register, clip_norm, neighbor, got 'magic'",
+        ),
+        (["--student_config", "x", "--outlier_quantile", "1.5"], "`outlier_quantile` must lie in (0, 1), got 1.5"),
+        (
+            ["--student_config", "x", "--recipe", "magic"],
+            "`recipe` must be one of 'paper', 'reference', 'recommended', got 'magic'",
+        ),
+        (
+            ["--student_config", "x", "--recipe", "paper", "--method", "fitnet"],
+            "`--recipe` has settings of SiNGER; leave it out with `--method fitnet`",
+        ),
+        (
+            ["--student_config", "x", "--refiner_quantile", "0.9"],
+            "'singer' has settings that singer does not take: ['quantile']",
+        ),
+        (
+            ["--student_config", "x", "--method", "clip_norm", "--num_register_neurons", "2"],
+            "'clip_norm' has settings that clip_norm does not take: ['num_neurons']",
+        ),
+        (
+            ["--student_config", "x", "--method", "clip_norm", "--refiner_quantile", "1.5"],
+            "`--refiner_quantile` must lie in (0, 1), got 1.5",
+        ),
+        (
+            ["--student_config", "x", "--method", "test_time_register", "--num_register_neurons", "0"],
+            "`--num_register_neurons` must lie in (0, inf), got 0",
+        ),
+        (
+            ["--student_config", "x", "--method", "neighbor", "--refiner_quantile", ".9", "--refiner_mad_factor", "9"],
+            "give at most one of `--refiner_quantile` and `--refiner_mad_factor`",
+        ),
+        (
+            ["--student_config", "x", "--method", "neighbor", "--refiner_scope", "dataset"],
+            "`--refiner_scope` must be one of image, batch, got 'dataset'",
+        ),
+        (
+            ["--student_config", "x", "--distillation", "vitkd"],
+            "`--distillation` follows from the method, say `--method vitkd`",
+        ),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_loaded(arguments, message, monkeypatch):
+    required = ["--teacher_name_or_path", "t", "--dataset_name", "d", "--output_dir", "o"]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_script(DISTILL, [*required, *arguments], monkeypatch)
+
+
+def parse_distill(monkeypatch, *arguments: str):
+    required = ["--teacher_name_or_path", "t", "--dataset_name", "d", "--output_dir", "o", "--student_config", "s"]
+    file = [arguments[0]] if arguments[0].endswith(".yaml") else []
+    monkeypatch.setattr(sys, "argv", [DISTILL, *file, *required, *arguments[len(file) :], "--use_cpu"])
+    return runpy.run_path(DISTILL)["parse"]()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--r", "4"], ("nullspace", None, "gram", 100.0, -1.0)),
+        (["--r", "4", "--init_scale", "0.5"], ("nullspace", None, "gram", 100.0, 0.5)),
+        (["--info_weight", "3"], ("nullspace", None, "gram", 3.0, -1.0)),
+        (["--recipe", "recommended"], ("nullspace", None, "gram", 100.0, -1.0)),
+        (["--recipe", "paper"], ("nullspace", None, "gram", 1.0, 1.0)),
+        (["--recipe", "reference"], ("reference", 0.05, "reference", 1.0, 1.0)),
+        (["--recipe", "reference", "--info_loss", "gram"], ("reference", 0.05, "gram", 1.0, 1.0)),
+        (["--null_threshold", "0.2", "--recipe", "reference"], ("reference", 0.2, "reference", 1.0, 1.0)),
+    ],
+)
+def test_a_recipe_sets_what_no_flag_says(arguments, expected, monkeypatch):
+    _, args, adapter = parse_distill(monkeypatch, *arguments)
+    found = (adapter.init_weights, adapter.null_threshold, args.info_loss, args.info_weight, adapter.init_scale)
+    assert found == expected
+
+
+def test_a_recipe_in_a_yaml_file_gives_way_to_the_file_and_the_flags(tmp_path, monkeypatch):
+    file = tmp_path / "run.yaml"
+    file.write_text("recipe: reference\nnull_threshold: 0.1\noutlier_weight: 0.5\n")
+    _, args, adapter = parse_distill(monkeypatch, str(file), "--outlier_weight", "0.25")
+    assert (args.info_loss, adapter.null_threshold, args.outlier_weight) == ("reference", 0.1, 0.25)
+    _, args, adapter = parse_distill(monkeypatch, str(file), "--recipe", "paper")
+    assert (args.info_loss, adapter.init_weights, args.outlier_weight) == ("gram", "nullspace", 0.5)
+
+
+@pytest.fixture
+def planted_stand_ins(tmp_path, monkeypatch):
+    """A teacher with tokens of very high norm and a student of its shape, in a working folder with images."""
+    monkeypatch.chdir(tmp_path)
+    planted_vit().save_pretrained("teacher")
+    ViTImageProcessor(size={"height": IMAGE[0], "width": IMAGE[1]}).save_pretrained("teacher")
+    sizes = {**SMALL, "hidden_size": 16, "image_size": list(IMAGE), "patch_size": PATCH}
+    Path("student.json").write_text(json.dumps({"model_type": "vit", "intermediate_size": 32, **sizes}))
+    Path("images").mkdir()
+    for index in range(4):
+        Image.fromarray(np.full((32, 48, 3), 40 * index, dtype=np.uint8)).save(f"images/{index}.png")
+
+
+@pytest.mark.parametrize(
+    ("flags", "plan", "card"),
+    [
+        (["fitnet"], "(FitNet), no refinement", "features of several blocks (FitNet)"),
+        (["vitkd"], "ViTKD, no refinement: teacher blocks [0, 1] mimicked", " with ViTKD ("),
+        (
+            ["clip_norm", "--refiner_quantile", "0.75"],
+            "targets cleaned by ClipNorm(num_prefix_tokens=1, quantile=0.75",
+            "cleaned by `ClipNorm` (`num_prefix_tokens` 1, `quantile` 0.75)",
+        ),
+        (
+            ["neighbor", "--refiner_mad_factor", "5", "--refiner_scope", "batch"],
+            "targets cleaned by NeighborMean(num_prefix_tokens=1, grid=(4, 6)",
+            "`grid` (4, 6), `rule` `OutlierRule` (`mad_factor` 5.0), `scope` batch)",
+        ),
+        (
+            ["test_time_register", "--num_register_neurons", "1", "--num_calibration_images", "2"],
+            "targets cleaned by a test-time register",
+            "cleaned by a test-time register (",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_method_leaves_a_student_and_a_card_that_names_it(
+    flags, plan, card, planted_stand_ins, monkeypatch, capsys
+):
+    names = ["--teacher_name_or_path", "teacher", "--student_config", "student.json", "--dataset_name", "images"]
+    extra = ["--max_steps", "1", "--use_cpu", "--report_to", "none", "--per_device_train_batch_size", "2"]
+    run_script(DISTILL, [*names, "--output_dir", "out", "--method", *flags, *extra], monkeypatch)
+    assert plan in capsys.readouterr().out
+    assert AutoModel.from_pretrained("out").config.hidden_size == 16
+    assert card in Path("out/README.md").read_text()
+    assert not Path("out/singer").exists()

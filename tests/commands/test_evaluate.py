@@ -1,0 +1,168 @@
+"""The command `examples/evaluate.py`: flags, files, messages."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from labelled import colour_dataset, half_masks, image_folder, saved_model
+
+from singer_hf.cards.student_card import CardInfo, student_card
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "evaluate.py"
+SMALL = ("--num_epochs", 1, "--resamples", 5, "--max_train_samples", 12, "--max_test_samples", 6, "--batch_size", 6)
+
+
+@pytest.fixture(scope="module")
+def command():
+    spec = importlib.util.spec_from_file_location("evaluate_command", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(command, monkeypatch):
+    """Runs the command in this process; returns its error message, or None."""
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
+        try:
+            command.main()
+        except SystemExit as end:
+            return end.code
+        return None
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path):
+    return saved_model(tmp_path / "student")
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())["results"]
+
+
+def main_figures(folder):
+    main = ("top1", "mean_iou", "rmse", "knn_top1")
+    return {(row["model"], row["benchmark"]): row for row in results(folder) if row["metric"] in main}
+
+
+def test_the_list_needs_no_model(run, capsys):
+    assert run("--list") is None
+    shown = capsys.readouterr().out
+    assert "| food101 | classification | top1 | ethz/food101 | train / validation | 75,750 / 25,250 |" in shown
+    assert "Groups: DS = imagenet-r, imagenet-v2" in shown
+
+
+def test_several_models_on_all_three_tasks_of_the_scenes_give_one_table(run, model, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    other, out = saved_model(tmp_path / "other", seed=1), tmp_path / "out"
+    assert run("--model_name_or_path", model, other, "--benchmark", "scenes", "--output_dir", out, *SMALL) is None
+    tasks = ("classification", "segmentation", "depth")
+    assert set(main_figures(out)) == {(name, f"scenes-{task}") for name in ("student", "other") for task in tasks}
+    table = capsys.readouterr().out
+    assert "| model | parameters | scenes-classification top1 ↑ | scenes-segmentation mean_iou ↑ |" in table
+    figures = {file.name for file in (out / "figures").iterdir()}
+    assert {"scenes-segmentation_pictures.png", "scenes-depth_pictures.png"} <= figures
+    assert {"scenes-classification_confusion_student.png", "scenes-depth_size.png"} <= figures
+    row = main_figures(out)["student", "scenes-classification"]
+    assert (row["n"], row["num_train"], row["protocol"], row["image_size"]) == (6, 12, "singer", [16, 16])
+    assert row["changes"] == {"num_epochs": 1, "batch_size": 6}
+
+
+def test_models_are_called_by_the_fewest_parts_of_their_paths(command, tmp_path):
+    assert command.short_names(["/a/b/student", "user/teacher"]) == ["student", "teacher"]
+    assert command.short_names(["/a/one/final", "/a/two/final"]) == ["one/final", "two/final"]
+    assert command.short_names([str(tmp_path)]) == [tmp_path.name]
+
+
+def test_the_same_command_gives_the_same_figures(run, model, tmp_path):
+    flags = ("--model_name_or_path", model, "--benchmark", "scenes-classification", *SMALL)
+    for out in ("one", "two"):
+        assert run(*flags, "--output_dir", tmp_path / out) is None
+    assert results(tmp_path / "one") == results(tmp_path / "two")
+
+
+def test_a_benchmark_on_a_local_folder_with_windows_over_images_that_are_not_square(run, model, tmp_path):
+    for split, seed in (("train", 0), ("test", 1)):
+        half_masks(6, seed=seed).to_parquet(tmp_path / f"{split}.parquet")
+    folder, out = tmp_path / "camvid", tmp_path / "out"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.parquet").rename(folder / f"{split}.parquet")
+    flags = ("--benchmark", "camvid", "--dataset_name", folder, "--protocol", "dinov2", "--learning_rates", 0.1)
+    assert run("--model_name_or_path", model, *flags, "--resize_size", 20, "--output_dir", out, *SMALL) is None
+    row = main_figures(out)["student", "camvid"]
+    assert row["dataset"] == "camvid"
+    assert row["changes"]["resize_size"] == 20
+    assert str(tmp_path) not in (out / "results.json").read_text()
+
+
+def test_own_images_by_neighbours(run, model, tmp_path):
+    folder = image_folder(tmp_path / "photos", {"train": ["a", "b"], "test": ["a", "b"]})
+    flags = ("--task", "knn", "--dataset_name", folder, "--output_dir", tmp_path / "out")
+    assert run("--model_name_or_path", model, *flags, *SMALL) is None
+    assert main_figures(tmp_path / "out")["student", "photos"]["value"] > 0.8
+
+
+def test_own_masks_need_their_number_of_classes(run, model, tmp_path):
+    for split in ("train", "test"):
+        half_masks(4).to_parquet(tmp_path / f"{split}.parquet")
+    flags = ("--task", "segmentation", "--dataset_name", tmp_path, "--output_dir", tmp_path / "out", *SMALL)
+    message = run("--model_name_or_path", model, *flags)
+    assert message.startswith("error: `num_classes` must say how many classes the masks of")
+    more = ("--num_classes", 2, "--ignore_values", 11, 255)
+    assert run("--model_name_or_path", model, *flags, *more) is None
+
+
+def test_figures_go_into_the_student_s_card(run, model, tmp_path):
+    student_card(CardInfo(student_class="ViTModel")).save(model / "README.md")
+    flags = ("--benchmark", "scenes-classification", "--output_dir", tmp_path / "out", "--write_card", *SMALL)
+    teacher = saved_model(tmp_path / "teacher")
+    (teacher / "README.md").write_text("# A teacher\n")
+    assert run("--model_name_or_path", teacher, *flags).startswith("error: `--write_card` needs a student's folder")
+    assert run("--model_name_or_path", model, teacher, *flags) is None
+    assert (teacher / "README.md").read_text() == "# A teacher\n"
+    card = (model / "README.md").read_text()
+    assert "model-index:" in card
+    assert "name: drawn scenes" in card
+    assert "type: top1" in card
+
+
+def test_a_yaml_file_can_stand_in_place_of_the_flags(run, model, tmp_path):
+    file = tmp_path / "run.yaml"
+    lines = [f"model_name_or_path: [{model}]", "benchmark: [scenes-classification]", f"output_dir: {tmp_path / 'out'}"]
+    lines += ["num_epochs: 1", "resamples: 5", "max_train_samples: 12", "max_test_samples: 6"]
+    file.write_text("\n".join(lines))
+    assert run(file) is None
+    assert len(main_figures(tmp_path / "out")) == 1
+
+
+def test_a_benchmark_that_cannot_be_reached_does_not_lose_the_others(run, model, tmp_path):
+    flags = ("--benchmark", "food101", "scenes-classification", "--output_dir", tmp_path / "out", *SMALL)
+    message = run("--model_name_or_path", model, *flags)
+    assert "'food101' cannot be reached (tried 'ethz/food101', split 'train')" in message
+    assert "`--dataset_name FOLDER`" in message
+    assert set(main_figures(tmp_path / "out")) == {("student", "scenes-classification")}
+
+
+def test_bad_flags_are_refused_with_what_to_do(run, model, tmp_path):
+    colour_dataset(6).to_parquet(tmp_path / "train.parquet")
+    base = ("--model_name_or_path", model)
+    assert run() == "error: `--model_name_or_path` must name at least one model"
+    assert run(*base).startswith("error: give `--benchmark NAME` (see `--list`), or `--task` with `--dataset_name`")
+    assert run(*base, "--benchmark", "mnist").startswith("error: `benchmark` must be one of ['DS', 'FG',")
+    assert run(*base, "--benchmark", "scenes", "--protocol", "own").startswith("error: `protocol` must be one of")
+    assert run(*base, "--benchmark", "cifar10", "--task", "depth").startswith("error: `--task` beside `--benchmark`")
+    assert run(*base, "--benchmark", "DS", "--dataset_name", tmp_path).endswith("go with one benchmark, got 2")
+    assert "`model_name_or_path` must be a module, a local folder" in run(
+        "--model_name_or_path", tmp_path / "none", "--benchmark", "scenes", "--processor_name_or_path", model
+    )
+    assert "has no image processor; give `--processor_name_or_path`" in run(
+        "--model_name_or_path", tmp_path / "none", "--benchmark", "scenes"
+    )

@@ -1,0 +1,37 @@
+"""The demo's two students: what they are trained by, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from singer_hf.demo.run import DemoSettings, run_demo
+
+TEACHER = str(Path(__file__).parents[2] / "examples" / "demo_teacher")
+FEW = {"num_train_images": 64, "num_test_images": 32, "num_epochs": 1, "batch_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("settings", "recipe", "scale"), [({}, "recommended", -1.0), ({"recipe": "paper"}, "paper", 1.0)]
+)
+def test_the_singer_student_follows_the_recipe(tmp_path, capsys, settings, recipe, scale):
+    rows = run_demo(DemoSettings(TEACHER, str(tmp_path), **FEW, **settings))
+    assert list(rows) == ["teacher", "refined teacher", "FitNet student", "SiNGER student"]
+    adapter = json.loads((tmp_path / "singer/singer/adapter_config.json").read_text())
+    assert (adapter["init_scale"], adapter["r"]) == (scale, 24)
+    # The card lists what departs from the training arguments' defaults, the paper's.
+    card = (tmp_path / "singer/README.md").read_text()
+    assert ("| `info_weight` | `100.0` |" in card) == (recipe == "recommended")
+    assert "| Data | drawn scenes |" in card
+    assert "distilled from the demo teacher (planted artifacts) with SiNGER" in card
+    printed = capsys.readouterr().out
+    assert "SYNTHETIC" in printed
+    assert f"with SiNGER (recipe: {recipe})" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"demo.png", "fitnet", "singer"}
+
+
+def test_a_recipe_that_is_not_there_is_refused_before_anything_is_done(tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"^`recipe` must be one of 'paper', 'reference', 'recommended', got 'best'$"):
+        run_demo(DemoSettings(TEACHER, str(tmp_path / "out"), recipe="best"))
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "out").exists()

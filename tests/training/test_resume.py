@@ -1,0 +1,136 @@
+"""A run that is taken up again equals one that was never interrupted, bit for bit, also after `kill -9`."""
+
+import json
+import logging
+import re
+import shutil
+import signal
+
+import pytest
+import transformers as hf
+from runs import differing, image_dataset, make_resumable, snapshot, start_script
+
+from singer_hf.training.checkpoint import last_complete_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
+
+EMA = {"ema_decay": 0.9, "bf16": True, "gradient_accumulation_steps": 2}
+COMPONENTS = ("loss", "kd_loss", "outlier_loss", "info_loss", "grad_norm", "learning_rate", "epoch")
+
+
+class StopAt(hf.TrainerCallback):
+    """Ends the training after a step, as Ctrl-C or a queue's time limit would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Eight steps without an interruption."""
+    trainer = make_resumable(tmp_path_factory.mktemp("straight"))
+    trainer.train()
+    return trainer
+
+
+def rows(trainer):
+    return [{name: row[name] for name in COMPONENTS} for row in trainer.state.log_history if "loss" in row]
+
+
+def assert_same(resumed, straight):
+    assert differing(snapshot(resumed.distiller), snapshot(straight.distiller)) == set()
+    assert differing(snapshot(resumed.student), snapshot(straight.student)) == set()
+    assert rows(resumed) == rows(straight)
+
+
+def test_stopped_and_resumed_equals_straight(straight, tmp_path):
+    """20 images in batches of 4: the checkpoint of step 4 lies within the first epoch of two."""
+    make_resumable(tmp_path, callbacks=[StopAt(4)]).train()
+    resumed = make_resumable(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(resumed, straight)
+
+
+def test_killed_in_mid_step_and_resumed_with_other_workers_equals_straight(straight, tmp_path):
+    """Killed in the seventh step; checkpoints were written after every second one."""
+    process = start_script("killed_run.py", tmp_path, 7)
+    process.communicate(timeout=180)
+    assert process.returncode == -signal.SIGKILL
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+    resumed = make_resumable(tmp_path, dataloader_num_workers=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(resumed, straight)
+
+
+@pytest.mark.parametrize("case", ["running average", "streaming", "bare teacher"])
+def test_other_runs_resume_bit_for_bit(case, tmp_path):
+    def make(folder, **options):
+        stream = {"train_dataset": image_dataset(20).to_iterable_dataset(num_shards=2)}
+        settings = {"running average": EMA, "streaming": stream, "bare teacher": {"bare": True}}[case]
+        return make_resumable(folder, max_steps=4, **settings, **options)
+
+    straight = make(tmp_path / "straight")
+    straight.train()
+    make(tmp_path / "stopped", callbacks=[StopAt(2)]).train()
+    resumed = make(tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-2"))
+    assert_same(resumed, straight)
+
+
+@pytest.mark.parametrize("max_steps", [8, 10])
+def test_a_finished_run_that_is_resumed_is_not_trained_on(straight, tmp_path, max_steps):
+    """8 steps end within an epoch of 5, 10 at its end."""
+    finished = straight
+    if max_steps == 10:
+        finished = make_resumable(tmp_path, max_steps=10)
+        finished.train()
+    resumed = make_resumable(finished.args.output_dir, max_steps=max_steps)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == max_steps
+    assert_same(resumed, finished)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGES = {
+    "state cut": (lambda folder: cut(folder / "trainer_state.json"), "JSONDecodeError: "),
+    "state missing": (lambda folder: (folder / "trainer_state.json").unlink(), "FileNotFoundError: "),
+    "student cut": (lambda folder: cut(folder / "model.safetensors"), "SafetensorError: "),
+    "student missing": (lambda folder: (folder / "model.safetensors").unlink(), "weights are missing"),
+    "projectors cut": (lambda folder: cut(folder / "projectors/model.safetensors"), "SafetensorError: "),
+    "projectors missing": (lambda folder: (folder / "projectors/model.safetensors").unlink(), "weights are missing"),
+    "adapter cut": (lambda folder: cut(folder / "singer/adapter_model.safetensors"), "SafetensorError: "),
+    "folder only": (lambda folder: (shutil.rmtree(folder), folder.mkdir()), "FileNotFoundError: "),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_half_written_checkpoint_is_passed_over_with_a_message(straight, tmp_path, caplog, damage):
+    shutil.copytree(straight.args.output_dir, tmp_path, dirs_exist_ok=True)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    destroy, reason = DAMAGES[damage]
+    destroy(tmp_path / "checkpoint-8")
+    with caplog.at_level(logging.WARNING):
+        assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    start = f"passing over the checkpoint {tmp_path / 'checkpoint-8'}, it was not written to its end: {reason}"
+    assert [record.getMessage().startswith(start) for record in caplog.records] == [True]
+
+
+def test_training_goes_on_from_the_checkpoint_before_a_half_written_one(straight, tmp_path):
+    shutil.copytree(straight.args.output_dir, tmp_path, dirs_exist_ok=True)
+    cut(tmp_path / "checkpoint-8" / "trainer_state.json")
+    resumed = make_resumable(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(resumed, straight)
+    assert json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())["global_step"] == 8
+
+
+def test_without_a_complete_checkpoint_there_is_nothing_to_resume(tmp_path):
+    message = f"`resume_from_checkpoint=True` found no complete checkpoint in {str(tmp_path)!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make_resumable(tmp_path).train(resume_from_checkpoint=True)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, ViTConfig, ViTImageProcessor, ViTModel, set_seed
 
-from singer_hf.artifacts.planted_model import block_norm_figures, norm_lines, plant_in_model, reserve_units
+from singer_hf.artifacts.planted_model import block_norm_statistics, norm_lines, plant_in_model, reserve_units
 from singer_hf.data.drawn_scenes import CLASS_NAMES, SEGMENT_NAMES, draw_scene
 
 IMAGE_SIZE, PATCH_SIZE, CELLS = 64, 8, 4  # dense targets: CELLS x CELLS per patch
@@ -167,7 +167,7 @@ def evaluate(model: TeacherWithHeads, scenes: Scenes) -> dict[str, float]:
 
 
 def block_norms(model: TeacherWithHeads, scenes: Scenes) -> list[dict[str, float]]:
-    return block_norm_figures(model.vit, scenes.pixel_values(slice(0, 1_000)))
+    return block_norm_statistics(model.vit, scenes.pixel_values(slice(0, 1_000)))
 
 
 def plant(model: TeacherWithHeads, scenes: Scenes, settings: Settings) -> None:

@@ -37,7 +37,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from singer_hf.artifacts.planted_model import (
     PLANTED_DIRECTIONS,
-    block_norm_figures,
+    block_norm_statistics,
     norm_lines,
     plant_in_model,
     reserve_units,
@@ -168,7 +168,7 @@ def measure(
     hits = 0
     for batch in tqdm(loader, "accuracy"):
         hits += int((classifier(batch["pixel_values"].to(device)).logits.argmax(1).cpu() == batch["labels"]).sum())
-    norms = block_norm_figures(classifier, images(rows, processor, NUM_MEASURED_IMAGES).to(device))
+    norms = block_norm_statistics(classifier, images(rows, processor, NUM_MEASURED_IMAGES).to(device))
     return {"top1": hits / len(rows), "blocks": norms}
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from singer_hf.artifacts.attention import attention_parts
-from singer_hf.vit.blocks import LinearRead
+from singer_hf.vit.blocks import InputProjection
 from singer_hf.vit.structure import ViTView
 
 # Enough for a leading singular value a few per cent above the ninth; closer ones make no defect direction.
@@ -60,16 +60,16 @@ def _scaled(weight: Tensor, scale: Tensor | None) -> Tensor:
     return weight if scale is None else scale.detach().float()[:, None] * weight
 
 
-def _normed(weight: Tensor, read: LinearRead | None) -> Tensor:
+def _normed(weight: Tensor, read: InputProjection | None) -> Tensor:
     """``weight`` as a read of the tokens behind the same norm as ``read``."""
     if read is None:
         return weight.detach().float()
-    return LinearRead(read.name, weight, read.gain, read.centered).matrix()
+    return InputProjection(read.name, weight, read.gain, read.centered).matrix()
 
 
-def _reads(view: ViTView, index: int) -> tuple[LinearRead | None, LinearRead | None]:
+def _reads(view: ViTView, index: int) -> tuple[InputProjection | None, InputProjection | None]:
     try:
-        reads = list(view.linear_reads(index))
+        reads = list(view.input_projections(index))
     except ValueError:  # post-norm blocks
         return None, None
     return reads[0], reads[-1]

@@ -72,7 +72,7 @@ def outlier_ratio_of_norms(norms: Tensor) -> Tensor:
     return (quantiles[1] / quantiles[0].clamp(min=1e-12)).mean()
 
 
-def norm_figures(patch_tokens: Tensor, factor: float = 8.0) -> dict[str, float]:
+def norm_statistics(patch_tokens: Tensor, factor: float = 8.0) -> dict[str, float]:
     """Median L2 norm of patch tokens, and how far and how often the largest leave it.
 
     Args:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from singer_hf.artifacts.directions import defect_directions
-from singer_hf.artifacts.outliers import norm_figures
+from singer_hf.artifacts.outliers import norm_statistics
 from singer_hf.artifacts.planting import fit_texture_read, plant_artifacts, random_direction, reserve_unit
 from singer_hf.artifacts.texture import patch_log_variance
 from singer_hf.tuner.nullspace import Spectrum
-from singer_hf.tuner.nullspace_sources import read_gram
+from singer_hf.tuner.nullspace_sources import source_gram
 from singer_hf.vit.features import capture_features
 from singer_hf.vit.structure import ViTView, view_vit
 
@@ -63,7 +63,7 @@ def plant_in_model(
     mlp_in, mlp_out = _plain_mlp(view, block)
     tokens = _patch_inputs(view, mlp_in, pixel_values)
     read, bias = fit_texture_read(tokens, patch_log_variance(pixel_values, view.patch_size[0]), share, _GAIN)
-    median = norm_figures(_patches_behind(view, block, pixel_values))["median"]
+    median = norm_statistics(_patches_behind(view, block, pixel_values))["median"]
     written = _direction(view, block, direction, seed) * (ratio * median / _GAIN)
     scale = view.layer_scales(block)[1]
     # What LayerScale will make of it is undone, so that the tokens get the length and the direction asked for.
@@ -71,11 +71,11 @@ def plant_in_model(
 
 
 @torch.no_grad()
-def block_norm_figures(model: nn.Module, pixel_values: Tensor) -> list[dict[str, float]]:
-    """:func:`singer_hf.artifacts.outliers.norm_figures` behind every block, for images (B, 3, H, W) normalised for the model."""
+def block_norm_statistics(model: nn.Module, pixel_values: Tensor) -> list[dict[str, float]]:
+    """:func:`singer_hf.artifacts.outliers.norm_statistics` behind every block, for images (B, 3, H, W) normalised for the model."""
     view = view_vit(model)
     features = capture_features(model, pixel_values, range(view.num_blocks))
-    return [norm_figures(tokens[:, view.num_prefix_tokens :]) for tokens in features.values()]
+    return [norm_statistics(tokens[:, view.num_prefix_tokens :]) for tokens in features.values()]
 
 
 def norm_lines(figures: list[dict[str, float]]) -> list[str]:
@@ -104,7 +104,7 @@ def _direction(view: ViTView, block: int, name: str, seed: int) -> Tensor:
         return defect_directions(view, block)["mlp"].cpu()
     if name not in PLANTED_DIRECTIONS:
         raise ValueError(f"`direction` must be one of {', '.join(map(repr, PLANTED_DIRECTIONS))}, got {name!r}")
-    directions = Spectrum.of_gram(read_gram(view, block, "block")).directions.float()
+    directions = Spectrum.of_gram(source_gram(view, block, "block")).directions.float()
     return directions[:, -1] if name == "read" else _least_read(directions)
 
 

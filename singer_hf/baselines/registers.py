@@ -210,7 +210,7 @@ def _score_units(view: ViTView, images: Iterable[Tensor], last: int, rule: Outli
     scores, seen = torch.zeros(last + 1, view.mlp_layers(last)[1].in_features, device=weight.device), 0
     try:
         for batch in images:
-            tokens = capture(batch.to(weight.device, weight.dtype))[last]
+            tokens = capture(batch.to(weight.device, weight.dtype)).outputs[last]
             outliers = rule.mask(tokens[:, view.num_prefix_tokens :].float().norm(dim=-1))
             seen += int(outliers.any(dim=1).sum())
             shares = outliers / outliers.sum(dim=1, keepdim=True).clamp(min=1)
@@ -218,7 +218,7 @@ def _score_units(view: ViTView, images: Iterable[Tensor], last: int, rule: Outli
                 magnitudes = activations[i][:, view.num_prefix_tokens :].abs().float()
                 score += torch.einsum("bn,bnh->h", shares, magnitudes)
     finally:
-        for handle in (capture, *handles):
+        for handle in handles:
             handle.remove()
     if not seen:
         raise ValueError(

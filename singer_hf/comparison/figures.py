@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from singer_hf.comparison.metric_table import Metric, get_metric
-from singer_hf.comparison.summary import with_half_width
-from singer_hf.inspection.report.maps import (
+from singer_hf.cards.drawing import (
     COLOURS,
     FONT,
     MAP_COLOURS,
@@ -17,8 +15,10 @@ from singer_hf.inspection.report.maps import (
     new_figure,
     set_title,
     small_text,
+    wrapped,
 )
-from singer_hf.inspection.report.picture_data import wrapped
+from singer_hf.comparison.metric_table import Metric, get_metric
+from singer_hf.comparison.summary import with_half_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from singer_hf.data.image_dataset import ImageCollator, with_image_transform
 from singer_hf.data.image_processors import image_spec
 from singer_hf.data.transforms import eval_transform
-from singer_hf.distillation.artifact_metrics import artifact_measures
+from singer_hf.distillation.artifact_metrics import artifact_metrics
 from singer_hf.distillation.distiller import SingerDistiller
 from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark
 from singer_hf.evaluation.benchmarks.catalog import get_benchmark
@@ -26,7 +26,7 @@ from singer_hf.evaluation.heads.knn import knn_accuracy
 from singer_hf.evaluation.heads.logistic_regression import linear_probe
 from singer_hf.inspection.measure.feature_comparison import compare_features
 from singer_hf.tuner.nullspace import Spectrum, energy_shares
-from singer_hf.tuner.nullspace_sources import read_gram
+from singer_hf.tuner.nullspace_sources import source_gram
 
 _BATCH = 250
 # Images on which norms, similarities and leakage are measured.
@@ -96,7 +96,7 @@ def refinement_figures(distiller: SingerDistiller, batches: list[Tensor]) -> dic
 
     The shares are means over the adapters, by the next block's MLP product as in the paper.
     """
-    measures = artifact_measures(distiller, torch.cat(batches)[:_NUM_ARTIFACT_IMAGES])
+    measures = artifact_metrics(distiller, torch.cat(batches)[:_NUM_ARTIFACT_IMAGES])
     names = {
         "student_outlier_ratio": "outlier_ratio",
         "refined_outlier_ratio": "refined_outlier_ratio",
@@ -110,7 +110,7 @@ def refinement_figures(distiller: SingerDistiller, batches: list[Tensor]) -> dic
 
 
 def _energy(distiller: SingerDistiller, index: int) -> dict[str, float]:
-    spectrum = Spectrum.of_gram(read_gram(distiller.teacher_view, index, "mlp"))
+    spectrum = Spectrum.of_gram(source_gram(distiller.teacher_view, index, "mlp"))
     (up,) = distiller.singer_layers[index].singer_up.values()
     return energy_shares(up.weight, spectrum)
 

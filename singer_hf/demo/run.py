@@ -185,7 +185,9 @@ def _draw(trainers: dict[str, SingerDistillationTrainer], test: Dataset, folder:
     images = _pixel_values(scenes, eval_transform(trainers["singer"].processing_class))
     grid = trainers["singer"].distiller.teacher_input.grid
     norms = {name: _features(read, images)[1].unflatten(1, grid) for name, read in _readers(trainers).items()}
-    pictures = torch.stack([pil_to_tensor(image.convert("RGB")) for image in scenes["image"]]) / 255
+    pictures = (
+        torch.stack([pil_to_tensor(image.convert("RGB")) for image in scenes["image"]]).permute(0, 2, 3, 1) / 255
+    )
     save_figure(lambda: norm_rows(pictures, norms), folder / "demo.png")
 
 

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from singer_hf.artifacts.outliers import outlier_ratio
 from singer_hf.distillation.distiller import SingerDistiller
-from singer_hf.vit.inference import evaluating
+from singer_hf.vit.inference import evaluation_mode
 
 
-def artifact_measures(distiller: SingerDistiller, pixel_values: Tensor) -> dict[str, float]:
+def artifact_metrics(distiller: SingerDistiller, pixel_values: Tensor) -> dict[str, float]:
     """Outlier ratios of teacher, refined teacher and student, and the leakage of the adapter, means over the blocks.
 
     ``adapter_leakage`` is the relative change of what the next block writes on patch tokens,
@@ -18,7 +18,7 @@ def artifact_measures(distiller: SingerDistiller, pixel_values: Tensor) -> dict[
         distiller: The composite; its modes are left as they are.
         pixel_values: Images (B, 3, H, W), normalised for the student.
     """
-    with evaluating(distiller):
+    with evaluation_mode(distiller):
         raw = distiller.read_teacher(pixel_values)
         refined = distiller.refine(raw)
         student = distiller.student_reader.read(pixel_values)

@@ -173,7 +173,9 @@ class SingerDistiller(nn.Module):
     def read_teacher(self, pixel_values: Tensor) -> dict[int, Tensor]:
         """F_l: raw tokens (B, P+N, D_T) after the distilled blocks and those behind them, for the student's images."""
         with raw_features(self._singer_layers.values()):
-            return self._teacher_capture(self.teacher_input(pixel_values))
+            captured = self._teacher_capture(self.teacher_input(pixel_values))
+        self._calls = captured.calls
+        return captured.outputs
 
     def refine(self, raw: dict[int, Tensor]) -> dict[int, Tensor]:
         """F̂_l of the distilled blocks; gradients reach the adapters only."""
@@ -181,7 +183,7 @@ class SingerDistiller(nn.Module):
 
     def replay_next(self, block: int, hidden_states: Tensor) -> Tensor:
         """What block ``block + 1`` makes of other tokens (B, P+N, D_T), in the call that the last batch made of it."""
-        return self._teacher_capture.calls[block + 1].replay(self.teacher_view.blocks[block + 1], hidden_states)
+        return self._calls[block + 1].replay(self.teacher_view.blocks[block + 1], hidden_states)
 
     def describe(self) -> str:
         """The plan of the distillation in words."""

@@ -41,7 +41,9 @@ class TransformerStudent:
     def read(self, pixel_values: Tensor) -> dict[int, Tensor]:
         """Images (B, 3, H, W) -> block index -> tokens (B, C+N, D): class tokens first, then the patches."""
         prefix = self.view.num_prefix_tokens
-        return {i: keep_tokens(x, self.num_class_tokens, prefix) for i, x in self._capture(pixel_values).items()}
+        return {
+            i: keep_tokens(x, self.num_class_tokens, prefix) for i, x in self._capture(pixel_values).outputs.items()
+        }
 
 
 class FeatureMapStudent:

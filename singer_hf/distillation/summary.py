@@ -7,7 +7,7 @@ from torch import nn
 from singer_hf.baselines.registers import TestTimeRegisters
 from singer_hf.tuner.model import RELATIVE_TOLERANCE
 from singer_hf.tuner.nullspace import Spectrum
-from singer_hf.tuner.nullspace_sources import NULLSPACE_SOURCES, read_gram
+from singer_hf.tuner.nullspace_sources import NULLSPACE_SOURCES, source_gram
 from singer_hf.vit.structure import ViTView
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _rank_line(distiller: "SingerDistiller", block: int) -> str:
     layer = distiller.singer_layers[block]
     rank = next(iter(layer.singer_down.values())).out_features
     dimensions = [
-        f"{source} {Spectrum.of_gram(read_gram(distiller.teacher_view, block, source)).effective_null_dimension()}"
+        f"{source} {Spectrum.of_gram(source_gram(distiller.teacher_view, block, source)).effective_null_dimension()}"
         for source in NULLSPACE_SOURCES
         if source != "jacobian"  # needs calibration images
     ]

@@ -113,11 +113,7 @@ def _check_aspect(student_grid: tuple[int, int], teacher_grid: tuple[int, int]) 
 def _probe(view: ViTView, size: tuple[int, int]) -> None:
     """Raises unless the teacher takes one image of this size through its embeddings and first block."""
     weight = view.patch_embedding.weight
-    capture = FeatureCapture(view, (0,))
-    try:
-        capture(torch.zeros(1, 3, *size, device=weight.device, dtype=weight.dtype))
-    finally:
-        capture.remove()
+    FeatureCapture(view, (0,))(torch.zeros(1, 3, *size, device=weight.device, dtype=weight.dtype))
 
 
 def _affine(student: Normalization | None, teacher: Normalization | None) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from singer_hf.data.pictures import to_pictures
 from singer_hf.distillation.student_features import TransformerStudent
 from singer_hf.inspection.measure.audit import outlier_summary
 from singer_hf.training.figures import norm_rows
-from singer_hf.training.run_figures import norm_maps, to_pictures
+from singer_hf.training.run_figures import norm_maps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -52,7 +52,7 @@ def norm_rows(pictures: Tensor, norms: Mapping[str, Tensor]) -> "Figure":
     One colour scale serves all maps, so that a patch of 8 times the median looks the same everywhere.
 
     Args:
-        pictures: Images (R, 3, H, W), values in [0, 1].
+        pictures: Images (R, H, W, 3), values in [0, 1].
         norms: Title of the column -> L2 norms (R, rows, columns) of the patch tokens.
     """
     from matplotlib.colors import LogNorm
@@ -62,11 +62,11 @@ def norm_rows(pictures: Tensor, norms: Mapping[str, Tensor]) -> "Figure":
     highest = max(float(maps.max()) for maps in relative.values())
     scale = LogNorm(vmin=0.5, vmax=max(highest, 4.0))
     rows, columns = len(pictures), len(norms) + 1
-    aspect = pictures.shape[-2] / pictures.shape[-1]
+    aspect = pictures.shape[1] / pictures.shape[2]
     figure = Figure(figsize=(1.7 * columns + 0.8, 1.7 * aspect * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for row in range(rows):
-        grid[row][0].imshow(pictures[row].permute(1, 2, 0).numpy())
+        grid[row][0].imshow(pictures[row].numpy())
         for axes, maps in zip(grid[row][1:], relative.values(), strict=True):
             shown = axes.imshow(maps[row].numpy(), norm=scale, cmap="viridis", extent=(0, 1, 0, aspect))
     for axes, title in zip(grid[0], ["input", *norms], strict=True):

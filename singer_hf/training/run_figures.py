@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from singer_hf.data.pictures import to_pictures
 from singer_hf.distillation.distiller import SingerDistiller
 from singer_hf.training.figures import loss_curves, norm_rows
-from singer_hf.vit.inference import evaluating
+from singer_hf.vit.inference import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -56,7 +57,7 @@ def norm_maps(distiller: SingerDistiller, images: Tensor) -> dict[str, Tensor]:
         images: (B, 3, H, W), normalised for the student.
     """
     last, prefix = distiller.teacher_layers[-1], distiller.teacher_view.num_prefix_tokens
-    with evaluating(distiller):
+    with evaluation_mode(distiller):
         raw = distiller.read_teacher(images)
         tokens = {"teacher": raw[last][:, prefix:]}
         if distiller.refines:
@@ -66,10 +67,3 @@ def norm_maps(distiller: SingerDistiller, images: Tensor) -> dict[str, Tensor]:
     maps = {name: x.float().norm(dim=-1).unflatten(1, grid).cpu() for name, x in tokens.items()}
     own = student[:, distiller.student_reader.num_class_tokens :].float().norm(dim=-1)
     return maps | {"student": own.unflatten(1, distiller.student_grids[last]).cpu()}
-
-
-def to_pictures(images: Tensor) -> Tensor:
-    """Normalised images (B, 3, H, W) stretched to [0, 1] for showing."""
-    images = images.detach().float().cpu()
-    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
-    return (images - low) / (high - low).clamp(min=1e-6)

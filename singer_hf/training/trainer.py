@@ -15,7 +15,7 @@ from transformers.utils import PushInProgress
 from singer_hf.data.image_dataset import ImageCollator
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.data.pixel_values import image_rows
-from singer_hf.distillation.artifact_metrics import artifact_measures
+from singer_hf.distillation.artifact_metrics import artifact_metrics
 from singer_hf.distillation.distiller import Refiner, SingerDistiller
 from singer_hf.training.arguments import SingerTrainingArguments
 from singer_hf.training.build import check_devices, check_sharded_run, check_student, compose, name_of
@@ -203,7 +203,7 @@ class SingerDistillationTrainer(Trainer):
             if self.args.num_artifact_images and self.last_pixel_values is not None:
                 images = self.last_pixel_values[: self.args.num_artifact_images]
                 with self.compute_loss_context_manager():
-                    logs.update(artifact_measures(self.distiller, images))
+                    logs.update(artifact_metrics(self.distiller, images))
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -35,7 +35,7 @@ class SingerConfig(PeftConfig):
         init_weights: ``"nullspace"``: Φ_down = Ñ, Φ_up = ``init_scale`` Ñᵀ, Ñ the r directions that the next block
             reads least. ``"reference"``: the released code's choice, see :func:`singer_hf.tuner.nullspace.reference_basis`.
             ``"random"``: the same with a random orthonormal Ñ. ``"identity"``: Φ_down as in ``"nullspace"``, Φ_up = 0.
-        nullspace_source: What counts as reading, see :func:`singer_hf.tuner.nullspace_sources.read_gram`: ``"mlp"`` (paper), ``"block"``
+        nullspace_source: What counts as reading, see :func:`singer_hf.tuner.nullspace_sources.source_gram`: ``"mlp"`` (paper), ``"block"``
             or ``"jacobian"``. ``"reference"`` knows ``"mlp"`` only.
         init_scale: Factor on Φ_up at the start; -1 removes the null-space component instead of doubling it.
         null_threshold: Absolute singular value, > 0, below which a direction counts as not read. None: 0.05 for

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from singer_hf.tuner.config import SingerConfig
 from singer_hf.tuner.layer import SingerLayer, find_singer_layers, named_singer_layers, raw_features
 from singer_hf.tuner.nullspace import Spectrum, random_basis, reference_basis
-from singer_hf.tuner.nullspace_sources import mlp_product, read_gram
+from singer_hf.tuner.nullspace_sources import mlp_product, source_gram
 from singer_hf.vit.structure import ViTView, view_vit
 
 # A direction read at most this much as strongly as the most-read one counts as null.
@@ -168,12 +168,12 @@ def _initial_basis(config: SingerConfig, view: ViTView, index: int) -> Tensor:
         return random_basis(view.hidden_size, config.r, generator)
     if config.init_weights == "reference":
         threshold = config.null_threshold or RELEASED_THRESHOLD
-        weight = mlp_product(view, view.reader(index))
+        weight = mlp_product(view, view.next_block(index))
         return reference_basis(weight, config.r, threshold, generator)
-    gram = read_gram(view, index, config.nullspace_source, config.calibration_images, generator)
+    gram = source_gram(view, index, config.nullspace_source, config.calibration_images, generator)
     spectrum = Spectrum.of_gram(gram)
     _warn_if_rank_exceeds_null_space(config, spectrum, index)
-    return spectrum.least_read(config.r)
+    return spectrum.smallest(config.r)
 
 
 def _warn_if_rank_exceeds_null_space(config: SingerConfig, spectrum: Spectrum, index: int) -> None:

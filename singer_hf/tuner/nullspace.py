@@ -50,11 +50,11 @@ class Spectrum:
         eigenvalues, eigenvectors = torch.linalg.eigh(gram.to("cpu", torch.float64))
         return cls(eigenvalues.clamp(min=0).sqrt(), eigenvectors)
 
-    def least_read(self, r: int) -> Tensor:
+    def smallest(self, r: int) -> Tensor:
         """Orthonormal basis (D, r) of the ``r`` directions with the smallest singular values (paper, Ñ)."""
         return self.directions[:, :r]
 
-    def most_read(self, r: int) -> Tensor:
+    def largest(self, r: int) -> Tensor:
         """Orthonormal basis (D, r) of the ``r`` directions with the largest singular values."""
         return self.directions[:, -r:]
 
@@ -137,7 +137,7 @@ def energy_shares(basis: Tensor, spectrum: Spectrum, r: int | None = None) -> di
     basis = basis.detach().to("cpu", torch.float64)
     r = basis.shape[1] if r is None else r
     total = basis.square().sum()
-    shares = {"e_prob": spectrum.most_read(r), "e_safe": spectrum.least_read(r)}
+    shares = {"e_prob": spectrum.largest(r), "e_safe": spectrum.smallest(r)}
     return {name: float((directions.T @ basis).square().sum() / total) for name, directions in shares.items()}
 
 

@@ -20,7 +20,7 @@ def mlp_product(view: ViTView, index: int) -> Tensor:
     return fc_out.detach().float() @ fc_in.detach().float()
 
 
-def read_gram(
+def source_gram(
     view: ViTView,
     index: int,
     source: str,
@@ -42,7 +42,7 @@ def read_gram(
     Raises:
         ValueError: If the source is unknown, or ``"jacobian"`` is asked for without calibration images.
     """
-    reader = view.reader(index)
+    reader = view.next_block(index)
     if source == "mlp":
         return accumulate_gram([mlp_product(view, reader)], view.hidden_size)
     if source == "block":
@@ -56,13 +56,10 @@ def block_calls(view: ViTView, index: int, images: Iterable[Tensor]) -> Iterator
     """The call of block ``index`` for each batch of images (B, 3, H, W), one at a time."""
     capture = FeatureCapture(view, (), calls=(index,))
     weight = view.patch_embedding.weight
-    try:
-        for batch in images:
-            with torch.no_grad():
-                capture(batch.to(weight.device, weight.dtype))
-            yield capture.calls[index]
-    finally:
-        capture.remove()
+    for batch in images:
+        with torch.no_grad():
+            features = capture(batch.to(weight.device, weight.dtype))
+        yield features.calls[index]
 
 
 def measure_leakage(
@@ -74,7 +71,7 @@ def measure_leakage(
     generator: torch.Generator | None = None,
 ) -> float:
     """True leakage (see :func:`singer_hf.tuner.nullspace.leakage`) into the reader of block ``index``, mean over batches."""
-    reader = view.reader(index)
+    reader = view.next_block(index)
     block = view.blocks[reader]
     values = [
         leakage(
@@ -88,7 +85,7 @@ def measure_leakage(
 
 
 def _read_matrices(view: ViTView, reader: int) -> Iterator[Tensor]:
-    for read in view.linear_reads(reader):
+    for read in view.input_projections(reader):
         for rows in read.weight.split(view.hidden_size):  # so that no copy is larger than D x D
             yield replace(read, weight=rows).matrix()
 

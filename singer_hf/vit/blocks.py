@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class LinearRead:
+class InputProjection:
     """A linear map applied to normed tokens: ``x -> weight @ (gain * center(x))`` up to the token's own scale.
 
     Attributes:

@@ -36,58 +36,85 @@ class BlockCall:
         return self.replay(block, hidden_states) - hidden_states
 
 
-class FeatureCapture:
-    """Reads the raw tokens after given blocks, and the call of the block behind each, out of one forward pass.
-
-    The forward pass ends behind the last block that is needed: no later block, norm or head is computed. The hooks are
-    bound partials, so a model that carries them can be copied, pickled and compiled.
-
-    Args:
-        view: The view of the model to read from.
-        layers: 0-based indices of the blocks whose outputs are kept.
-        calls: 0-based indices of the blocks whose calls are kept.
+@dataclass(frozen=True)
+class CapturedFeatures:
+    """What one forward pass gave.
 
     Attributes:
-        outputs: Block index -> tokens (B, P+N, D) of the last pass, before the final norm.
-        calls: Block index -> :class:`BlockCall` of the last pass.
+        outputs: Block index -> tokens (B, P+N, D) after the block, before the final norm.
+        calls: Block index -> :class:`BlockCall`.
+    """
+
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    calls: dict[int, BlockCall] = field(default_factory=dict)
+
+
+class FeatureCapture:
+    """Captures the raw tokens after given blocks, and the calls of given blocks, in one forward pass.
+
+    The forward pass ends after the last block that is needed: no later block, norm or head is computed. The hooks are
+    on the model during a call only, and no tensor is kept after it. Used as a context manager, the capture keeps its
+    hooks on the model for the whole block of code, as compilation needs:
+
+        with capture:
+            features = torch.compile(capture)(pixel_values)
+
+    The hooks are bound partials, so a model that carries them can be copied, pickled and compiled.
+
+    Args:
+        view: The view of the model.
+        layers: 0-based indices of the blocks whose outputs are captured.
+        calls: 0-based indices of the blocks whose calls are captured.
     """
 
     def __init__(self, view: ViTView, layers: Iterable[int], calls: Iterable[int] = ()) -> None:
         self.view = view
-        self.layers, call_layers = tuple(sorted(set(layers))), tuple(sorted(set(calls)))
-        self.outputs: dict[int, Tensor] = {}
-        self.calls: dict[int, BlockCall] = {}
-        self.recording = False
-        self._last = max((*self.layers, *call_layers))
-        self._handles = [view.blocks[i].register_forward_hook(partial(_keep_output, self, i)) for i in self.layers]
-        for i in call_layers:
-            hook = partial(_keep_call, self, i)
-            self._handles.append(view.blocks[i].register_forward_pre_hook(hook, with_kwargs=True))
+        self.layers, self.call_layers = tuple(sorted(set(layers))), tuple(sorted(set(calls)))
+        self.last = max((*self.layers, *self.call_layers))
+        self.features: CapturedFeatures | None = None
+        self._handles: list = []
+        self._depth = 0
 
-    def __call__(self, pixel_values: Tensor) -> dict[int, Tensor]:
-        """Runs the model on ``pixel_values`` (B, 3, H, W) up to the last needed block and returns ``outputs``.
+    def __enter__(self) -> "FeatureCapture":
+        self._depth += 1
+        if self._depth == 1:
+            self._attach()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+
+    def __call__(self, pixel_values: Tensor) -> CapturedFeatures:
+        """Runs the model on ``pixel_values`` (B, 3, H, W) up to the last needed block.
 
         Raises:
             ValueError: If the number of tokens is not prefix tokens plus patch grid.
         """
-        self.outputs, self.calls, self.recording = {}, {}, True
-        try:
-            self.view.backbone(pixel_values, **self.view.forward_kwargs(pixel_values))
-        except _StopForwardError:
-            pass
-        finally:
-            self.recording = False
-        self._check_tokens(pixel_values)
-        return self.outputs
+        with self:
+            features = self.features = CapturedFeatures({}, {})
+            try:
+                self.view.backbone(pixel_values, **self.view.forward_kwargs(pixel_values))
+            except _StopForwardError:
+                pass
+            finally:
+                self.features = None
+        self._check_tokens(features, pixel_values)
+        return features
 
-    def remove(self) -> None:
-        """Takes the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
+    def _attach(self) -> None:
+        blocks = self.view.blocks
+        self._handles = [blocks[i].register_forward_hook(partial(_keep_output, self, i)) for i in self.layers]
+        for i in self.call_layers:
+            hook = partial(_keep_call, self, i)
+            self._handles.append(blocks[i].register_forward_pre_hook(hook, with_kwargs=True))
 
-    def _check_tokens(self, pixel_values: Tensor) -> None:
-        last = self._last
-        tokens = self.outputs[last] if last in self.outputs else self.calls[last].hidden_states
+    def _check_tokens(self, features: CapturedFeatures, pixel_values: Tensor) -> None:
+        last = self.last
+        tokens = features.outputs[last] if last in features.outputs else features.calls[last].hidden_states
         shape = tuple(tokens.shape)
         rows, columns = self.view.grid(*pixel_values.shape[-2:])
         expected = (len(pixel_values), self.view.num_prefix_tokens + rows * columns, self.view.hidden_size)
@@ -100,20 +127,20 @@ class FeatureCapture:
 
 
 def _keep_output(capture: FeatureCapture, index: int, module: nn.Module, args: tuple, output: object) -> None:
-    if capture.recording:
-        capture.outputs[index] = first_tensor(output)
-        if index == capture._last:
+    if capture.features is not None:
+        capture.features.outputs[index] = first_tensor(output)
+        if index == capture.last:
             raise _StopForwardError
 
 
 def _keep_call(capture: FeatureCapture, index: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
-    if capture.recording:
+    if capture.features is not None:
         if args:
-            capture.calls[index] = BlockCall(args[0], args[1:], kwargs)
+            capture.features.calls[index] = BlockCall(args[0], args[1:], kwargs)
         else:
             others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            capture.calls[index] = BlockCall(kwargs["hidden_states"], (), others)
-        if index == capture._last and index not in capture.layers:
+            capture.features.calls[index] = BlockCall(kwargs["hidden_states"], (), others)
+        if index == capture.last and index not in capture.layers:
             raise _StopForwardError
 
 
@@ -130,8 +157,4 @@ def capture_features(model: nn.Module, pixel_values: Tensor, layers: Iterable[in
         pixel_values: Images (B, 3, H, W), normalised for the model.
         layers: 0-based block indices.
     """
-    capture = FeatureCapture(view_vit(model), layers)
-    try:
-        return capture(pixel_values)
-    finally:
-        capture.remove()
+    return FeatureCapture(view_vit(model), layers)(pixel_values).outputs

@@ -35,13 +35,13 @@ def count_batches(images: Iterable) -> int | None:
     return len(images) if hasattr(images, "__len__") else None
 
 
-def model_behind_adapter(model: nn.Module) -> nn.Module:
+def unwrap_peft(model: nn.Module) -> nn.Module:
     """The model itself, without the ``PeftModel`` around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """A context with the model in eval mode and without gradients; afterwards every module is in its mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from singer_hf.vit.blocks import LinearRead, attention_linears, block_width, is_block, is_norm, mlp_linears, owner_of
+from singer_hf.vit.blocks import (
+    InputProjection,
+    attention_linears,
+    block_width,
+    is_block,
+    is_norm,
+    mlp_linears,
+    owner_of,
+)
 
 # Names that the embeddings of Hugging Face and timm models give to learned tokens put before the patches.
 _CLASS_TOKEN_NAMES = ("cls_token", "class_embedding", "distillation_token", "dist_token")
@@ -85,7 +93,7 @@ class ViTView:
             kwargs["noise"] = order.expand(len(pixel_values), -1)
         return kwargs
 
-    def reader(self, index: int) -> int:
+    def next_block(self, index: int) -> int:
         """The block that reads what block ``index`` writes: the next one; for the last block itself, as a stand-in."""
         return min(index + 1, self.num_blocks - 1)
 
@@ -120,7 +128,7 @@ class ViTView:
         ]
         return (scales[0], scales[1]) if len(scales) > 1 else (scales[0] if scales else None, None)
 
-    def linear_reads(self, index: int) -> Iterator[LinearRead]:
+    def input_projections(self, index: int) -> Iterator[InputProjection]:
         """Every linear layer through which block ``index`` reads its tokens after its norms.
 
         These are the query, key and value maps behind the first norm and the MLP's input maps behind the second.
@@ -140,7 +148,7 @@ class ViTView:
         for norm, linears in ((norms[0], reading_attention), (norms[1], reading_mlp)):
             centered = "rms" not in type(norm).__name__.lower()
             for name, linear in linears:
-                yield LinearRead(name, linear.weight, getattr(norm, "weight", None), centered)
+                yield InputProjection(name, linear.weight, getattr(norm, "weight", None), centered)
 
 
 def view_vit(model: nn.Module) -> ViTView:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from singer_hf.artifacts.directions import defect_directions
 from singer_hf.artifacts.planted_model import (
     PLANTED_DIRECTIONS,
-    block_norm_figures,
+    block_norm_statistics,
     norm_lines,
     plant_in_model,
     reserve_units,
@@ -109,7 +109,7 @@ def test_planting_changes_one_unit_of_one_block(family, block):
 @pytest.mark.parametrize("family", PLAIN)
 @pytest.mark.parametrize("block", [0, 2])
 def test_outliers_appear_from_the_planted_block_on(family, block):
-    before, after = (block_norm_figures(model, IMAGES) for model in (reserved(family), planted(family, block)))
+    before, after = (block_norm_statistics(model, IMAGES) for model in (reserved(family), planted(family, block)))
     assert after[:block] == before[:block]
     for figures, plain in zip(after[block:], before[block:], strict=True):
         assert plain["max_ratio"] < 3

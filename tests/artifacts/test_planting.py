@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from singer_hf.artifacts.outliers import norm_figures
+from singer_hf.artifacts.outliers import norm_statistics
 from singer_hf.artifacts.planting import fit_texture_read, plant_artifacts, random_direction, reserve_unit
 from singer_hf.artifacts.texture import patch_log_variance
 
@@ -99,5 +99,5 @@ def test_norm_figures_of_hand_made_tokens():
     tokens = torch.zeros(2, 50, 4)
     tokens[..., 0] = 2.0
     tokens[0, :3, 0] = 20.0
-    figures = norm_figures(tokens)
+    figures = norm_statistics(tokens)
     assert figures == {"median": 2.0, "p99_ratio": 10.0, "max_ratio": 10.0, "share": pytest.approx(0.03)}

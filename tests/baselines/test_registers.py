@@ -129,9 +129,9 @@ def test_with_registers_everybody_sees_prefix_and_patches(family):
     before = run(model, pixel_values)
     registers = install_test_time_registers(model, {0: [0]})
     view = view_vit(model)
-    capture = FeatureCapture(view, range(4), calls=range(4))
     with torch.no_grad():
-        outputs = capture(pixel_values)
+        capture = FeatureCapture(view, range(4), calls=range(4))(pixel_values)
+        outputs = capture.outputs
         shape = (2, zoo.FAMILIES[family].prefix + 16, zoo.HIDDEN)
         assert all(tokens.shape == shape for tokens in outputs.values())
         assert all(call.hidden_states.shape == shape for call in capture.calls.values())
@@ -142,7 +142,6 @@ def test_with_registers_everybody_sees_prefix_and_patches(family):
     changed = run(model, pixel_values)
     assert changed.shape == before.shape
     assert not torch.equal(changed, before)
-    capture.remove()
     registers.remove()
     assert torch.equal(run(model, pixel_values), before)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -165,13 +164,14 @@ def test_blocks_tied_to_the_number_of_tokens_are_refused(family):
 def test_a_capture_that_was_there_before_sees_prefix_and_patches():
     model, pixel_values = zoo.tiny("vit"), zoo.images()
     early = FeatureCapture(view_vit(model), [1, 2], calls=[2])
-    install_test_time_registers(model, {0: [0]})
-    with torch.no_grad():
-        outputs = early(pixel_values)
+    with early, torch.no_grad():
+        install_test_time_registers(model, {0: [0]})
+        features = early(pixel_values)
+        outputs = features.outputs
         late = capture_features(model, pixel_values, [1, 2])
         assert all(torch.equal(outputs[i], late[i]) for i in (1, 2))
-        assert torch.equal(early.calls[2].hidden_states, outputs[1])
-        assert torch.equal(early.calls[2].replay(early.view.blocks[2], outputs[1]), outputs[2])
+        assert torch.equal(features.calls[2].hidden_states, outputs[1])
+        assert torch.equal(features.calls[2].replay(early.view.blocks[2], outputs[1]), outputs[2])
 
 
 def test_a_capture_of_calls_alone_sees_prefix_and_patches():
@@ -186,9 +186,10 @@ def test_gradients_reach_the_tokens_of_a_replay():
     install_test_time_registers(model, {0: [0]})
     capture = FeatureCapture(view_vit(model), [1, 2], calls=[2])
     with torch.no_grad():
-        tokens = capture(zoo.images())[1].clone()
+        features = capture(zoo.images())
+        tokens = features.outputs[1].clone()
     tokens.requires_grad_()
-    capture.calls[2].replay(capture.view.blocks[2], tokens).square().sum().backward()
+    features.calls[2].replay(capture.view.blocks[2], tokens).square().sum().backward()
     assert tokens.grad.abs().sum() > 0
 
 

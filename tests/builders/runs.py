@@ -123,3 +123,13 @@ def make_resumable(output_dir: object, **options: object) -> SingerDistillationT
     schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 1e-4}}
     defaults = {"model": small_student(**dropout), "train_dataset": image_dataset(20), "max_steps": 8, **schedule}
     return make_trainer(output_dir, num_artifact_images=0, **{**defaults, **options})
+
+
+class StopAt(hf.TrainerCallback):
+    """Ends the training after a step, as Ctrl-C or a queue's time limit would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from peft import get_peft_model
-from runs import files_in, make_trainer, small_student
+from runs import StopAt, files_in, make_trainer, small_student
 from safetensors.torch import load_file
-from test_resume import StopAt
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh

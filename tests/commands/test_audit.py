@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from zoo import SIZES, tiny_vit
 
 from singer_hf import SingerConfig
+from singer_hf.commands import audit as audit_command
 from singer_hf.inspection.measure.audit_result import AuditResult
 
 pytest.importorskip("matplotlib")
@@ -24,11 +24,7 @@ PICTURES = ["components.png", "norm_histograms.png", "norm_maps.png", "outlier_p
 
 @pytest.fixture(scope="module")
 def command():
-    spec = importlib.util.spec_from_file_location("audit_command", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return audit_command
 
 
 @pytest.fixture(scope="module")

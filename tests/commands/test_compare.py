@@ -1,6 +1,5 @@
 """The command `examples/compare.py`: flags, files, messages, and that a repeated command makes nothing again."""
 
-import importlib.util
 import json
 import re
 import sys
@@ -10,6 +9,7 @@ import pytest
 import torch
 from tiny_study import METHODS, write_study
 
+from singer_hf.commands import compare as compare_command
 from singer_hf.comparison import cells, runner
 from singer_hf.comparison.study import read_study
 from singer_hf.vit.loading import model_from_config
@@ -24,11 +24,7 @@ GRID = {"base": {"r": 4, "recipe": "paper"}, "init_scale": [1, -1], "info_weight
 
 @pytest.fixture(scope="module")
 def command():
-    spec = importlib.util.spec_from_file_location("compare_command", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return compare_command
 
 
 @pytest.fixture

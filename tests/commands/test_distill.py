@@ -12,18 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from planted import IMAGE, PATCH, planted_vit
+from printed import PAGES, ROOT, bash_commands
 from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTImageProcessor
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+from singer_hf.commands import distill
+from singer_hf.vit.loading import model_from_config
+
 DISTILL = str(ROOT / "examples" / "distill.py")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-
-
-def bash_commands(text: str) -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [" ".join(line.split("#")[0].split()) for line in lines if line.split("#")[0].strip()]
 
 
 def distill_commands() -> list[str]:
@@ -72,24 +68,23 @@ def test_every_printed_distillation_command_parses(command, monkeypatch):
     if arguments[0].endswith(".yaml"):
         arguments[0] = str(ROOT / arguments[0])
     monkeypatch.setattr(sys, "argv", [DISTILL, *arguments, "--use_cpu"])
-    script = runpy.run_path(DISTILL)
-    parsed = script["parse"]()
+    parsed = distill.parse()
     assert parsed[0].teacher_name_or_path
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_config_parses_and_names_a_student_that_exists(config, monkeypatch):
     monkeypatch.setattr(sys, "argv", [DISTILL, str(config), "--use_cpu"])
-    script, args, adapter = runpy.run_path(DISTILL)["parse"]()
+    script, args, adapter = distill.parse()
     assert args.learning_rate == 1e-3
     assert (adapter.r, args.outlier_quantile, args.outlier_weight, args.info_weight) == (64, 0.97, 0.01, 1.0)
-    assert AutoModel.from_config(runpy.run_path(DISTILL)["model_from_config"](ROOT / script.student_config).config)
+    assert AutoModel.from_config(model_from_config(ROOT / script.student_config).config)
 
 
 def test_flags_behind_a_yaml_file_win_over_it(monkeypatch):
     config = str(ROOT / "examples" / "configs" / "vit-l_to_vit-t.yaml")
     monkeypatch.setattr(sys, "argv", [DISTILL, config, "--r", "16", "--dataset_name", "elsewhere", "--use_cpu"])
-    script, _, adapter = runpy.run_path(DISTILL)["parse"]()
+    script, _, adapter = distill.parse()
     assert (script.dataset_name, adapter.r) == ("elsewhere", 16)
 
 
@@ -182,7 +177,7 @@ def parse_distill(monkeypatch, *arguments: str):
     required = ["--teacher_name_or_path", "t", "--dataset_name", "d", "--output_dir", "o", "--student_config", "s"]
     file = [arguments[0]] if arguments[0].endswith(".yaml") else []
     monkeypatch.setattr(sys, "argv", [DISTILL, *file, *required, *arguments[len(file) :], "--use_cpu"])
-    return runpy.run_path(DISTILL)["parse"]()
+    return distill.parse()
 
 
 @pytest.mark.parametrize(

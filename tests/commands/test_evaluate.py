@@ -1,6 +1,5 @@
 """The command `examples/evaluate.py`: flags, files, messages."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from labelled import colour_dataset, half_masks, image_folder, saved_model
 
 from singer_hf.cards.student_card import CardInfo, student_card
+from singer_hf.commands import evaluate as evaluate_command
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "evaluate.py"
 SMALL = ("--num_epochs", 1, "--resamples", 5, "--max_train_samples", 12, "--max_test_samples", 6, "--batch_size", 6)
@@ -16,11 +16,7 @@ SMALL = ("--num_epochs", 1, "--resamples", 5, "--max_train_samples", 12, "--max_
 
 @pytest.fixture(scope="module")
 def command():
-    spec = importlib.util.spec_from_file_location("evaluate_command", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return evaluate_command
 
 
 @pytest.fixture

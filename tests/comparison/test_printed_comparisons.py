@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_commands import PAGES, ROOT, bash_commands
+from printed import PAGES, ROOT, bash_commands
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, HfArgumentParser
 
+from singer_hf.commands import compare
 from singer_hf.comparison.study import read_study
 
 CONFIGS = sorted((ROOT / "examples" / "configs" / "compare").glob("*.yaml"))
@@ -50,7 +51,7 @@ def test_every_printed_comparison_parses(command, monkeypatch):
     words = arguments(command, "compare.py")
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["compare.py", *words])
-    study, num_processes = runpy.run_path("examples/compare.py")["parse"]()
+    study, num_processes = compare.parse()
     assert study.methods
     assert num_processes >= 1
 

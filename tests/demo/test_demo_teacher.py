@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-from singer_hf.artifacts.outliers import norm_figures
+from singer_hf.artifacts.outliers import norm_statistics
 from singer_hf.data.drawn_scenes import draw_scene
 from singer_hf.vit.features import capture_features
 
@@ -23,7 +23,7 @@ def patch_norms():
     pixel_values = processor(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         features = capture_features(model, pixel_values, range(6))
-    return [norm_figures(tokens[:, 1:]) for tokens in features.values()]
+    return [norm_statistics(tokens[:, 1:]) for tokens in features.values()]
 
 
 def test_the_shipped_folder_is_at_most_four_megabytes():

@@ -16,7 +16,7 @@ from zoo import SIZES, images, tiny, tiny_vit
 from singer_hf import SingerConfig, SingerDistiller
 from singer_hf.artifacts.gram import gram_matrix
 from singer_hf.distillation.losses import outlier_loss
-from singer_hf.tuner.model import find_singer_layers
+from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.vit.features import capture_features
 from singer_hf.vit.structure import view_vit
 

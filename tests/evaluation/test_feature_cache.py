@@ -11,21 +11,19 @@ import torch
 import transformers as hf
 from torch import nn
 
-from singer_hf.evaluation import (
-    Candidate,
-    ClassificationTask,
-    FitSettings,
-    FrozenFeatures,
-    LinearHead,
-    ModelFeatures,
-    SegmentationHead,
-    SegmentationTask,
+from singer_hf.evaluation.features.feature_batches import ModelFeatures
+from singer_hf.evaluation.features.feature_cache import (
+    CacheBudgetError,
     cache_features,
     cache_fingerprint,
     cache_if_it_fits,
-    fit_heads,
+    model_fingerprint,
+    open_cache,
 )
-from singer_hf.evaluation.features.feature_cache import CacheBudgetError, model_fingerprint, open_cache
+from singer_hf.evaluation.features.frozen_features import FrozenFeatures
+from singer_hf.evaluation.heads.fit import Candidate, FitSettings, fit_heads
+from singer_hf.evaluation.heads.heads import LinearHead, SegmentationHead
+from singer_hf.evaluation.heads.tasks import ClassificationTask, SegmentationTask
 
 QUIET = {"progress": False}
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from singer_hf.evaluation import knn_accuracy, knn_predict
 from singer_hf.evaluation.heads import knn
+from singer_hf.evaluation.heads.knn import knn_accuracy, knn_predict
 
 
 @pytest.fixture

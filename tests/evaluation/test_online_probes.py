@@ -1,8 +1,6 @@
 """Evaluators for training: the same images at every call, figures that serve as metric_for_best_model."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from runs import make_trainer
 from torch import nn
 from zoo import FAMILIES, HIDDEN, IMAGE
 
+from singer_hf.commands import distill as distill_command
 from singer_hf.data.image_processors import image_spec
 from singer_hf.evaluation.benchmarks.protocols import get_protocol
 from singer_hf.evaluation.benchmarks.run_settings import Subject
@@ -155,15 +154,9 @@ def test_a_convolutional_network_is_read_at_its_last_feature_map():
 
 @pytest.fixture
 def distill(monkeypatch):
-    file = Path(__file__).parents[2] / "examples" / "distill.py"
-    spec = importlib.util.spec_from_file_location("distill_command", file)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-
     def run(*flags):
         monkeypatch.setattr(sys, "argv", ["distill.py", *map(str, flags)])
-        module.main()
+        distill_command.main()
 
     return run
 

@@ -8,28 +8,14 @@ import transformers as hf
 from torch import nn
 from torch.nn import functional as F
 
-from singer_hf.evaluation import (
-    ArrayFeatures,
-    Candidate,
-    ClassificationTask,
-    DepthHead,
-    DepthTask,
-    FitSettings,
-    FrozenFeatures,
-    LinearHead,
-    ModelFeatures,
-    SegmentationHead,
-    SegmentationTask,
-    fit_heads,
-    get_protocol,
-    head_metrics,
-    head_predictor,
-    sweep,
-)
-from singer_hf.evaluation.features import sliding_window
-from singer_hf.evaluation.heads import logistic_regression as linear_probe
-from singer_hf.evaluation.heads.fit import cosine_rate
-from singer_hf.evaluation.heads.heads import stacked_logits
+from singer_hf.evaluation.benchmarks.protocols import get_protocol
+from singer_hf.evaluation.features.feature_batches import ArrayFeatures, ModelFeatures
+from singer_hf.evaluation.features.frozen_features import FrozenFeatures
+from singer_hf.evaluation.features.sliding_window import head_predictor, sliding_window
+from singer_hf.evaluation.heads.fit import Candidate, FitSettings, cosine_rate, fit_heads, head_metrics, sweep
+from singer_hf.evaluation.heads.heads import DepthHead, LinearHead, SegmentationHead, stacked_logits
+from singer_hf.evaluation.heads.logistic_regression import linear_probe
+from singer_hf.evaluation.heads.tasks import ClassificationTask, DepthTask, SegmentationTask
 
 QUIET = {"progress": False}
 SETTINGS = FitSettings(epochs=20, batch_size=16, validation_share=0.25)

@@ -14,11 +14,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.text import Text
 from zoo import tiny_vit
 
+from singer_hf.cards.drawing import short, spread
 from singer_hf.inspection.measure.audit import audit
 from singer_hf.inspection.measure.snapshots import Snapshot, take_snapshot
 from singer_hf.inspection.report.curves import norm_histograms, outlier_shares, quantile_curves, singular_spectrum
 from singer_hf.inspection.report.maps import method_rows, norm_maps, outlier_positions, pca_maps, similarity_maps
-from singer_hf.inspection.report.picture_data import pca_colours, short, spread
+from singer_hf.inspection.report.picture_data import pca_colours
 from singer_hf.training.figures import loss_curves
 
 LONG_NAME = "an-organisation-of-many-words/a-vision-transformer-of-many-words-patch16-224"

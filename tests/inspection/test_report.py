@@ -12,10 +12,11 @@ from zoo import tiny_vit
 
 pytest.importorskip("matplotlib")
 
+from singer_hf.data.pictures import to_pictures
 from singer_hf.inspection.measure.audit import audit
 from singer_hf.inspection.measure.audit_result import AuditResult
 from singer_hf.inspection.measure.feature_comparison import compare_features
-from singer_hf.inspection.measure.snapshots import take_snapshot, to_pictures
+from singer_hf.inspection.measure.snapshots import take_snapshot
 from singer_hf.inspection.report.page import audit_pictures, render_report
 from singer_hf.inspection.report.tables import number
 from singer_hf.inspection.report.verdict import judge, percent

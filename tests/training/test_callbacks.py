@@ -11,7 +11,7 @@ from zoo import images, tiny, tiny_vit
 
 from singer_hf import SingerConfig, SingerDistiller
 from singer_hf.artifacts.outliers import outlier_ratio
-from singer_hf.distillation.artifact_metrics import artifact_measures
+from singer_hf.distillation.artifact_metrics import artifact_metrics
 from singer_hf.training.callbacks import EmaCallback
 from singer_hf.vit.features import capture_features
 
@@ -47,7 +47,7 @@ def test_outlier_ratio_takes_half_precision():
 
 def test_artifact_measures_are_means_over_the_distilled_blocks():
     distiller, pixel_values = make(), images()
-    measures = artifact_measures(distiller, pixel_values)
+    measures = artifact_metrics(distiller, pixel_values)
     raw = capture_features(tiny_vit(), pixel_values, [1, 2, 3])
     refined = distiller.refine(raw)
     own = capture_features(distiller.student, pixel_values, [0, 1])
@@ -74,29 +74,29 @@ def test_adapter_leakage_is_the_change_of_what_the_next_block_writes():
     with torch.no_grad():
         before, after = ((teacher.layers[2](x) - x)[:, 1:] for x in (raw, refined))
     expected = ((after - before).norm() / before.norm()).item()
-    assert artifact_measures(distiller, pixel_values)["adapter_leakage"] == pytest.approx(expected, rel=1e-4)
+    assert artifact_metrics(distiller, pixel_values)["adapter_leakage"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_adapter_that_changes_nothing_leaks_nothing():
     distiller = make()
     for layer in distiller.singer_layers.values():
         nn.init.zeros_(layer.singer_up["default"].weight)
-    measures = artifact_measures(distiller, images())
+    measures = artifact_metrics(distiller, images())
     assert measures["adapter_leakage"] == pytest.approx(0, abs=1e-6)
     assert measures["refined_outlier_ratio"] == pytest.approx(measures["teacher_outlier_ratio"])
 
 
 def test_a_bare_teacher_has_no_refined_ratio_and_the_last_block_no_leakage():
     names = {"teacher_outlier_ratio", "student_outlier_ratio"}
-    assert set(artifact_measures(make(bare=True), images())) == names
-    assert set(artifact_measures(make(layers=[3]), images())) == names | {"refined_outlier_ratio"}
+    assert set(artifact_metrics(make(bare=True), images())) == names
+    assert set(artifact_metrics(make(layers=[3]), images())) == names | {"refined_outlier_ratio"}
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_measuring_leaves_modes_weights_and_gradients_alone(training):
     distiller = make().train(training)
     before = snapshot(distiller)
-    artifact_measures(distiller, images())
+    artifact_metrics(distiller, images())
     assert distiller.student.training == training
     assert not distiller.teacher.training
     assert all(torch.equal(value, before[name]) for name, value in distiller.state_dict().items())
@@ -107,7 +107,7 @@ def test_a_students_registers_are_not_counted():
     torch.manual_seed(0)
     distiller = SingerDistiller(tiny("dinov2_registers"), tiny_vit(), teacher_layers=[3])
     own = capture_features(distiller.student, images(), [3])[3]
-    measured = artifact_measures(distiller, images())["student_outlier_ratio"]
+    measured = artifact_metrics(distiller, images())["student_outlier_ratio"]
     assert measured == pytest.approx(outlier_ratio(own[:, 5:]).item(), rel=1e-5)
 
 

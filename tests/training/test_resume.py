@@ -7,8 +7,7 @@ import shutil
 import signal
 
 import pytest
-import transformers as hf
-from runs import differing, image_dataset, make_resumable, snapshot, start_script
+from runs import StopAt, differing, image_dataset, make_resumable, snapshot, start_script
 
 from singer_hf.training.checkpoint import last_complete_checkpoint
 
@@ -16,16 +15,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective n
 
 EMA = {"ema_decay": 0.9, "bf16": True, "gradient_accumulation_steps": 2}
 COMPONENTS = ("loss", "kd_loss", "outlier_loss", "info_loss", "grad_norm", "learning_rate", "epoch")
-
-
-class StopAt(hf.TrainerCallback):
-    """Ends the training after a step, as Ctrl-C or a queue's time limit would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
 
 
 @pytest.fixture(scope="module")

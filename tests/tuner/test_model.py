@@ -12,6 +12,7 @@ from torch import nn
 from zoo import every_family, images, tiny, tiny_vit
 
 from singer_hf import SingerConfig, SingerLayer, SingerModel
+from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.vit.features import first_tensor
 
 D = zoo.HIDDEN
@@ -132,7 +133,7 @@ def test_active_adapters_add_up_on_the_same_raw_tokens():
 def test_raw_features_end_also_behind_an_error():
     peft_model = attach(tiny_vit())
     refined = last_hidden_state(peft_model)
-    with pytest.raises(ValueError, match="channel"), peft_model.base_model.raw_features():
+    with pytest.raises(ValueError, match="channel"), raw_features(find_singer_layers(peft_model).values()):
         peft_model(images()[:, :1])
     assert torch.equal(last_hidden_state(peft_model), refined)
 
@@ -144,7 +145,7 @@ def test_raw_features_bypasses_adapters_and_leaves_flags_alone():
     frozen = next(peft_model.base_model.singer_layers[2].adapter_parameters())
     frozen.requires_grad_(False)
     flags = [parameter.requires_grad for parameter in peft_model.parameters()]
-    with peft_model.base_model.raw_features():
+    with raw_features(find_singer_layers(peft_model).values()):
         assert torch.equal(last_hidden_state(peft_model), raw)
     assert [parameter.requires_grad for parameter in peft_model.parameters()] == flags
     assert not torch.equal(last_hidden_state(peft_model), raw)

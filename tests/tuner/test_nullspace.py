@@ -40,7 +40,7 @@ def _projector(basis: Tensor) -> Tensor:
 def test_least_read_directions_are_the_smallest_of_an_svd_and_orthonormal(rows, r):
     weight = torch.randn(rows, D, generator=_generator())
     spectrum = Spectrum.of_gram(accumulate_gram([weight], D))
-    basis = spectrum.least_read(r)
+    basis = spectrum.smallest(r)
     _, values, directions = torch.linalg.svd(weight.double(), full_matrices=True)
     padded = torch.cat([values, torch.zeros(D - len(values))])
     torch.testing.assert_close(spectrum.singular_values, padded.flip(0), atol=1e-6, rtol=1e-6)
@@ -55,7 +55,7 @@ def test_least_read_directions_are_the_smallest_of_an_svd_and_orthonormal(rows, 
 def test_most_read_directions_are_the_largest_of_an_svd():
     weight = torch.randn(20, D, generator=_generator())
     _, _, directions = torch.linalg.svd(weight.double())
-    basis = Spectrum.of_gram(weight.T @ weight).most_read(3)
+    basis = Spectrum.of_gram(weight.T @ weight).largest(3)
     torch.testing.assert_close(_projector(basis), _projector(directions[:3].T), atol=1e-5, rtol=0)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from zoo import every_family
 
 from singer_hf.tuner.nullspace import Spectrum, random_basis
-from singer_hf.tuner.nullspace_sources import NULLSPACE_SOURCES, block_calls, measure_leakage, mlp_product, read_gram
+from singer_hf.tuner.nullspace_sources import NULLSPACE_SOURCES, block_calls, measure_leakage, mlp_product, source_gram
 from singer_hf.vit.features import FeatureCapture
 from singer_hf.vit.structure import ViTView, view_vit
 
@@ -34,7 +34,7 @@ def _without(matrix: Tensor, directions: Tensor) -> Tensor:
 @torch.no_grad()
 def _ignore(view: ViTView, index: int, directions: Tensor) -> None:
     """Makes every linear read of a block blind to zero-mean ``directions`` of its raw tokens."""
-    for read in view.linear_reads(index):
+    for read in view.input_projections(index):
         gain = torch.ones(D) if read.gain is None else read.gain
         read.weight.copy_(_without(read.weight, gain[:, None] * directions))
 
@@ -59,7 +59,7 @@ def test_no_block_notices_a_change_in_what_its_linear_reads_ignore(family):
     view, directions = view_vit(zoo.tiny(family)), _zero_mean_directions(4)
     _ignore(view, READER, directions)
     _attention_writes_nothing_into(view, READER, directions)
-    for read in view.linear_reads(READER):
+    for read in view.input_projections(READER):
         assert (read.matrix() @ directions).abs().max() < 1e-5
     call = next(block_calls(view, READER, [zoo.images()]))
     tokens = call.hidden_states
@@ -76,7 +76,7 @@ def test_no_block_notices_a_change_in_what_its_linear_reads_ignore(family):
 @pytest.mark.parametrize("source", NULLSPACE_SOURCES)
 def test_every_source_gives_a_gram_matrix_for_every_family(family, source):
     view = view_vit(zoo.tiny(family))
-    gram = read_gram(view, LAYER, source, zoo.images())
+    gram = source_gram(view, LAYER, source, zoo.images())
     assert gram.shape == (D, D)
     assert gram.dtype == torch.float64
     torch.testing.assert_close(gram, gram.T)
@@ -89,9 +89,9 @@ def test_mlp_source_is_the_product_of_the_next_blocks_mlp():
     view = view_vit(model)
     product = model.layers[READER].mlp.fc2.weight.double() @ model.layers[READER].mlp.fc1.weight.double()
     torch.testing.assert_close(mlp_product(view, READER).double(), product, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(read_gram(view, LAYER, "mlp"), product.T @ product, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(source_gram(view, LAYER, "mlp"), product.T @ product, atol=1e-4, rtol=1e-5)
     _, _, directions = torch.linalg.svd(product)
-    basis = Spectrum.of_gram(read_gram(view, LAYER, "mlp")).least_read(5)
+    basis = Spectrum.of_gram(source_gram(view, LAYER, "mlp")).smallest(5)
     torch.testing.assert_close(basis @ basis.T, directions[-5:].T @ directions[-5:], atol=1e-4, rtol=0)
 
 
@@ -102,7 +102,7 @@ def test_block_source_is_the_stack_of_normed_reads():
     attention, first, second = block.attention, block.layernorm_before.weight, block.layernorm_after.weight
     stack = [layer.weight * first for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
     stack = torch.cat([*stack, block.mlp.fc1.weight * second]) @ center
-    gram = read_gram(view_vit(model), LAYER, "block")
+    gram = source_gram(view_vit(model), LAYER, "block")
     torch.testing.assert_close(gram, (stack.T @ stack).double(), atol=1e-4, rtol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_jacobian_source_is_the_mean_of_exact_jacobians_up_to_probe_noise():
     )
     rows = jacobian.flatten(0, 2).flatten(1, 2).double()
     exact = torch.einsum("oti,otj->ij", rows, rows) / rows.shape[1]
-    estimate = read_gram(view, LAYER, "jacobian", [pixel_values] * 100, torch.Generator().manual_seed(0))
+    estimate = source_gram(view, LAYER, "jacobian", [pixel_values] * 100, torch.Generator().manual_seed(0))
     assert (estimate - exact).norm() / exact.norm() < 0.1
     assert float(estimate.trace() / exact.trace()) == pytest.approx(1.0, abs=0.05)
 
@@ -123,7 +123,7 @@ def test_jacobian_source_is_the_mean_of_exact_jacobians_up_to_probe_noise():
 @pytest.mark.parametrize("source", NULLSPACE_SOURCES)
 def test_the_last_block_stands_in_for_its_own_reader(source):
     view = view_vit(zoo.tiny("vit"))
-    grams = [read_gram(view, i, source, zoo.images(), torch.Generator().manual_seed(0)) for i in (2, 3)]
+    grams = [source_gram(view, i, source, zoo.images(), torch.Generator().manual_seed(0)) for i in (2, 3)]
     assert torch.equal(*grams)
 
 
@@ -149,16 +149,16 @@ def _vit_with_an_unread_subspace(unread: Tensor) -> ViTView:
 def test_every_source_finds_the_directions_a_block_was_built_to_ignore(source):
     unread = _zero_mean_directions(4, channels=16)
     view = _vit_with_an_unread_subspace(unread)
-    spectrum = Spectrum.of_gram(read_gram(view, LAYER, source, [zoo.images(seed=i) for i in range(4)]))
+    spectrum = Spectrum.of_gram(source_gram(view, LAYER, source, [zoo.images(seed=i) for i in range(4)]))
     # A block behind LayerNorms does not read the mean of the channels either; the MLP's bare product does.
     found = 4 if source == "mlp" else 5
-    basis = spectrum.least_read(found).float()
+    basis = spectrum.smallest(found).float()
     assert (basis.T @ unread).square().sum() == pytest.approx(4.0, abs=1e-3)
     assert spectrum.effective_null_dimension(1e-3) == found
     if source != "mlp":
         assert (basis.T @ torch.full((D,), D**-0.5)).square().sum() == pytest.approx(1.0, abs=1e-3)
     leaked = measure_leakage(view, LAYER, [zoo.images()], unread, relative_size=1e-3)
-    read = measure_leakage(view, LAYER, [zoo.images()], spectrum.most_read(4).float(), relative_size=1e-3)
+    read = measure_leakage(view, LAYER, [zoo.images()], spectrum.largest(4).float(), relative_size=1e-3)
     assert leaked < 0.01 * read
 
 
@@ -169,12 +169,12 @@ def test_counting_attention_leaks_less_than_the_mlp_alone_and_that_less_than_ran
     directions = _zero_mean_directions(8)
     strong, weak = directions[:, :4], directions[:, 4:]
     with torch.no_grad():
-        for read in view.linear_reads(READER):
+        for read in view.input_projections(READER):
             read.gain.fill_(1.0)
             read.weight.copy_(_without(read.weight, weak) + 0.1 * (read.weight @ weak) @ weak.T)
         block.mlp.fc1.weight.copy_(_without(block.mlp.fc1.weight, strong))
     batches = [zoo.images(seed=seed) for seed in range(3)]
-    bases = {name: Spectrum.of_gram(read_gram(view, LAYER, name)).least_read(4) for name in ("mlp", "block")}
+    bases = {name: Spectrum.of_gram(source_gram(view, LAYER, name)).smallest(4) for name in ("mlp", "block")}
     bases["random"] = random_basis(D, 4, torch.Generator().manual_seed(1))
     leaked = {
         name: measure_leakage(view, LAYER, batches, basis.float(), generator=torch.Generator().manual_seed(2))
@@ -207,34 +207,34 @@ def test_calibration_holds_one_batch_at_a_time():
             assert sum(reference() is not None for reference in alive) <= 2
             yield batch
 
-    read_gram(view_vit(zoo.tiny("vit")), LAYER, "jacobian", batches())
+    source_gram(view_vit(zoo.tiny("vit")), LAYER, "jacobian", batches())
     assert len(alive) == 6
 
 
 def test_calibration_leaves_no_hook_and_no_gradient_behind():
     model = zoo.tiny("vit")
-    read_gram(view_vit(model), LAYER, "jacobian", zoo.images())
+    source_gram(view_vit(model), LAYER, "jacobian", zoo.images())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_calibration_images_take_the_models_dtype():
     view = view_vit(zoo.tiny("vit").to(torch.bfloat16))
-    gram = read_gram(view, LAYER, "jacobian", zoo.images())
+    gram = source_gram(view, LAYER, "jacobian", zoo.images())
     assert gram.dtype == torch.float64
     assert gram.isfinite().all()
 
 
 def test_an_unknown_source_is_refused():
     with pytest.raises(ValueError, match="nullspace_source") as error:
-        read_gram(view_vit(zoo.tiny("vit")), LAYER, "attention")
+        source_gram(view_vit(zoo.tiny("vit")), LAYER, "attention")
     assert str(error.value) == "`nullspace_source` must be one of ('mlp', 'block', 'jacobian'), got 'attention'"
 
 
 @pytest.mark.parametrize("nothing", [None, []])
 def test_jacobian_without_images_says_what_to_pass(nothing):
     with pytest.raises(ValueError, match="calibration images") as error:
-        read_gram(view_vit(zoo.tiny("vit")), LAYER, "jacobian", nothing)
+        source_gram(view_vit(zoo.tiny("vit")), LAYER, "jacobian", nothing)
     assert str(error.value) == (
         '`nullspace_source="jacobian"` needs calibration images: pass `calibration_images=` to SingerConfig, batches '
         "of pixel values (B, 3, H, W) normalised for the teacher"
@@ -252,4 +252,4 @@ def test_block_calls_are_those_of_a_capture():
     call = next(block_calls(view, READER, [zoo.images()]))
     capture = FeatureCapture(view, (LAYER,))
     with torch.no_grad():
-        assert torch.equal(capture(zoo.images())[LAYER], call.hidden_states)
+        assert torch.equal(capture(zoo.images()).outputs[LAYER], call.hidden_states)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo import every_family, images, tiny, tiny_vit
 
 from singer_hf import SingerConfig
-from singer_hf.tuner.model import find_singer_layers
+from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.vit.features import capture_features
 from singer_hf.vit.structure import view_vit
 
@@ -184,7 +184,7 @@ def test_a_jacobian_adapter_is_trained_on_without_its_calibration_images(tmp_pat
 
 def test_loading_computes_no_null_space(tmp_path, monkeypatch):
     trained(tiny_vit()).save_pretrained(tmp_path)
-    monkeypatch.setattr("singer_hf.tuner.model.read_gram", lambda *_: pytest.fail("a null space was computed"))
+    monkeypatch.setattr("singer_hf.tuner.model.source_gram", lambda *_: pytest.fail("a null space was computed"))
     PeftModel.from_pretrained(tiny_vit(), tmp_path)
     PeftModel.from_pretrained(tiny_vit(), tmp_path, is_trainable=True)
 

@@ -26,8 +26,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.capture(pixel_values)
-        call = self.capture.calls[2]
-        return features[1], features[2], call.replay(self.capture.view.blocks[2], features[1])
+        outputs, call = features.outputs, features.calls[2]
+        return outputs[1], outputs[2], call.replay(self.capture.view.blocks[2], outputs[1])
 
 
 def _outputs_by_plain_hooks(model: nn.Module, pixel_values: Tensor) -> list[Tensor]:
@@ -86,25 +86,26 @@ def test_capture_compiles_into_one_graph(family):
     teacher, pixel_values = Teacher(zoo.tiny(family)), zoo.images()
     expected = teacher(pixel_values)
     torch._dynamo.reset()
-    compiled = torch.compile(teacher, fullgraph=True, backend="eager")(pixel_values)
+    with teacher.capture:
+        compiled = torch.compile(teacher, fullgraph=True, backend="eager")(pixel_values)
     for mine, its in zip(compiled, expected, strict=True):
         torch.testing.assert_close(mine, its)
 
 
 def test_replay_passes_gradients_to_the_tokens_although_the_pass_recorded_none():
     teacher = Teacher(zoo.tiny("dinov3"))
-    before, _, _ = teacher(zoo.images())
-    tokens = before.clone().requires_grad_()
-    call = teacher.capture.calls[2]
-    call.replay(teacher.capture.view.blocks[2], tokens).square().sum().backward()
+    with torch.no_grad():
+        features = teacher.capture(zoo.images())
+    tokens = features.outputs[1].clone().requires_grad_()
+    features.calls[2].replay(teacher.capture.view.blocks[2], tokens).square().sum().backward()
     assert tokens.grad.abs().sum() > 0
 
 
 def test_write_is_the_output_without_the_skip_path():
     teacher = Teacher(zoo.tiny("vit"))
-    before, after, _ = teacher(zoo.images())
-    written = teacher.capture.calls[2].write(teacher.capture.view.blocks[2], before)
-    assert torch.equal(written, after - before)
+    features = teacher.capture(zoo.images())
+    written = features.calls[2].write(teacher.capture.view.blocks[2], features.outputs[1])
+    assert torch.equal(written, features.outputs[2] - features.outputs[1])
 
 
 def test_no_block_behind_the_last_needed_one_is_run():
@@ -125,19 +126,33 @@ def test_a_capture_leaves_the_models_own_forward_pass_alone():
     model, pixel_values = zoo.tiny("vit"), zoo.images()
     with torch.no_grad():
         expected = model(pixel_values).last_hidden_state
-        capture = FeatureCapture(view_vit(model), [1])
-        capture(pixel_values)
+        features = FeatureCapture(view_vit(model), [1])(pixel_values)
         assert torch.equal(model(pixel_values).last_hidden_state, expected)
-    assert capture.outputs.keys() == {1}
+    assert features.outputs.keys() == {1}
 
 
-def test_hooks_are_gone_after_remove_and_after_a_failed_pass():
+def count_hooks(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_hooks_and_tensors_are_gone_after_a_pass_and_after_a_failed_pass():
     model = zoo.tiny("vit")
-    with pytest.raises(ValueError, match="channel"):
-        capture_features(model, zoo.images()[:, :1], [1])
     capture = FeatureCapture(view_vit(model), [0], calls=[1])
-    capture.remove()
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    capture(zoo.images())
+    assert (count_hooks(model), capture.features) == (0, None)
+    with pytest.raises(ValueError, match="channel"):
+        capture(zoo.images()[:, :1])
+    assert (count_hooks(model), capture.features) == (0, None)
+
+
+def test_within_the_context_the_hooks_stay_until_its_outermost_end():
+    model = zoo.tiny("vit")
+    capture = FeatureCapture(view_vit(model), [0], calls=[1])
+    with capture:
+        with capture:
+            capture(zoo.images())
+        assert count_hooks(model) == 2
+    assert count_hooks(model) == 0
 
 
 def test_masked_autoencoders_keep_their_patches_in_order():

@@ -58,7 +58,7 @@ def test_view_names_every_part(family):
     assert view.patch_size == (zoo.PATCH, zoo.PATCH)
     assert view.image_size == (zoo.IMAGE, zoo.IMAGE)
     assert (view.final_norm is not None) == expected.final_norm
-    assert [view.reader(i) for i in range(4)] == [1, 2, 3, 3]
+    assert [view.next_block(i) for i in range(4)] == [1, 2, 3, 3]
 
 
 @every_family
@@ -88,8 +88,10 @@ def test_view_needs_neither_a_forward_pass_nor_weights(family):
     for mine, its in zip(view.mlp_weights(BLOCK), real.mlp_weights(BLOCK), strict=True):
         assert mine.is_meta
         assert mine.shape == its.shape
-    assert [read.name for read in view.linear_reads(BLOCK)] == [read.name for read in real.linear_reads(BLOCK)]
-    assert all(read.matrix().is_meta for read in view.linear_reads(BLOCK))
+    assert [read.name for read in view.input_projections(BLOCK)] == [
+        read.name for read in real.input_projections(BLOCK)
+    ]
+    assert all(read.matrix().is_meta for read in view.input_projections(BLOCK))
 
 
 @every_family
@@ -154,7 +156,7 @@ def test_linear_reads_are_what_the_block_computes_from_its_raw_tokens(family):
     parts = _block_parts(view.blocks[BLOCK])
     seen = _tap(parts)
     _run(model)
-    reads = list(view.linear_reads(BLOCK))
+    reads = list(view.input_projections(BLOCK))
     assert len(reads) == expected.reads_per_block
     assert {read.name for read in reads} <= set(parts)
     for read in reads:
@@ -303,6 +305,6 @@ def test_post_norm_blocks_have_no_known_reads():
         'use `nullspace_source="mlp"` or "jacobian"'
     )
     with pytest.raises(ValueError, match="no pre-norm block") as error:
-        list(view.linear_reads(0))
+        list(view.input_projections(0))
     assert str(error.value) == message
     assert view.mlp_weights(0)[0].shape == (85, 32)

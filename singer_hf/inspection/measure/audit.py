@@ -15,7 +15,7 @@ from singer_hf.inspection.measure.block_measures import summarise_blocks
 from singer_hf.inspection.measure.token_sums import StreamingSums, measure_batch
 from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.vit.features import FeatureCapture
-from singer_hf.vit.inference import count_batches, evaluating, is_memory_error, model_behind_adapter, pixel_batches
+from singer_hf.vit.inference import count_batches, evaluation_mode, is_memory_error, pixel_batches, unwrap_peft
 from singer_hf.vit.structure import ViTView, view_vit
 from singer_hf.vit.tokens import split_tokens
 
@@ -52,11 +52,11 @@ def audit(
     """
     view = view_vit(model)
     run = _Audit(model, view, rule or OutlierRule())
-    with evaluating(model), raw_features(run.layers.values()), run:
+    with evaluation_mode(model), raw_features(run.layers.values()), run:
         bar = tqdm(pixel_batches(images), "audit", count_batches(images), unit="batch", disable=not progress)
         for pixel_values in bar:
             run.add(pixel_values)
-        return run.result(name or type(model_behind_adapter(model)).__name__)
+        return run.result(name or type(unwrap_peft(model)).__name__)
 
 
 class _Audit:
@@ -74,7 +74,6 @@ class _Audit:
         self.attention = AttentionReader(self.view)
 
     def __exit__(self, *exception: object) -> None:
-        self.capture.remove()
         self.attention.remove()
 
     def add(self, pixel_values: Tensor) -> None:
@@ -94,7 +93,6 @@ class _Audit:
             self.add(retry)
 
     def _shrink(self, size: int, error: Exception) -> None:
-        self.capture.outputs, self.capture.calls = {}, {}
         self.attention.clear()
         if size == 1:
             raise MemoryError("`images` must fit in memory one at a time, got an image that does not") from error
@@ -107,7 +105,7 @@ class _Audit:
         self._check_size(pixel_values)
         if not self.num_images:
             self.attention.check(pixel_values[:1])
-        outputs = self.capture(pixel_values)
+        outputs = self.capture(pixel_values).outputs
         prefix = self.view.num_prefix_tokens
         texture = patch_texture(pixel_values, self.view.patch_size)
         patches = [split_tokens(outputs[i], prefix)[1] for i in range(self.view.num_blocks)]
@@ -164,7 +162,7 @@ class _Audit:
         )
         return AuditResult(
             name=name,
-            architecture=type(model_behind_adapter(self.model)).__name__,
+            architecture=type(unwrap_peft(self.model)).__name__,
             num_images=self.num_images,
             image_size=self.image_size,
             grid=grid,
@@ -211,10 +209,7 @@ def outlier_summary(
 def patch_norms(view: ViTView, pixel_values: Tensor) -> Tensor:
     """L2 norms of the patch tokens after every block, before the final norm: (L, B, N), float32, on the CPU."""
     capture, weight = FeatureCapture(view, range(view.num_blocks)), view.patch_embedding.weight
-    try:
-        with evaluating(view.backbone):
-            outputs = capture(pixel_values.to(weight.device, weight.dtype))
-    finally:
-        capture.remove()
+    with evaluation_mode(view.backbone):
+        outputs = capture(pixel_values.to(weight.device, weight.dtype)).outputs
     patches = (split_tokens(outputs[i], view.num_prefix_tokens)[1] for i in range(view.num_blocks))
     return torch.stack([tokens.float().norm(dim=-1) for tokens in patches]).cpu()

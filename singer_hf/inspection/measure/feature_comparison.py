@@ -13,7 +13,7 @@ from singer_hf.distillation.block_pairs import pair_student_layers
 from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.vit.block_indices import default_layers, resolve_layers
 from singer_hf.vit.features import FeatureCapture
-from singer_hf.vit.inference import count_batches, evaluating, pixel_batches
+from singer_hf.vit.inference import count_batches, evaluation_mode, pixel_batches
 from singer_hf.vit.structure import ViTView, view_vit
 from singer_hf.vit.tokens import map_to_tokens, resize_tokens, split_tokens, tokens_to_map
 
@@ -65,15 +65,11 @@ def compare_features(
     measures = [_Pair(*pair, (projectors or {}).get(str(pair[1])), rule or OutlierRule()) for pair in pairs]
     captures = [FeatureCapture(view, layers) for view, layers in zip(views, zip(*pairs, strict=True), strict=True)]
     seen = 0
-    try:
-        with evaluating(student), evaluating(teacher), raw_features(find_singer_layers(teacher).values()):
-            batches = pixel_batches(images)
-            for batch in tqdm(batches, "compare", count_batches(images), unit="batch", disable=not progress):
-                _compare_batch(batch, captures, measures, teacher_input)
-                seen += len(batch)
-    finally:
-        for capture in captures:
-            capture.remove()
+    with evaluation_mode(student), evaluation_mode(teacher), raw_features(find_singer_layers(teacher).values()):
+        batches = pixel_batches(images)
+        for batch in tqdm(batches, "compare", count_batches(images), unit="batch", disable=not progress):
+            _compare_batch(batch, captures, measures, teacher_input)
+            seen += len(batch)
     if not seen:
         raise ValueError("`images` must hold at least one image, got none")
     return [measure.result() for measure in measures]
@@ -122,7 +118,7 @@ def _compare_batch(
     sides = []
     for capture, pixel_values in zip(captures, inputs, strict=True):
         weight = capture.view.patch_embedding.weight
-        outputs = capture(pixel_values.to(weight.device, weight.dtype))
+        outputs = capture(pixel_values.to(weight.device, weight.dtype)).outputs
         prefix = capture.view.num_prefix_tokens
         tokens = {index: split_tokens(output, prefix)[1].float() for index, output in outputs.items()}
         sides.append((tokens, capture.view.grid(*pixel_values.shape[-2:])))

@@ -1,7 +1,6 @@
 """What a SiNGER adapter does to a model: where its directions lie and what of them the next block notices."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 from singer_hf.artifacts.outliers import OutlierRule
 from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.tuner.nullspace import Spectrum, energy_shares, leakage, random_basis
-from singer_hf.tuner.nullspace_sources import read_gram
-from singer_hf.vit.features import BlockCall, FeatureCapture
-from singer_hf.vit.inference import evaluating, model_behind_adapter, pixel_batches
+from singer_hf.tuner.nullspace_sources import source_gram
+from singer_hf.vit.features import CapturedFeatures, FeatureCapture
+from singer_hf.vit.inference import evaluation_mode, pixel_batches, unwrap_peft
 from singer_hf.vit.structure import ViTView, view_vit
 from singer_hf.vit.tokens import split_tokens
 
@@ -24,7 +23,7 @@ def report_nullspace(model: nn.Module, images: Iterable, *, source: str = "block
         model: A ``PeftModel`` with SiNGER adapters.
         images: A few batches of pixel values (B, 3, H, W), normalised for the model, or dicts that hold them.
         source: What counts as reading for the spectrum and the energies: ``"mlp"`` (paper) or ``"block"`` (every
-            linear layer of the next block), see :func:`singer_hf.tuner.nullspace_sources.read_gram`.
+            linear layer of the next block), see :func:`singer_hf.tuner.nullspace_sources.source_gram`.
         seed: Seed of the perturbations for the leakage and of the random subspace beside it.
 
     Returns:
@@ -49,34 +48,23 @@ def report_nullspace(model: nn.Module, images: Iterable, *, source: str = "block
         raise ValueError("`images` must hold at least one image, got none")
     weight = view.patch_embedding.weight
     batches = [batch.to(weight.device, weight.dtype) for batch in batches]
-    with evaluating(model):
+    with evaluation_mode(model):
         calls = [_raw_pass(model, view, batch) for batch in batches]
         blocks = [_block_report(view, index, layer, calls, source, seed) for index, layer in layers.items()]
         final = _feature_changes(model, view, layers, batches) | _logit_changes(model, view, batches)
     return {"source": source, "blocks": blocks, "final": final}
 
 
-@dataclass(frozen=True)
-class _RawPass:
-    """Raw tokens after every block of one batch, and every block's call."""
-
-    outputs: dict[int, Tensor]
-    calls: dict[int, BlockCall]
-
-
-def _raw_pass(model: nn.Module, view: ViTView, pixel_values: Tensor) -> _RawPass:
+def _raw_pass(model: nn.Module, view: ViTView, pixel_values: Tensor) -> CapturedFeatures:
     everything = range(view.num_blocks)
-    capture = FeatureCapture(view, everything, calls=everything)
-    try:
-        with raw_features(find_singer_layers(model).values()):
-            outputs = capture(pixel_values)
-        return _RawPass(outputs, capture.calls)
-    finally:
-        capture.remove()
+    with raw_features(find_singer_layers(model).values()):
+        return FeatureCapture(view, everything, calls=everything)(pixel_values)
 
 
-def _block_report(view: ViTView, index: int, layer: nn.Module, passes: list[_RawPass], source: str, seed: int) -> dict:
-    spectrum = Spectrum.of_gram(read_gram(view, index, source))
+def _block_report(
+    view: ViTView, index: int, layer: nn.Module, passes: list[CapturedFeatures], source: str, seed: int
+) -> dict:
+    spectrum = Spectrum.of_gram(source_gram(view, index, source))
     down, up = _factors(layer)
     r = down.shape[1]
     basis = torch.linalg.qr(up.double().cpu()).Q.float()
@@ -104,7 +92,7 @@ def _factors(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _mean_leakage(
-    view: ViTView, index: int, passes: list[_RawPass], basis: Tensor, prefix: int, seed: int
+    view: ViTView, index: int, passes: list[CapturedFeatures], basis: Tensor, prefix: int, seed: int
 ) -> float | None:
     if index + 1 == view.num_blocks:
         return None
@@ -119,7 +107,7 @@ def _mean_leakage(
 _Squares = tuple[float, float]
 
 
-def _changes(view: ViTView, index: int, layer: nn.Module, item: _RawPass) -> dict[str, _Squares | None]:
+def _changes(view: ViTView, index: int, layer: nn.Module, item: CapturedFeatures) -> dict[str, _Squares | None]:
     """Squared lengths (of the change, of the original) of the tokens and of what the next block makes of them."""
     raw, prefix = item.outputs[index], view.num_prefix_tokens
     refined, others = layer.refine(raw), _not_outliers(raw, prefix)
@@ -159,15 +147,12 @@ def _feature_changes(
 ) -> dict[str, float | None]:
     last, changes = view.num_blocks - 1, []
     capture, prefix = FeatureCapture(view, (last,)), view.num_prefix_tokens
-    try:
-        for pixel_values in batches:
-            with raw_features(find_singer_layers(model).values()):
-                raw = capture(pixel_values)[last]
-            inline = capture(pixel_values)[last]
-            inline = layers[last].refine(inline) if last in layers else inline
-            changes.append(_both("features", raw, inline, prefix, _not_outliers(raw, prefix)))
-    finally:
-        capture.remove()
+    for pixel_values in batches:
+        with raw_features(find_singer_layers(model).values()):
+            raw = capture(pixel_values).outputs[last]
+        inline = capture(pixel_values).outputs[last]
+        inline = layers[last].refine(inline) if last in layers else inline
+        changes.append(_both("features", raw, inline, prefix, _not_outliers(raw, prefix)))
     return {name: _root_ratio([change[name] for change in changes]) for name in changes[0]}
 
 
@@ -185,7 +170,7 @@ def _logit_changes(model: nn.Module, view: ViTView, batches: list[Tensor]) -> di
 
 
 def _logits(model: nn.Module, view: ViTView, pixel_values: Tensor) -> Tensor | None:
-    whole = model_behind_adapter(model)
+    whole = unwrap_peft(model)
     if whole is view.backbone:
         return None
     output = whole(pixel_values=pixel_values, **view.forward_kwargs(pixel_values))

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from singer_hf.data.pictures import to_pictures
 from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.vit.features import FeatureCapture
-from singer_hf.vit.inference import evaluating
+from singer_hf.vit.inference import evaluation_mode
 from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import split_tokens
 
@@ -55,12 +56,9 @@ def take_snapshot(
     """
     view, layers = view_vit(model), find_singer_layers(model)
     capture, weight = FeatureCapture(view, range(view.num_blocks)), view.patch_embedding.weight
-    try:
-        with evaluating(model), raw_features(layers.values()):
-            outputs = capture(pixel_values.to(weight.device, weight.dtype))
-            refined = {i: layer.refine(outputs[i]) for i, layer in layers.items()}
-    finally:
-        capture.remove()
+    with evaluation_mode(model), raw_features(layers.values()):
+        outputs = capture(pixel_values.to(weight.device, weight.dtype)).outputs
+        refined = {i: layer.refine(outputs[i]) for i, layer in layers.items()}
     patches = [_patches(outputs[i], view.num_prefix_tokens) for i in range(view.num_blocks)]
     refined = {i: _patches(tokens, view.num_prefix_tokens) for i, tokens in sorted(refined.items())}
     return Snapshot(
@@ -72,19 +70,6 @@ def take_snapshot(
         refined_norms={i: tokens.norm(dim=-1) for i, tokens in refined.items()},
         refined_features=refined.get(view.num_blocks - 1),
     )
-
-
-def to_pictures(
-    pixel_values: Tensor, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
-) -> Tensor:
-    """Normalised images (K, 3, H, W) -> pictures (K, H, W, 3) in [0, 1]."""
-    pixels = pixel_values.detach().float().cpu()
-    if mean is not None and std is not None:
-        pixels = pixels * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    else:
-        lowest, highest = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
-        pixels = (pixels - lowest) / (highest - lowest).clamp(min=1e-12)
-    return pixels.clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def _patches(tokens: Tensor, num_prefix_tokens: int) -> Tensor:

@@ -5,18 +5,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from singer_hf.inspection.measure.audit_result import AuditResult, BlockAudit
-from singer_hf.inspection.report.maps import (
+from singer_hf.cards.drawing import (
     COLOURS,
     FONT,
-    NORM_UNIT,
     legend_below,
     log_ticks,
     new_figure,
     set_title,
+    short,
     small_text,
+    spread,
 )
-from singer_hf.inspection.report.picture_data import short, spread
+from singer_hf.inspection.measure.audit_result import AuditResult, BlockAudit
+from singer_hf.inspection.report.maps import NORM_UNIT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

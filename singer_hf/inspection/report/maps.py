@@ -5,7 +5,6 @@ matplotlib is imported inside functions only, so that the rest of the package wo
 :mod:`singer_hf.inspection.report.curves`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,19 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from singer_hf.cards.drawing import FONT, MAP_COLOURS, log_ticks, new_figure, set_title, short, spread, wrapped
 from singer_hf.inspection.measure.audit_result import AuditResult
 from singer_hf.inspection.measure.snapshots import Snapshot
-from singer_hf.inspection.report.picture_data import pca_colours, relative_norms, short, spread, wrapped
+from singer_hf.inspection.report.picture_data import pca_colours, relative_norms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MAP_COLOURS = "viridis"
 NORM_UNIT = "L2 norm before the final norm"
-FONT = 8
-_CELL, _TITLE_FONT = 1.45, 10
+_CELL = 1.45
 
 
 def norm_maps(snapshot: Snapshot, blocks: Sequence[int] | None = None, title: str | None = None) -> "Figure":
@@ -163,47 +160,6 @@ def method_rows(
     _colour_bar(figure, shown, axes, "norm / median of its image")
     set_title(figure, title or "Patch tokens of the last block")
     return figure
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, sizes in inches, that no window and no global state knows of."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    return figure
-
-
-def log_ticks(axis: object, low: float, high: float) -> None:
-    """Plain numbers on a logarithmic axis: 1, 2, 5, 10, ... over a short range, powers of ten over a long one."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    decades = math.log10(max(high, 1e-12) / max(low, 1e-12))
-    subs = (1, 2, 5) if decades < 2.2 else (1,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=12 if decades < 2.2 else 6))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def legend_below(figure: "Figure", axis: "Axes") -> None:
-    """The legend of ``axis`` under the figure, in as many columns as fit."""
-    handles, labels = axis.get_legend_handles_labels()
-    widest = max(map(len, labels))
-    columns = max(1, min(len(labels), int(figure.get_figwidth() * 13 // (widest + 6))))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=FONT, frameon=False)
-
-
-def small_text(axis: "Axes") -> None:
-    """Tick and axis labels in the small size of all figures."""
-    axis.tick_params(labelsize=FONT)
-    axis.xaxis.label.set_size(FONT)
-    axis.yaxis.label.set_size(FONT)
-    axis.grid(alpha=0.25, linewidth=0.5)
-
-
-def set_title(figure: "Figure", text: str) -> None:
-    """A title wrapped to the width of the figure."""
-    figure.suptitle(wrapped(text, int(figure.get_figwidth() * 12)), fontsize=_TITLE_FONT)
 
 
 def _features(snapshot: Snapshot) -> list[tuple[str, Tensor, tuple[int, int]]]:

@@ -1,7 +1,5 @@
 """What pictures are drawn from: colours for features, choices of blocks, names that fit. No drawing here."""
 
-import textwrap
-
 import torch
 from torch import Tensor
 
@@ -31,20 +29,3 @@ def relative_norms(features: Tensor) -> Tensor:
     """L2 norms (K, N) of patch tokens (K, N, D) over the median of their image."""
     norms = features.norm(dim=-1)
     return norms / norms.median(dim=1, keepdim=True).values.clamp(min=1e-12)
-
-
-def spread(count: int, limit: int) -> list[int]:
-    """At most ``limit`` of the indices 0..count-1, evenly spread, the last always among them."""
-    if count <= limit:
-        return list(range(count))
-    return sorted({round(i * (count - 1) / (limit - 1)) for i in range(limit)})
-
-
-def short(name: str, limit: int = 34) -> str:
-    """A name that fits a title, its middle left out if need be."""
-    return name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-(limit // 2) :]}"
-
-
-def wrapped(text: str, width: int) -> str:
-    """Text in lines of at most ``width`` characters."""
-    return "\n".join(textwrap.wrap(text, width, break_long_words=True))

@@ -1,0 +1,75 @@
+"""Helpers for figures: size, axes, legends, titles. matplotlib is imported inside the functions."""
+
+import math
+import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
+MAP_COLOURS = "viridis"
+
+FONT = 8
+
+_TITLE_FONT = 10
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, sizes in inches, that no window and no global state knows of."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    return figure
+
+
+def log_ticks(axis: object, low: float, high: float) -> None:
+    """Plain numbers on a logarithmic axis: 1, 2, 5, 10, ... over a short range, powers of ten over a long one."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    decades = math.log10(max(high, 1e-12) / max(low, 1e-12))
+    subs = (1, 2, 5) if decades < 2.2 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12 if decades < 2.2 else 6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend_below(figure: "Figure", axis: "Axes") -> None:
+    """The legend of ``axis`` under the figure, in as many columns as fit."""
+    handles, labels = axis.get_legend_handles_labels()
+    widest = max(map(len, labels))
+    columns = max(1, min(len(labels), int(figure.get_figwidth() * 13 // (widest + 6))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=FONT, frameon=False)
+
+
+def small_text(axis: "Axes") -> None:
+    """Tick and axis labels in the small size of all figures."""
+    axis.tick_params(labelsize=FONT)
+    axis.xaxis.label.set_size(FONT)
+    axis.yaxis.label.set_size(FONT)
+    axis.grid(alpha=0.25, linewidth=0.5)
+
+
+def set_title(figure: "Figure", text: str) -> None:
+    """A title wrapped to the width of the figure."""
+    figure.suptitle(wrapped(text, int(figure.get_figwidth() * 12)), fontsize=_TITLE_FONT)
+
+
+def spread(count: int, limit: int) -> list[int]:
+    """At most ``limit`` of the indices 0..count-1, evenly spread, the last always among them."""
+    if count <= limit:
+        return list(range(count))
+    return sorted({round(i * (count - 1) / (limit - 1)) for i in range(limit)})
+
+
+def short(name: str, limit: int = 34) -> str:
+    """A name that fits a title, its middle left out if need be."""
+    return name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-(limit // 2) :]}"
+
+
+def wrapped(text: str, width: int) -> str:
+    """Text in lines of at most ``width`` characters."""
+    return "\n".join(textwrap.wrap(text, width, break_long_words=True))

@@ -1,0 +1,74 @@
+"""Compares ways to clean a teacher: one student per method and seed, the same images, order and steps for all.
+
+    python examples/compare.py examples/configs/compare/cifar10_planted.yaml --num_processes 2
+
+Writes comparison.json, comparison.md and figures/*.png into output_dir, and every student into cells/<method>/<seed>.
+A comparison that was stopped goes on where it was when the command is repeated; a finished cell is never made again.
+Flags win over the file: `--output_dir`, `--seeds 0 1`, `--methods fitnet singer_paper` (some of the file's),
+`--max_steps`, and where teacher and data lie: `--teacher_name_or_path`, `--clean_teacher_name_or_path`,
+`--dataset_name`.
+"""
+
+import os
+import platform
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser
+
+from singer_hf.comparison.runner import run_study
+from singer_hf.comparison.study import Study, read_study
+
+
+@dataclass
+class Flags:
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for everything that is written."})
+    teacher_name_or_path: str | None = field(default=None, metadata={"help": "Teacher: folder or Hub id."})
+    clean_teacher_name_or_path: str | None = field(default=None, metadata={"help": "The teacher before planting."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Images: folder or Hub id."})
+    methods: list[str] | None = field(default=None, metadata={"help": "Only these methods of the file."})
+    seeds: list[int] | None = field(default=None, metadata={"help": "Seeds in place of the file's."})
+    max_steps: int | None = field(default=None, metadata={"help": "Steps of every cell."})
+    num_processes: int = field(default=1, metadata={"help": "Cells that are run side by side."})
+
+    def __post_init__(self) -> None:
+        if self.num_processes < 1:
+            raise ValueError(f"`--num_processes` must be at least 1, got {self.num_processes!r}")
+
+
+def parse() -> tuple[Study, int]:
+    if len(sys.argv) < 2 or not sys.argv[1].endswith((".yaml", ".yml")):
+        sys.exit(f"usage: compare.py STUDY.yaml [flags]\n{__doc__}")
+    (flags,) = HfArgumentParser(Flags).parse_args_into_dataclasses(sys.argv[2:])
+    overrides = {name: value for name, value in asdict(flags).items() if name != "num_processes"}
+    return read_study(sys.argv[1], **overrides), flags.num_processes
+
+
+def facts(study: Study, num_processes: int) -> dict[str, str]:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "command": f"python {shlex.join(sys.argv)}",
+        "teacher": study.teacher_name_or_path,
+        "student": study.student_config,
+        "images": f"{study.dataset_name}, {study.max_train_samples or 'all'} of the {study.train_split} split",
+        "steps": f"{study.max_steps}, training settings {study.training}",
+        "seeds": ", ".join(map(str, study.seeds)),
+        "hardware": f"{', '.join(gpus) or f'{os.cpu_count()} CPU cores'} ({platform.machine()})",
+        "processes": str(num_processes),
+        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
+        "date": date.today().isoformat(),
+    }
+
+
+def main() -> None:
+    study, num_processes = parse()
+    Path(study.output_dir).mkdir(parents=True, exist_ok=True)
+    print(f"{len(study.methods)} methods x {len(study.seeds)} seeds x {study.max_steps} steps -> {study.output_dir}")
+    run_study(study, num_processes=num_processes, facts=facts(study, num_processes))
+    page = Path(study.output_dir) / "comparison.md"
+    print(page.read_text(encoding="utf-8"))
+    print(f"See {page} and {page.parent / 'figures'}")

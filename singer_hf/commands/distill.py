@@ -1,0 +1,232 @@
+"""Distils a vision transformer into a small student with SiNGER.
+
+The demo, on drawn scenes, without any download:
+
+    accelerate launch examples/distill.py
+
+A run on your images, from any ViT of the Hub, timm or a folder:
+
+    accelerate launch examples/distill.py --teacher_name_or_path facebook/dinov2-large \
+        --student_config examples/configs/students/vit-small-patch14.json --dataset_name path/to/images \
+        --output_dir outputs/student --num_train_epochs 100 --per_device_train_batch_size 64
+
+or from a YAML file with the same names, `accelerate launch examples/distill.py examples/configs/vit-l_to_vit-t.yaml`.
+Every field of SingerTrainingArguments and SingerConfig is a flag: `--help` lists them.
+`--recipe` sets several of them at once, `--method` takes another method than SiNGER, to compare with.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+
+import datasets
+import torch
+import yaml
+from torch import nn
+from transformers import HfArgumentParser, PreTrainedModel, set_seed
+
+from singer_hf import SingerConfig, SingerDistillationTrainer, SingerTrainingArguments
+from singer_hf.baselines.methods import KINDS, Method
+from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES, recipe_settings
+from singer_hf.baselines.refiners import SCOPES
+from singer_hf.data.datasets import load_image_dataset
+from singer_hf.data.image_processors import load_image_processor, student_image_processor
+from singer_hf.data.transforms import eval_transform
+from singer_hf.demo.run import DemoSettings, run_demo
+from singer_hf.distillation.distiller import Refiner
+from singer_hf.evaluation.online_probes import OnlineProbes
+from singer_hf.training.build import teacher_image_size
+from singer_hf.vit.loading import load_model, model_from_config
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@dataclass
+class ScriptArguments:
+    teacher_name_or_path: str = field(metadata={"help": "Teacher: Hub id (transformers or timm/) or local folder."})
+    dataset_name: str = field(metadata={"help": "Images: Hub id, imagefolder, or folder of parquet or arrow files."})
+    student_name_or_path: str | None = field(default=None, metadata={"help": "Student with weights to start from."})
+    student_config: str | None = field(
+        default=None, metadata={"help": "Student with random weights: config as JSON file, folder or Hub id."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the dataset on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; none by default."})
+    image_column: str | None = field(default=None, metadata={"help": "Column with the images; found by itself."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a seeded subset of this size."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on a seeded subset of this size."})
+    evaluators: list[str] = field(
+        default_factory=list,
+        metadata={"help": "knn, linear_probe or both, at every evaluation; need labels in both splits."},
+    )
+    streaming: bool = field(default=False, metadata={"help": "Stream the dataset; needs --max_steps."})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "Images to shuffle within when streaming."})
+    image_processor: str | None = field(
+        default=None,
+        metadata={"help": "Image processor of the student. Default: its own, else made after the teacher's."},
+    )
+    method: str = field(default="singer", metadata={"help": f"One of {', '.join(KINDS)}."})
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": f"Settings of SiNGER: {', '.join(RECIPES)}. Default: {DEFAULT_RECIPE}; flags win over it."},
+    )
+    refiner_quantile: float | None = field(
+        default=None, metadata={"help": "clip_norm, neighbor: outliers are longer than this quantile of the image."}
+    )
+    refiner_mad_factor: float | None = field(
+        default=None, metadata={"help": "clip_norm, neighbor: or longer than the median by so many deviations."}
+    )
+    refiner_scope: str | None = field(
+        default=None, metadata={"help": "clip_norm, neighbor: thresholds of each image (the default) or of a batch."}
+    )
+    num_register_neurons: int | None = field(
+        default=None, metadata={"help": "test_time_register: MLP units that are moved. Default: 1."}
+    )
+    num_calibration_images: int = field(
+        default=32, metadata={"help": "Training images for `--nullspace_source jacobian` and test_time_register."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Go on from the last complete checkpoint in output_dir."})
+
+    def __post_init__(self) -> None:
+        if (self.student_name_or_path is None) == (self.student_config is None):
+            raise ValueError("give exactly one of `--student_name_or_path` and `--student_config`")
+        if self.method not in KINDS:
+            raise ValueError(f"`--method` must be one of {', '.join(KINDS)}, got {self.method!r}")
+        if self.recipe is not None and self.method != "singer":
+            raise ValueError(f"`--recipe` has settings of SiNGER; leave it out with `--method {self.method}`")
+        for name, upper in (("refiner_quantile", 1), ("refiner_mad_factor", inf), ("num_register_neurons", inf)):
+            if (value := getattr(self, name)) is not None and not 0 < value < upper:
+                raise ValueError(f"`--{name}` must lie in (0, {upper}), got {value!r}")
+        if self.refiner_scope not in (None, *SCOPES):
+            raise ValueError(f"`--refiner_scope` must be one of {', '.join(SCOPES)}, got {self.refiner_scope!r}")
+        if None not in (self.refiner_quantile, self.refiner_mad_factor):
+            raise ValueError("give at most one of `--refiner_quantile` and `--refiner_mad_factor`")
+        self.clean_up()
+        if self.evaluators and (self.eval_split is None or self.streaming):
+            raise ValueError("`--evaluators` need `--eval_split`, and labelled images that are not streamed")
+
+    def clean_up(self) -> Method:
+        """What is done to the teacher; refuses settings that the method does not take."""
+        settings = {
+            "quantile": self.refiner_quantile,
+            "mad_factor": self.refiner_mad_factor,
+            "scope": self.refiner_scope,
+            "num_neurons": self.num_register_neurons,
+        }
+        return Method.parse(self.method, {name: value for name, value in settings.items() if value is not None})
+
+
+def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
+    parser = HfArgumentParser([ScriptArguments, SingerTrainingArguments, SingerConfig])
+    given = sys.argv[1:]
+    if given and given[0].endswith((".yaml", ".yml")):
+        given = [*_flags(yaml.safe_load(Path(given[0]).read_text(encoding="utf-8"))), *given[1:]]
+    known = parser.parse_known_args(given)[0]
+    recipe = known.recipe or (DEFAULT_RECIPE if known.method == "singer" else None)
+    # The last of several flags of one name wins: those on the command line, then the file's, then the recipe's.
+    flags = given if recipe is None else [*_flags(recipe_settings(recipe)), *given]
+    script, args, peft_config = parser.parse_args_into_dataclasses(flags)
+    if args.distillation != "features" and script.method != args.distillation:
+        raise ValueError(f"`--distillation` follows from the method, say `--method {args.distillation}`")
+    args.distillation = "vitkd" if script.method == "vitkd" else "features"
+    script.recipe = recipe
+    return script, args, peft_config
+
+
+def _flags(settings: dict) -> list[str]:
+    """Names and values, as in a YAML file, as flags; lists become several values."""
+    flags = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        flags += [f"--{name}", *map(str, values)]
+    return flags
+
+
+def load_split(script: ScriptArguments, split: str, max_samples: int | None, seed: int) -> datasets.Dataset:
+    return load_image_dataset(
+        script.dataset_name,
+        split=split,
+        config_name=script.dataset_config,
+        image_column=script.image_column,
+        streaming=script.streaming,
+        max_samples=max_samples,
+        shuffle_buffer=script.shuffle_buffer if script.streaming else 0,
+        seed=seed,
+        revision=script.dataset_revision,
+    )
+
+
+def calibration_images(script: ScriptArguments, seed: int) -> list[torch.Tensor]:
+    """Training images, normalised for the teacher, in batches of 8."""
+    processor = load_image_processor(script.teacher_name_or_path)
+    if processor is None:
+        raise ValueError("calibration on training images needs an image processor saved with the teacher")
+    rows = load_split(script, script.train_split, script.num_calibration_images, seed)
+    transform = eval_transform(processor)
+    images = [transform(row["image"]) for row in rows.cast_column("image", datasets.Image())]
+    return list(torch.stack(images).split(8))
+
+
+def clean_teacher(
+    script: ScriptArguments, args: SingerTrainingArguments, student: PreTrainedModel, processor: object
+) -> tuple[nn.Module | str, Refiner | None]:
+    """The teacher, and what cleans its tokens if that is neither an adapter nor in the teacher itself."""
+    if script.method in ("singer", "fitnet", "vitkd"):
+        return script.teacher_name_or_path, None
+    teacher = load_model(script.teacher_name_or_path, "teacher_name_or_path")
+    size = teacher_image_size(student, teacher, processor, args.student_layers)
+    images = calibration_images(script, args.seed) if script.method == "test_time_register" else []
+    return script.clean_up().prepare(teacher, size, images, args.seed)
+
+
+def demo() -> None:
+    """The demo is small: one process and one GPU, however many the launcher started and the machine has."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    run_demo(DemoSettings(teacher=str(EXAMPLES / "demo_teacher")))
+
+
+def main() -> None:
+    if len(sys.argv) == 1:
+        demo()
+        return
+    script, args, peft_config = parse()
+    set_seed(args.seed)
+    if script.student_config is None:
+        student = load_model(script.student_name_or_path, "student_name_or_path")
+    else:
+        student = model_from_config(script.student_config)
+    if script.method == "singer" and peft_config.nullspace_source == "jacobian":
+        peft_config.calibration_images = calibration_images(script, args.seed)
+    processor = load_image_processor(script.image_processor) or load_image_processor(script.student_name_or_path)
+    processor = processor or student_image_processor(student, load_image_processor(script.teacher_name_or_path))
+    teacher, refiner = clean_teacher(script, args, student, processor)
+
+    trainer = SingerDistillationTrainer(
+        student,
+        teacher,
+        args,
+        peft_config if script.method == "singer" else None,
+        train_dataset=load_split(script, script.train_split, script.max_train_samples, args.seed),
+        eval_dataset=script.eval_split and load_split(script, script.eval_split, script.max_eval_samples, args.seed),
+        processing_class=processor,
+        refiner=refiner,
+        run_facts={"dataset": script.dataset_name, "dataset_revision": script.dataset_revision or ""},
+    )
+    if script.evaluators:
+        train, test = (load_split(script, split, None, args.seed) for split in (script.train_split, script.eval_split))
+        probes = OnlineProbes(train, test, trainer.processing_class, probes=script.evaluators, seed=args.seed)
+        trainer.evaluators.append(probes)
+    if trainer.is_world_process_zero():
+        print(f"recipe: {script.recipe or 'none'}", trainer.distiller.describe(), sep="\n")
+    trainer.train(resume_from_checkpoint=script.resume or args.resume_from_checkpoint)
+    trainer.save_model()
+    if args.push_to_hub:
+        trainer.push_to_hub()

@@ -1,18 +1,14 @@
-"""A register given to a trained vision transformer without training: another way to clean it of high-norm tokens.
+"""A register token for a trained vision transformer, without training: it takes the outliers off the patches.
 
-Unlike the clean-ups of :mod:`singer_hf.baselines.refiners`, test-time registers change the teacher's own forward pass.
+Unlike a refiner, a test-time register changes the teacher's own forward pass.
 """
 
-from collections.abc import Iterable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from singer_hf.artifacts.outliers import OutlierRule
-from singer_hf.baselines.refiners import REFINERS
-from singer_hf.vit.block_indices import resolve_layers
-from singer_hf.vit.features import FeatureCapture, capture_features, first_tensor
+from singer_hf.vit.features import capture_features, first_tensor
 from singer_hf.vit.structure import ViTView, view_vit
 from singer_hf.vit.tokens import split_tokens
 
@@ -146,7 +142,7 @@ def install_test_time_registers(model: nn.Module, neurons: dict[int, Tensor]) ->
         registers.remove()
         raise ValueError(
             f"{type(view.backbone).__name__} takes no test-time register: its blocks do not run with one token more "
-            f"than {view.num_prefix_tokens} prefix tokens and the patches; use another refiner ({', '.join(REFINERS)})"
+            f"than {view.num_prefix_tokens} prefix tokens and the patches; use another method (clip_norm, neighbor)"
         ) from error
     registers.states.clear()
     return registers
@@ -159,73 +155,3 @@ def _check_units(view: ViTView, index: int, units: Tensor) -> Tensor:
     if not units.numel() or units.min() < 0 or units.max() >= width:
         raise ValueError(f"`neurons` must name units in [0, {width - 1}] for block {index}, got {units.tolist()}")
     return units.long()
-
-
-@torch.no_grad()
-def find_register_neurons(
-    model: nn.Module,
-    images: Iterable[Tensor],
-    *,
-    outlier_block: int,
-    num_neurons: int,
-    rule: OutlierRule | None = None,
-) -> dict[int, Tensor]:
-    """The hidden MLP units that are the most active where outliers are (arXiv:2506.08010, register neurons).
-
-    A unit's score is the mean magnitude of what it passes to the MLP's output map at the outliers of an image, as a
-    mean over the images that have some. The units of blocks 0 to ``outlier_block`` are ranked together.
-
-    Args:
-        model: Any vision transformer, without test-time registers.
-        images: Batches (B, 3, H, W), normalised for the model.
-        outlier_block: The block behind which the outliers are read, negatives allowed: the first that has them all.
-        num_neurons: How many units to choose, > 0.
-        rule: What counts as an outlier; None: ``OutlierRule()``.
-
-    Returns:
-        Block index -> indices of its chosen units, ascending, int64 on the CPU; blocks without any are left out.
-
-    Raises:
-        ValueError: If a number is out of range or no image has outliers.
-    """
-    view = view_vit(model)
-    [last] = resolve_layers("outlier_block", [outlier_block], view.num_blocks)
-    width = view.mlp_layers(last)[1].in_features
-    if not 0 < num_neurons <= (last + 1) * width:
-        raise ValueError(f"`num_neurons` must lie in [1, {(last + 1) * width}], got {num_neurons!r}")
-    scores = _score_units(view, images, last, rule or OutlierRule())
-    chosen = scores.flatten().topk(num_neurons).indices.sort().values.cpu()
-    blocks = chosen // width
-    return {int(i): chosen[blocks == i] % width for i in blocks.unique()}
-
-
-def _score_units(view: ViTView, images: Iterable[Tensor], last: int, rule: OutlierRule) -> Tensor:
-    """Scores (last + 1, H) of the units of blocks 0 to ``last``, summed over the images."""
-    activations: dict[int, Tensor] = {}
-    capture, weight = FeatureCapture(view, (last,)), view.patch_embedding.weight
-    handles = [
-        view.mlp_layers(i)[1].register_forward_pre_hook(partial(_keep_activations, activations, i))
-        for i in range(last + 1)
-    ]
-    scores, seen = torch.zeros(last + 1, view.mlp_layers(last)[1].in_features, device=weight.device), 0
-    try:
-        for batch in images:
-            tokens = capture(batch.to(weight.device, weight.dtype)).outputs[last]
-            outliers = rule.mask(tokens[:, view.num_prefix_tokens :].float().norm(dim=-1))
-            seen += int(outliers.any(dim=1).sum())
-            shares = outliers / outliers.sum(dim=1, keepdim=True).clamp(min=1)
-            for i, score in enumerate(scores):
-                magnitudes = activations[i][:, view.num_prefix_tokens :].abs().float()
-                score += torch.einsum("bn,bnh->h", shares, magnitudes)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not seen:
-        raise ValueError(
-            f"`images` must have outliers behind block {last}: nothing to move; take more, or a lower rule"
-        )
-    return scores
-
-
-def _keep_activations(activations: dict[int, Tensor], index: int, module: nn.Module, args: tuple) -> None:
-    activations[index] = args[0]

@@ -19,26 +19,25 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field
-from math import inf
 from pathlib import Path
 
 import datasets
 import torch
 import yaml
 from torch import nn
-from transformers import HfArgumentParser, PreTrainedModel, set_seed
+from transformers import HfArgumentParser, set_seed
 
 from singer_hf import SingerConfig, SingerDistillationTrainer, SingerTrainingArguments
-from singer_hf.baselines.methods import KINDS, Method
+from singer_hf.baselines.method import Method
+from singer_hf.baselines.methods import METHODS, make_method
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES, recipe_settings
-from singer_hf.baselines.refiners import SCOPES
+from singer_hf.baselines.singer import Singer
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.data.transforms import eval_transform
 from singer_hf.demo.run import DemoSettings, run_demo
-from singer_hf.distillation.distiller import Refiner
 from singer_hf.evaluation.online_probes import OnlineProbes
-from singer_hf.training.build import teacher_image_size
+from singer_hf.tuner.model import attach_adapter
 from singer_hf.vit.loading import load_model, model_from_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -69,22 +68,14 @@ class ScriptArguments:
         default=None,
         metadata={"help": "Image processor of the student. Default: its own, else made after the teacher's."},
     )
-    method: str = field(default="singer", metadata={"help": f"One of {', '.join(KINDS)}."})
+    method: str = field(default="singer", metadata={"help": f"One of {', '.join(METHODS)}."})
+    method_settings: dict | str = field(
+        default_factory=dict,
+        metadata={"help": 'Settings of a method other than SiNGER as JSON, for example \'{"scope": "batch"}\'.'},
+    )
     recipe: str | None = field(
         default=None,
         metadata={"help": f"Settings of SiNGER: {', '.join(RECIPES)}. Default: {DEFAULT_RECIPE}; flags win over it."},
-    )
-    refiner_quantile: float | None = field(
-        default=None, metadata={"help": "clip_norm, neighbor: outliers are longer than this quantile of the image."}
-    )
-    refiner_mad_factor: float | None = field(
-        default=None, metadata={"help": "clip_norm, neighbor: or longer than the median by so many deviations."}
-    )
-    refiner_scope: str | None = field(
-        default=None, metadata={"help": "clip_norm, neighbor: thresholds of each image (the default) or of a batch."}
-    )
-    num_register_neurons: int | None = field(
-        default=None, metadata={"help": "test_time_register: MLP units that are moved. Default: 1."}
     )
     num_calibration_images: int = field(
         default=32, metadata={"help": "Training images for `--nullspace_source jacobian` and test_time_register."}
@@ -94,30 +85,27 @@ class ScriptArguments:
     def __post_init__(self) -> None:
         if (self.student_name_or_path is None) == (self.student_config is None):
             raise ValueError("give exactly one of `--student_name_or_path` and `--student_config`")
-        if self.method not in KINDS:
-            raise ValueError(f"`--method` must be one of {', '.join(KINDS)}, got {self.method!r}")
-        if self.recipe is not None and self.method != "singer":
+        self.method_settings = _parsed(self.method_settings)
+        if self.method == Singer.name and self.method_settings:
+            raise ValueError(
+                f"`--method_settings` must be left out with `--method {self.method}`, whose settings are flags of their "
+                f"own, got {self.method_settings!r}"
+            )
+        make_method(self.method, self.method_settings)
+        if self.recipe is not None and self.method != Singer.name:
             raise ValueError(f"`--recipe` has settings of SiNGER; leave it out with `--method {self.method}`")
-        for name, upper in (("refiner_quantile", 1), ("refiner_mad_factor", inf), ("num_register_neurons", inf)):
-            if (value := getattr(self, name)) is not None and not 0 < value < upper:
-                raise ValueError(f"`--{name}` must lie in (0, {upper}), got {value!r}")
-        if self.refiner_scope not in (None, *SCOPES):
-            raise ValueError(f"`--refiner_scope` must be one of {', '.join(SCOPES)}, got {self.refiner_scope!r}")
-        if None not in (self.refiner_quantile, self.refiner_mad_factor):
-            raise ValueError("give at most one of `--refiner_quantile` and `--refiner_mad_factor`")
-        self.clean_up()
         if self.evaluators and (self.eval_split is None or self.streaming):
             raise ValueError("`--evaluators` need `--eval_split`, and labelled images that are not streamed")
 
-    def clean_up(self) -> Method:
-        """What is done to the teacher; refuses settings that the method does not take."""
-        settings = {
-            "quantile": self.refiner_quantile,
-            "mad_factor": self.refiner_mad_factor,
-            "scope": self.refiner_scope,
-            "num_neurons": self.num_register_neurons,
-        }
-        return Method.parse(self.method, {name: value for name, value in settings.items() if value is not None})
+
+def _parsed(settings: dict | str) -> dict:
+    try:
+        parsed = json.loads(settings) if isinstance(settings, str) else settings
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`--method_settings` must be JSON, got {settings!r}: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"`--method_settings` must be settings by name, got {settings!r}")
+    return parsed
 
 
 def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
@@ -126,13 +114,10 @@ def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
     if given and given[0].endswith((".yaml", ".yml")):
         given = [*_flags(yaml.safe_load(Path(given[0]).read_text(encoding="utf-8"))), *given[1:]]
     known = parser.parse_known_args(given)[0]
-    recipe = known.recipe or (DEFAULT_RECIPE if known.method == "singer" else None)
+    recipe = known.recipe or (DEFAULT_RECIPE if known.method == Singer.name else None)
     # The last of several flags of one name wins: those on the command line, then the file's, then the recipe's.
     flags = given if recipe is None else [*_flags(recipe_settings(recipe)), *given]
     script, args, peft_config = parser.parse_args_into_dataclasses(flags)
-    if args.distillation != "features" and script.method != args.distillation:
-        raise ValueError(f"`--distillation` follows from the method, say `--method {args.distillation}`")
-    args.distillation = "vitkd" if script.method == "vitkd" else "features"
     script.recipe = recipe
     return script, args, peft_config
 
@@ -171,16 +156,24 @@ def calibration_images(script: ScriptArguments, seed: int) -> list[torch.Tensor]
     return list(torch.stack(images).split(8))
 
 
-def clean_teacher(
-    script: ScriptArguments, args: SingerTrainingArguments, student: PreTrainedModel, processor: object
-) -> tuple[nn.Module | str, Refiner | None]:
-    """The teacher, and what cleans its tokens if that is neither an adapter nor in the teacher itself."""
-    if script.method in ("singer", "fitnet", "vitkd"):
-        return script.teacher_name_or_path, None
-    teacher = load_model(script.teacher_name_or_path, "teacher_name_or_path")
-    size = teacher_image_size(student, teacher, processor, args.student_layers)
-    images = calibration_images(script, args.seed) if script.method == "test_time_register" else []
-    return script.clean_up().prepare(teacher, size, images, args.seed)
+def prepare_teacher(
+    script: ScriptArguments, args: SingerTrainingArguments, peft_config: SingerConfig
+) -> tuple[Method, nn.Module | str]:
+    """Returns the method, and the teacher as it needs it.
+
+    Args:
+        script: The script's flags.
+        args: The training flags.
+        peft_config: The flags of the adapter.
+    """
+    if script.method == Singer.name:
+        if peft_config.nullspace_source == "jacobian":
+            peft_config.calibration_images = calibration_images(script, args.seed)
+        teacher = load_model(script.teacher_name_or_path, "teacher_name_or_path")
+        return Singer(), attach_adapter(teacher, peft_config)
+    method = make_method(script.method, script.method_settings)
+    images = calibration_images(script, args.seed) if method.needs_images else ()
+    return method, method.prepare(load_model(script.teacher_name_or_path, "teacher_name_or_path"), images, args.seed)
 
 
 def demo() -> None:
@@ -203,29 +196,31 @@ def main() -> None:
         student = load_model(script.student_name_or_path, "student_name_or_path")
     else:
         student = model_from_config(script.student_config)
-    if script.method == "singer" and peft_config.nullspace_source == "jacobian":
-        peft_config.calibration_images = calibration_images(script, args.seed)
     processor = load_image_processor(script.image_processor) or load_image_processor(script.student_name_or_path)
     processor = processor or student_image_processor(student, load_image_processor(script.teacher_name_or_path))
-    teacher, refiner = clean_teacher(script, args, student, processor)
+    method, teacher = prepare_teacher(script, args, peft_config)
 
     trainer = SingerDistillationTrainer(
         student,
         teacher,
         args,
-        peft_config if script.method == "singer" else None,
         train_dataset=load_split(script, script.train_split, script.max_train_samples, args.seed),
         eval_dataset=script.eval_split and load_split(script, script.eval_split, script.max_eval_samples, args.seed),
         processing_class=processor,
-        refiner=refiner,
-        run_facts={"dataset": script.dataset_name, "dataset_revision": script.dataset_revision or ""},
+        method=method,
+        teacher_processing_class=load_image_processor(script.teacher_name_or_path),
+        run_facts={
+            "dataset": script.dataset_name,
+            "dataset_revision": script.dataset_revision or "",
+            "teacher": script.teacher_name_or_path,
+        },
     )
     if script.evaluators:
         train, test = (load_split(script, split, None, args.seed) for split in (script.train_split, script.eval_split))
         probes = OnlineProbes(train, test, trainer.processing_class, probes=script.evaluators, seed=args.seed)
         trainer.evaluators.append(probes)
     if trainer.is_world_process_zero():
-        print(f"recipe: {script.recipe or 'none'}", trainer.distiller.describe(), sep="\n")
+        print(f"recipe: {script.recipe or 'none'}", trainer.describe(), sep="\n")
     trainer.train(resume_from_checkpoint=script.resume or args.resume_from_checkpoint)
     trainer.save_model()
     if args.push_to_hub:

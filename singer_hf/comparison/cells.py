@@ -22,7 +22,6 @@ from singer_hf.comparison.study import Study
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.evaluation.online_probes import OnlineProbes
 from singer_hf.training.arguments import SingerTrainingArguments
-from singer_hf.training.build import teacher_image_size
 from singer_hf.training.checkpoint import last_complete_checkpoint
 from singer_hf.training.trainer import SingerDistillationTrainer
 from singer_hf.vit.loading import load_model, model_from_config
@@ -129,9 +128,8 @@ def prepare_trainer(
         raise ValueError(f"`teacher_name_or_path` must hold an image processor, got {teacher_name!r} without one")
     rows = training_images(study)
     calibration = pixel_batches_of(rows, teacher_processor, study.num_calibration_images)
-    size = teacher_image_size(student, teacher, processor, entry.objective.get("student_layers"))
-    teacher, refiner = entry.prepare(teacher, size, calibration, seed)
-    set_seed(seed)  # whatever the method drew: projectors and image order are the same for all of them
+    teacher = entry.method.prepare(teacher, calibration, seed)
+    set_seed(seed)  # whatever the method drew, projectors and image order are the same for all methods
     return SingerDistillationTrainer(
         student,
         teacher,
@@ -139,7 +137,7 @@ def prepare_trainer(
         train_dataset=rows,
         processing_class=processor,
         teacher_processing_class=teacher_processor,
-        refiner=refiner,
+        method=entry.method,
         run_facts={"dataset": study.dataset_name, "teacher": teacher_name},
         **options,
     )
@@ -165,7 +163,7 @@ def _make_trainer(study: Study, method: str, seed: int, output_dir: Path, quiet:
         output_dir=str(output_dir),
         max_steps=study.max_steps,
         seed=seed,
-        **defaults | study.training | study.methods[method].training_arguments(),
+        **defaults | study.training | dict(study.methods[method].training),
     )
     few = test.select(range(min(_EVAL_IMAGES, len(test))))
     trainer = prepare_trainer(study, method, seed, args, eval_dataset=few if study.num_evaluations else None)

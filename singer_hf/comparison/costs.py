@@ -44,7 +44,7 @@ def _trainer(study: Study, name: str) -> SingerDistillationTrainer:
         output_dir=str(Path(study.output_dir) / "costs"),
         max_steps=1,
         save_strategy="no",
-        **defaults | _without_strategies(study.training) | study.methods[name].training_arguments(),
+        **defaults | _without_strategies(study.training) | dict(study.methods[name].training),
     )
     return prepare_trainer(study, name, study.seeds[0], args)
 

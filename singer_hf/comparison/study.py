@@ -1,6 +1,7 @@
 """What a comparison compares: one teacher, one student, one set of images, many methods and seeds."""
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -8,13 +9,76 @@ from typing import Any
 
 import yaml
 
-from singer_hf.baselines.methods import Method, check_numbers
+from singer_hf.baselines.method import Method
+from singer_hf.baselines.methods import make_method, method_class
+from singer_hf.baselines.recipes import recipe_settings
 from singer_hf.training.arguments import SingerTrainingArguments
 
 # What every method must share; the study says it once.
-_SHARED = ("seed", "output_dir", "run_name", "max_steps", "num_train_epochs", "distillation")
+_SHARED = ("seed", "output_dir", "run_name", "max_steps", "num_train_epochs")
 _GRID_NAMES = 2
 _REQUIRED = ("teacher_name_or_path", "student_config", "dataset_name", "max_steps")
+# Each method may have a learning rate that suits it; the images and their number are the same for all.
+_OPTIMIZER = ("learning_rate", "adam_beta2", "max_grad_norm")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+@dataclass(frozen=True)
+class StudyMethod:
+    """A method of a comparison: a row of its tables.
+
+    Attributes:
+        name: Name in tables.
+        method: The method with its settings.
+        training: Fields of SingerTrainingArguments that belong to it.
+        teacher_name_or_path: A teacher of its own (one with trained registers, for example); None for the shared one.
+    """
+
+    name: str
+    method: Method
+    training: Mapping[str, Any] = field(default_factory=dict)
+    teacher_name_or_path: str | None = None
+
+    @classmethod
+    def parse(cls, name: str, entry: Mapping[str, Any] | None) -> "StudyMethod":
+        """Makes a method from its entry in the YAML file: ``method`` (default: its name), ``recipe``, and settings.
+
+        Args:
+            name: Name in tables.
+            entry: The entry.
+
+        Raises:
+            ValueError: If a setting is unknown, does not belong to the method, or is out of its range.
+        """
+        entry = dict(entry or {})
+        kind, teacher = entry.pop("method", name), entry.pop("teacher_name_or_path", None)
+        recipe = entry.pop("recipe", None)
+        try:
+            method = method_class(kind)
+            settings = ({} if recipe is None else recipe_settings(recipe)) | entry
+            check_numbers(settings)
+            names = {"method": method.setting_names(), "training": (*method.training_fields, *_OPTIMIZER)}
+            if unknown := sorted(set(settings) - {*names["method"], *names["training"]}):
+                raise ValueError(
+                    f"{kind} does not take the settings {unknown}; it takes "
+                    f"{sorted({*names['method'], *names['training']})}"
+                )
+            split = {part: {n: settings[n] for n in own if n in settings} for part, own in names.items()}
+            SingerTrainingArguments(**split["training"])
+            return cls(name, make_method(kind, split["method"]), split["training"], teacher)
+        except ValueError as error:
+            raise ValueError(f"{name!r}: {error}") from error
+
+
+def check_numbers(settings: Mapping[str, Any]) -> None:
+    """Checks that no number was parsed as text, as YAML does with 1e-3.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name, value in settings.items():
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            raise ValueError(f"`{name}` is the text {value!r} to YAML; write it with a point, as in 1.0e-3")
 
 
 @dataclass(frozen=True)
@@ -48,7 +112,7 @@ class Study:
     student_config: str
     dataset_name: str
     max_steps: int
-    methods: dict[str, Method]
+    methods: dict[str, StudyMethod]
     output_dir: str = "outputs/comparison"
     seeds: tuple[int, ...] = (0, 1, 2)
     baseline: str = "fitnet"
@@ -95,7 +159,7 @@ def read_study(file: str | Path, **overrides: Any) -> Study:
         raise ValueError(f"{str(file)!r} must say {', '.join(missing)}")
     grid = given.pop("grid", None)
     entries = dict(given.pop("methods", None) or {}) | (_grid_entries(grid) if grid else {})
-    methods = {name: Method.parse(name, entry) for name, entry in entries.items()}
+    methods = {name: StudyMethod.parse(name, entry) for name, entry in entries.items()}
     if kept is not None:
         methods = {name: methods[name] for name in _checked_names(kept, methods)}
     return _checked(Study(**_plain(given), methods=methods, grid=_axes(grid) if grid else None))
@@ -118,19 +182,14 @@ def _checked(study: Study) -> Study:
         raise ValueError(
             f"`training` must hold fields of SingerTrainingArguments other than {', '.join(_SHARED)}, got {unknown}"
         )
-    check_numbers("`training`", study.training)
-    for method in study.methods.values():
-        _check_method(method)
-    return study
-
-
-def _check_method(method: Method) -> None:
-    if "/" in method.name or method.name in (".", ".."):
-        raise ValueError(f"names of methods are names of folders too, got {method.name!r}")
     try:
-        SingerTrainingArguments(**method.training_arguments())
+        check_numbers(study.training)
     except ValueError as error:
-        raise ValueError(f"{method.name!r}: {error}") from error
+        raise ValueError(f"`training`: {error}") from error
+    for name in study.methods:
+        if "/" in name or name in (".", ".."):
+            raise ValueError(f"names of methods are names of folders too, got {name!r}")
+    return study
 
 
 def _checked_names(names: list[str], methods: Mapping[str, Method]) -> list[str]:

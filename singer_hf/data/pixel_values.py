@@ -21,8 +21,8 @@ def image_rows(
     """Rows of ``pixel_values`` (3, H, W), decoded and transformed on the workers.
 
     Args:
-        dataset: A dataset of the `datasets` library with images; anything else, and one whose own transform already
-            yields ``pixel_values``, is returned as it is.
+        dataset: A dataset of the `datasets` library with images, or a dict of such; anything else, and a dataset whose
+            own transform already yields ``pixel_values``, is returned as it is.
         processor: Image processor that says size and normalisation.
         train: Random crop and flip, or the processor's own deterministic steps.
         image_column: Column with the images; found by itself if None.
@@ -32,6 +32,9 @@ def image_rows(
     Raises:
         ValueError: If there is no image column, or no processor for it.
     """
+    if isinstance(dataset, dict):
+        options = {"train": train, "image_column": image_column, "color_jitter": color_jitter, "seed": seed}
+        return {name: image_rows(part, processor, **options) for name, part in dataset.items()}
     if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset) or _has_pixel_values(dataset):
         return dataset
     if processor is None:

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -13,16 +14,14 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
 
 from singer_hf.artifacts.outliers import outlier_ratio_of_norms
-from singer_hf.baselines.methods import Method
-from singer_hf.baselines.recipes import DEFAULT_RECIPE
+from singer_hf.baselines.recipes import DEFAULT_RECIPE, recipe_settings
 from singer_hf.data.drawn_scenes import scene_dataset
 from singer_hf.data.transforms import eval_transform
-from singer_hf.distillation.distiller import SingerDistiller
+from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.evaluation.heads.logistic_regression import linear_probe
 from singer_hf.training.arguments import SingerTrainingArguments
 from singer_hf.training.checkpoint import check_output_folder
-from singer_hf.training.figures import norm_rows
-from singer_hf.training.run_figures import save_figure
+from singer_hf.training.figures import norm_rows, save_figure
 from singer_hf.training.trainer import SingerDistillationTrainer
 from singer_hf.tuner import SingerConfig
 
@@ -66,7 +65,7 @@ def run_demo(settings: DemoSettings) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: If the output folder holds another run or the recipe is unknown.
     """
-    singer = Method.parse("singer", {"recipe": settings.recipe, "r": RANK})
+    methods = _methods(settings)
     print(BANNER)
     for method in ("fitnet", "singer"):
         check_output_folder(Path(settings.output_dir) / method)
@@ -75,11 +74,11 @@ def run_demo(settings: DemoSettings) -> dict[str, dict[str, float]]:
     test = scene_dataset(settings.num_test_images, seed=settings.seed + 3)
     trainers, seconds = {}, {}
     titles = {"fitnet": "FitNet (features as they are)", "singer": f"SiNGER (recipe: {settings.recipe})"}
-    for method in (Method.parse("fitnet", {}), singer):
-        print(f"\ndistilling a student with {titles[method.name]}")
+    for name, (adapter, objective) in methods.items():
+        print(f"\ndistilling a student with {titles[name]}")
         start = time.perf_counter()
-        trainers[method.name] = _distil(settings, method, train)
-        seconds[method.name] = time.perf_counter() - start
+        trainers[name] = _distil(settings, name, adapter, objective, train)
+        seconds[name] = time.perf_counter() - start
     rows = _measure(trainers, seconds, train, test)
     _draw(trainers, test, Path(settings.output_dir))
     print(_table(rows))
@@ -88,9 +87,19 @@ def run_demo(settings: DemoSettings) -> dict[str, dict[str, float]]:
     return rows
 
 
-def _distil(settings: DemoSettings, method: Method, train: Dataset) -> SingerDistillationTrainer:
+def _methods(settings: DemoSettings) -> dict[str, tuple[SingerConfig | None, dict[str, Any]]]:
+    """Name of the method -> its adapter and its fields of SingerTrainingArguments."""
+    recipe, adapter_fields = recipe_settings(settings.recipe), {item.name for item in fields(SingerConfig)}
+    adapter = {name: value for name, value in recipe.items() if name in adapter_fields}
+    objective = {name: value for name, value in recipe.items() if name not in adapter_fields}
+    return {"fitnet": (None, {}), "singer": (SingerConfig(r=RANK, **adapter), objective)}
+
+
+def _distil(
+    settings: DemoSettings, name: str, adapter: SingerConfig | None, objective: dict[str, Any], train: Dataset
+) -> SingerDistillationTrainer:
     args = SingerTrainingArguments(
-        output_dir=str(Path(settings.output_dir) / method.name),
+        output_dir=str(Path(settings.output_dir) / name),
         num_train_epochs=settings.num_epochs,
         per_device_train_batch_size=settings.batch_size,
         logging_steps=50,
@@ -99,14 +108,14 @@ def _distil(settings: DemoSettings, method: Method, train: Dataset) -> SingerDis
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
         seed=settings.seed,
-        **method.training_arguments(),
+        **objective,
     )
     set_seed(settings.seed)
     trainer = SingerDistillationTrainer(
         _student(settings.teacher),
         settings.teacher,
         args,
-        SingerConfig(**method.adapter) if method.kind == "singer" else None,
+        adapter,
         train_dataset=train,
         processing_class=AutoImageProcessor.from_pretrained(settings.teacher),
         run_facts={
@@ -134,13 +143,16 @@ def _readers(trainers: dict[str, SingerDistillationTrainer]) -> dict[str, Callab
     singer, fitnet = trainers["singer"].distiller, trainers["fitnet"].distiller
     last, prefix = singer.teacher_layers[-1], singer.teacher_view.num_prefix_tokens
 
-    def student(distiller: SingerDistiller) -> Callable[[Tensor], tuple[Tensor, int]]:
-        reader, block = distiller.student_reader, distiller.student_layers[-1]
-        return lambda images: (reader.read(images)[block], reader.num_class_tokens)
+    def student(distiller: FeatureDistiller) -> Callable[[Tensor], tuple[Tensor, int]]:
+        extract, block = distiller.student_extractor, distiller.student_layers[-1]
+        return lambda images: (extract(images)[block], extract.num_class_tokens)
+
+    def teacher(images: Tensor) -> dict[int, Tensor]:
+        return singer.teacher_features(images).outputs
 
     return {
-        "teacher": lambda images: (singer.read_teacher(images)[last], prefix),
-        "refined teacher": lambda images: (singer.refine(singer.read_teacher(images))[last], prefix),
+        "teacher": lambda images: (teacher(images)[last], prefix),
+        "refined teacher": lambda images: (singer.refine(teacher(images))[last], prefix),
         "FitNet student": student(fitnet),
         "SiNGER student": student(singer),
     }

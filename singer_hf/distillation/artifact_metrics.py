@@ -1,48 +1,51 @@
 """Artifacts in teacher, refined teacher and student, and what the refinement changes in the next block."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from singer_hf.artifacts.outliers import outlier_ratio
-from singer_hf.distillation.distiller import SingerDistiller
+from singer_hf.distillation.feature_distiller import FeatureDistiller
+from singer_hf.vit.features import CapturedFeatures
 from singer_hf.vit.inference import evaluation_mode
 
 
-def artifact_metrics(distiller: SingerDistiller, pixel_values: Tensor) -> dict[str, float]:
-    """Outlier ratios of teacher, refined teacher and student, and the leakage of the adapter, means over the blocks.
+def artifact_metrics(distiller: FeatureDistiller, pixel_values: Tensor) -> dict[str, float]:
+    """Returns the outlier ratios of teacher, refined teacher and student, and the leakage, means over the blocks.
 
-    ``adapter_leakage`` is the relative change of what the next block writes on patch tokens,
-    ``‖u(F̂) - u(F)‖ / ‖u(F)‖`` with ``u(x) = block(x) - x``, over the distilled blocks that have a next one.
+    ``adapter_leakage`` is the relative change of what the next block adds to its patch tokens,
+    ``‖u(F̂) - u(F)‖ / ‖u(F)‖`` with ``u(x) = block(x) - x``, over the refined blocks that have a next one.
 
     Args:
-        distiller: The composite; its modes are left as they are.
+        distiller: The distiller; its modes are left as they are.
         pixel_values: Images (B, 3, H, W), normalised for the student.
     """
     with evaluation_mode(distiller):
-        raw = distiller.read_teacher(pixel_values)
-        refined = distiller.refine(raw)
-        student = distiller.student_reader.read(pixel_values)
-        measures = _ratios(distiller, raw, refined, student)
-        intermediate = [i for i in distiller.teacher_layers if distiller.refines and i + 1 in raw]
-        leaks = [_leakage(distiller, i, raw, refined) for i in intermediate]
+        raw = distiller.teacher_features(pixel_values)
+        refined = distiller.refine(raw.outputs)
+        metrics = _ratios(distiller, raw.outputs, refined, distiller.student_extractor(pixel_values))
+        leaks = [_leakage(distiller, i, raw, refined[i]) for i in distiller.refiners if i + 1 in raw.outputs]
     if leaks:
-        measures["adapter_leakage"] = _mean(leaks)
-    return measures
+        metrics["adapter_leakage"] = _mean(leaks)
+    return metrics
 
 
-def _ratios(distiller: SingerDistiller, raw: dict, refined: dict, student: dict) -> dict[str, float]:
-    prefix, own = distiller.teacher_view.num_prefix_tokens, distiller.student_reader.num_class_tokens
-    measures = {"teacher_outlier_ratio": [outlier_ratio(raw[i][:, prefix:]) for i in distiller.teacher_layers]}
-    if distiller.refines:
-        measures["refined_outlier_ratio"] = [outlier_ratio(refined[i][:, prefix:]) for i in distiller.teacher_layers]
-    measures["student_outlier_ratio"] = [outlier_ratio(student[j][:, own:]) for j in distiller.student_layers]
-    return {name: _mean(values) for name, values in measures.items()}
+def _ratios(
+    distiller: FeatureDistiller, raw: Mapping[int, Tensor], refined: Mapping[int, Tensor], student: dict[int, Tensor]
+) -> dict[str, float]:
+    prefix, own = distiller.teacher_view.num_prefix_tokens, distiller.student_extractor.num_class_tokens
+    metrics = {"teacher_outlier_ratio": [outlier_ratio(raw[i][:, prefix:]) for i in distiller.teacher_layers]}
+    if distiller.refiners:
+        metrics["refined_outlier_ratio"] = [outlier_ratio(refined[i][:, prefix:]) for i in distiller.teacher_layers]
+    metrics["student_outlier_ratio"] = [outlier_ratio(student[j][:, own:]) for j in distiller.student_layers]
+    return {name: _mean(values) for name, values in metrics.items()}
 
 
-def _leakage(distiller: SingerDistiller, block: int, raw: dict[int, Tensor], refined: dict[int, Tensor]) -> Tensor:
+def _leakage(distiller: FeatureDistiller, block: int, raw: CapturedFeatures, refined: Tensor) -> Tensor:
     prefix = distiller.teacher_view.num_prefix_tokens
-    before = (raw[block + 1] - raw[block])[:, prefix:].float()
-    after = (distiller.replay_next(block, refined[block]) - refined[block])[:, prefix:].float()
+    before = (raw.outputs[block + 1] - raw.outputs[block])[:, prefix:].float()
+    after = (distiller.replay_next(block, refined, raw) - refined)[:, prefix:].float()
     return (after - before).norm() / before.norm().clamp(min=1e-12)
 
 

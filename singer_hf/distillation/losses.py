@@ -40,27 +40,48 @@ def outlier_loss(refined_patches: Tensor, quantile: float = 0.97) -> Tensor:
     return excess.square().sum() / count
 
 
-def info_loss(refined_read: Tensor, raw_read: Tensor) -> Tensor:
-    """Mean squared difference of two patch Gram matrices (paper, L_info): what the next block makes of F̂ and of F.
+def info_loss(refined: Tensor, raw: Tensor, num_prefix_tokens: int = 0, kind: str = "gram") -> Tensor:
+    """Difference between the features that follow from the refined and from the raw tokens (L_info).
 
     Args:
-        refined_read: Patch tokens (B, N, D) that follow from the refined features.
-        raw_read: Patch tokens (B, N, D) that follow from the raw features.
+        refined: Tokens (B, P+N, D) that follow from the refined features, such as ``block_{l+1}(F̂_l)``.
+        raw: Tokens (B, P+N, D) that follow from the raw features, such as ``F_{l+1}``.
+        num_prefix_tokens: P, the tokens in front of the patches.
+        kind: ``"gram"``: mean squared difference of the patch Gram matrices (paper). ``"reference"``: mean squared
+            difference of all tokens (the released code at intermediate blocks).
     """
-    return F.mse_loss(gram_matrix(refined_read), gram_matrix(raw_read))
+    if kind == "reference":
+        return F.mse_loss(refined.float(), raw.float())
+    return F.mse_loss(gram_matrix(refined[:, num_prefix_tokens:]), gram_matrix(raw[:, num_prefix_tokens:]))
 
 
-def check_loss_settings(
-    kd_weight: float, outlier_weight: float, info_weight: float, outlier_quantile: float, info_loss: str
-) -> None:
-    """Checks the settings of the objective.
+def check_weights(**weights: float) -> None:
+    """Checks that the weights of loss terms are not negative.
+
+    Args:
+        **weights: Weight by the name of its argument.
 
     Raises:
-        ValueError: If a weight is negative, the quantile not in (0, 1), or ``info_loss`` unknown.
+        ValueError: If a weight is negative or NaN.
     """
-    for name, weight in (("kd_weight", kd_weight), ("outlier_weight", outlier_weight), ("info_weight", info_weight)):
+    for name, weight in weights.items():
         if not weight >= 0:
             raise ValueError(f"`{name}` must be at least 0, got {weight!r}")
+
+
+def check_singer_settings(outlier_weight: float, info_weight: float, outlier_quantile: float, info_loss: str) -> None:
+    """Checks the settings of the terms that train the adapter.
+
+    Args:
+        outlier_weight: λ_outlier, >= 0.
+        info_weight: λ_info, >= 0.
+        outlier_quantile: γ in (0, 1).
+        info_loss: One of ``INFO_LOSSES``.
+
+    Raises:
+        ValueError: If a weight is negative, the quantile is not in (0, 1), or ``info_loss`` is unknown.
+    """
+    check_weights(outlier_weight=outlier_weight, info_weight=info_weight)
     if not 0 < outlier_quantile < 1:
         raise ValueError(f"`outlier_quantile` must lie in (0, 1), got {outlier_quantile!r}")
     if info_loss not in INFO_LOSSES:

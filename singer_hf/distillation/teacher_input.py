@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from singer_hf.distillation.student_features import make_student_extractor
 from singer_hf.vit.features import FeatureCapture
 from singer_hf.vit.structure import ViTView
 
@@ -123,3 +124,26 @@ def _affine(student: Normalization | None, teacher: Normalization | None) -> tup
     (mean_s, std_s), (mean_t, std_t) = (torch.tensor(pair, dtype=torch.float64) for pair in (student, teacher))
     scale, shift = std_s / std_t, (mean_s - mean_t) / std_t
     return scale.float().view(3, 1, 1), shift.float().view(3, 1, 1)
+
+
+def teacher_image_size(
+    student: nn.Module,
+    view: ViTView,
+    image_size: tuple[int, int] | None = None,
+    student_layers: Sequence[int] | None = None,
+) -> tuple[int, int]:
+    """Returns the (height, width) in pixels of the teacher's images in a distillation.
+
+    Args:
+        student: The student.
+        view: View of the teacher.
+        image_size: (height, width) of the student's images. None: the size in its config, else 224 x 224.
+        student_layers: Student blocks of the distillation. None: the default ones.
+
+    Raises:
+        ValueError: If the patch grids cannot be matched.
+    """
+    extractor = make_student_extractor(student, image_size)
+    size = image_size or extractor.image_size
+    grid = extractor.grid((student_layers or [extractor.num_blocks - 1])[-1], size)
+    return TeacherInput(view, size, grid).teacher_image_size

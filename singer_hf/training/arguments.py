@@ -4,19 +4,17 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from singer_hf.distillation.losses import INFO_LOSSES, check_loss_settings
-
-DISTILLATIONS = ("features", "vitkd")
+from singer_hf.distillation.losses import INFO_LOSSES, check_singer_settings, check_weights
 
 
 @dataclass
 class SingerTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` plus the objective of SiNGER, with the published settings as defaults.
 
-    What differs from the base class: ``learning_rate`` 1e-3, ``weight_decay`` 1e-4 and a cosine to 1e-4 of the peak
-    (as published; warm-up is left to the run's length); no gradient clipping (the adapter's gradient is much longer
-    than the student's and a common clip would starve the student); all columns are kept; a loss that is not finite
-    stops the run instead of being left out of the log.
+    Differences from the base class: ``learning_rate`` 1e-3, ``weight_decay`` 1e-4 and a cosine schedule that ends at
+    1e-4 of the peak (as published; warm-up depends on the run's length and is not set); no gradient clipping (the
+    adapter's gradient norm is much larger than the student's, so a joint clip would slow the student down); all
+    columns are kept; a loss that is not finite stops the run instead of being filtered from the log.
 
     Args:
         kd_weight: Weight of L_KD, >= 0.
@@ -24,19 +22,15 @@ class SingerTrainingArguments(TrainingArguments):
         info_weight: λ_info, >= 0.
         outlier_quantile: γ in (0, 1).
         info_loss: ``"gram"`` (paper) or ``"reference"`` (released code).
-        detach_refined: Whether L_KD leaves the adapter alone.
-        adapter_warmup_steps: First steps in which L_KD counts nothing, so that the adapter is trained before anything
-            is learned from it; >= 0. They are part of the run's steps.
-        distillation: ``"features"`` (SiNGER; FitNet with a bare teacher) or ``"vitkd"``, the method it is compared
-            with, for a bare teacher (:class:`singer_hf.baselines.vitkd.ViTKDDistiller`).
-        mask_ratio: Share of the patches that ViTKD masks, in (0, 1).
-        generation_weight: Weight of ViTKD's generation term, >= 0; ``kd_weight`` is that of its mimicking term.
-        teacher_layers: Distilled blocks of a bare teacher; adapters say it themselves.
+        detach_refined: Whether L_KD has no gradient to the adapter.
+        adapter_warmup_steps: Number of first steps in which L_KD has weight 0, so that the adapter is trained before
+            the student; >= 0. They are part of the run's steps.
+        teacher_layers: Distilled blocks of a teacher without adapters.
         student_layers: Student block for each distilled teacher block; default by relative depth.
         color_jitter: Strength of brightness, contrast and saturation jitter, >= 0; 0 is off.
-        ema_decay: Decay per step, in (0, 1), of a running average of the student, which is then what is evaluated,
+        ema_decay: Decay per step, in (0, 1), of an exponential moving average of the student, which is then evaluated,
             saved and pushed. None: off.
-        num_artifact_images: Images of the last batch on which outlier ratios and adapter leakage are logged, 0 is off.
+        num_artifact_images: Images of the last batch on which outlier ratios and adapter leakage are logged; 0 is off.
         overwrite_output_dir: Whether to train into an output folder that holds another run.
 
     Raises:
@@ -60,9 +54,6 @@ class SingerTrainingArguments(TrainingArguments):
     info_loss: str = field(default="gram", metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
     detach_refined: bool = field(default=False, metadata={"help": "Keep L_KD from training the adapter."})
     adapter_warmup_steps: int = field(default=0, metadata={"help": "First steps that train the adapter alone."})
-    distillation: str = field(default="features", metadata={"help": f"One of {', '.join(DISTILLATIONS)}."})
-    mask_ratio: float = field(default=0.5, metadata={"help": "Share of the patches that ViTKD masks."})
-    generation_weight: float = field(default=0.05, metadata={"help": "Weight of ViTKD's generation loss, >= 0."})
     teacher_layers: list[int] | None = field(
         default=None, metadata={"help": "Distilled blocks of a teacher without adapters, 0-based."}
     )
@@ -76,13 +67,8 @@ class SingerTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_loss_settings(
-            self.kd_weight, self.outlier_weight, self.info_weight, self.outlier_quantile, self.info_loss
-        )
-        if self.distillation not in DISTILLATIONS:
-            choices = ", ".join(map(repr, DISTILLATIONS))
-            raise ValueError(f"`distillation` must be one of {choices}, got {self.distillation!r}")
-        check_generation_settings(self.mask_ratio, self.generation_weight)
+        check_weights(kd_weight=self.kd_weight)
+        check_singer_settings(self.outlier_weight, self.info_weight, self.outlier_quantile, self.info_loss)
         if self.adapter_warmup_steps < 0:
             raise ValueError(f"`adapter_warmup_steps` must be at least 0, got {self.adapter_warmup_steps!r}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -93,15 +79,3 @@ class SingerTrainingArguments(TrainingArguments):
             raise ValueError(f"`color_jitter` must be at least 0, got {self.color_jitter!r}")
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: the images would be removed")
-
-
-def check_generation_settings(mask_ratio: float, generation_weight: float) -> None:
-    """Checks the settings of ViTKD's generation term.
-
-    Raises:
-        ValueError: If the share is not in (0, 1) or the weight is negative.
-    """
-    if not 0 < mask_ratio < 1:
-        raise ValueError(f"`mask_ratio` must lie in (0, 1), got {mask_ratio!r}")
-    if not generation_weight >= 0:
-        raise ValueError(f"`generation_weight` must be at least 0, got {generation_weight!r}")

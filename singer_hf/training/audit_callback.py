@@ -1,4 +1,4 @@
-"""An audit of a few fixed images while a student is trained: scalars in the log, norm maps where pictures can go."""
+"""An audit of a few fixed images during training: metrics in the log, norm maps in the reporting integrations."""
 
 import importlib.util
 import io
@@ -9,10 +9,9 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from singer_hf.data.pictures import to_pictures
-from singer_hf.distillation.student_features import TransformerStudent
+from singer_hf.distillation.student_features import TransformerExtractor
 from singer_hf.inspection.measure.audit import outlier_summary
-from singer_hf.training.figures import norm_rows
-from singer_hf.training.run_figures import norm_maps
+from singer_hf.training.figures import norm_maps, norm_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,11 +21,11 @@ TAG = "audit/patch_norms"
 
 
 class AuditCallback(TrainerCallback):
-    """At every evaluation and every save, measures the outliers of the student on the same few images.
+    """Measures the outliers of the student on the same few images at every evaluation and every save.
 
-    The scalars of :func:`singer_hf.inspection.measure.audit.outlier_summary` go into the log as ``audit_<name>`` (of students
-    that are vision transformers), and a figure with the norm maps of teacher, refined teacher and student goes to
-    TensorBoard, Weights & Biases or trackio where one of them is on.
+    The metrics of :func:`singer_hf.inspection.measure.audit.outlier_summary` are logged as ``audit_<name>`` (for
+    students that are vision transformers). A figure with the norm maps of teacher, refined teacher and student is sent
+    to TensorBoard, Weights & Biases or trackio where one of them is enabled.
 
     Args:
         trainer: The trainer it is added to: ``trainer.add_callback(AuditCallback(trainer, images))``.
@@ -59,15 +58,15 @@ class AuditCallback(TrainerCallback):
             return
         self._last_step = state.global_step
         distiller, images = self.trainer.distiller, self.images.to(args.device)
-        if isinstance(distiller.student_reader, TransformerStudent):
-            figures = outlier_summary(distiller.student_reader.view, images)
-            self.trainer.log({f"audit_{name}": value for name, value in figures.items()})
+        if isinstance(distiller.student_extractor, TransformerExtractor):
+            metrics = outlier_summary(distiller.student_extractor.view, images)
+            self.trainer.log({f"audit_{name}": value for name, value in metrics.items()})
         if importlib.util.find_spec("matplotlib") is not None:
             _show(self.trainer, norm_rows(to_pictures(images), norm_maps(distiller, images)), state.global_step)
 
 
 def _show(trainer: "Trainer", figure: "Figure", step: int) -> None:
-    """Hands a figure to every reporting integration that takes pictures."""
+    """Sends a figure to every reporting integration that takes images."""
     for callback in trainer.callback_handler.callbacks:
         if getattr(callback, "tb_writer", None) is not None:
             callback.tb_writer.add_figure(TAG, figure, step)

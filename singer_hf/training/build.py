@@ -1,90 +1,64 @@
-"""From what a Trainer is given to the composite that it trains."""
+"""The distiller of a run from what the Trainer is given, and the checks at its start."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from singer_hf.baselines.vitkd import ViTKDDistiller
+from singer_hf.baselines.fitnet import FitNet
+from singer_hf.baselines.method import Method
+from singer_hf.baselines.singer import Singer
 from singer_hf.data.image_processors import image_spec
-from singer_hf.distillation.distiller import Refiner, SingerDistiller
-from singer_hf.distillation.student_features import read_student
-from singer_hf.distillation.teacher_input import TeacherInput
+from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.training.arguments import SingerTrainingArguments
 from singer_hf.tuner.layer import find_singer_layers
-from singer_hf.vit.structure import view_vit
 
 
-def compose(
+def default_method(teacher: nn.Module) -> Method:
+    """Returns SiNGER for a teacher with adapters, else FitNet."""
+    return Singer() if find_singer_layers(teacher) else FitNet()
+
+
+def build_distiller(
+    method: Method,
     student: nn.Module,
     teacher: nn.Module,
     args: SingerTrainingArguments,
     processor: Any,
     teacher_processor: Any,
-    refiner: Refiner | None = None,
-) -> SingerDistiller:
-    """The composite for a run, with sizes and normalisations as the image processors say.
+) -> FeatureDistiller:
+    """Returns the module that is trained, with the sizes and normalisations of the image processors.
+
+    Args:
+        method: The method.
+        student: The student.
+        teacher: The teacher, prepared by the method.
+        args: The training arguments.
+        processor: The student's image processor, or None.
+        teacher_processor: The teacher's image processor, or None.
 
     Raises:
-        ValueError: If student and teacher cannot be distilled as ``args`` ask.
+        ValueError: If student and teacher cannot be distilled with these arguments.
     """
-    if args.adapter_warmup_steps and not find_singer_layers(teacher):
+    if args.adapter_warmup_steps and "adapter_warmup_steps" not in method.training_fields:
         raise ValueError(
-            f"`adapter_warmup_steps` must be 0 for a teacher without SiNGER adapters, got {args.adapter_warmup_steps}"
+            f"`adapter_warmup_steps` must be 0 for the method {method.name!r}, which trains no adapter, got "
+            f"{args.adapter_warmup_steps}"
         )
     spec = None if processor is None else image_spec(processor)
     teacher_spec = None if teacher_processor is None else image_spec(teacher_processor)
-    shared = {
-        "teacher_layers": args.teacher_layers,
-        "student_layers": args.student_layers,
-        "kd_weight": args.kd_weight,
-        "image_size": spec and spec.size,
-        "student_normalization": spec and (spec.mean, spec.std),
-        "teacher_normalization": teacher_spec and (teacher_spec.mean, teacher_spec.std),
-    }
-    if args.distillation == "vitkd":
-        if refiner is not None:
-            raise ValueError('`refiner` must be left out with `distillation="vitkd"`, which has no use for it')
-        return ViTKDDistiller(
-            student, teacher, generation_weight=args.generation_weight, mask_ratio=args.mask_ratio, **shared
-        )
-    return SingerDistiller(
+    return method.make_distiller(
         student,
         teacher,
-        refiner=refiner,
-        outlier_weight=args.outlier_weight,
-        info_weight=args.info_weight,
-        outlier_quantile=args.outlier_quantile,
-        info_loss=args.info_loss,
-        detach_refined=args.detach_refined,
-        **shared,
+        args,
+        image_size=spec and spec.size,
+        student_normalization=spec and (spec.mean, spec.std),
+        teacher_normalization=teacher_spec and (teacher_spec.mean, teacher_spec.std),
     )
 
 
-def teacher_image_size(
-    student: nn.Module, teacher: nn.Module, processor: Any, student_layers: Sequence[int] | None = None
-) -> tuple[int, int]:
-    """(height, width) in pixels of the images that the teacher of a run will see.
-
-    Args:
-        student: The student.
-        teacher: The teacher.
-        processor: The student's image processor. None: the size in its config counts.
-        student_layers: Student blocks of the run, if they are not the default ones.
-
-    Raises:
-        ValueError: If the patch grids cannot be matched.
-    """
-    size = None if processor is None else image_spec(processor).size
-    reader = read_student(student, size)
-    size = size or reader.image_size
-    grid = reader.grid((student_layers or [reader.num_blocks - 1])[-1], size)
-    return TeacherInput(view_vit(teacher), size, grid).teacher_image_size
-
-
 def check_student(student: nn.Module) -> None:
-    """Refuses a student that nobody could load from what is saved.
+    """Checks that the saved student can be loaded by anyone.
 
     Raises:
         ValueError: If it is no transformers model.
@@ -97,33 +71,37 @@ def check_student(student: nn.Module) -> None:
 
 
 def check_devices(args: SingerTrainingArguments) -> None:
-    """Refuses several GPUs in one process: `nn.DataParallel` cannot run the composite.
+    """Checks that the process uses one GPU at most: `nn.DataParallel` cannot run the distiller.
 
     Raises:
-        ValueError: If one process sees several GPUs.
+        ValueError: If several GPUs are visible to one process.
     """
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process; start one process per GPU (`accelerate launch` or "
-            "`torchrun --nproc_per_node`), or show it a single one with CUDA_VISIBLE_DEVICES"
+            "`torchrun --nproc_per_node`), or make a single one visible with CUDA_VISIBLE_DEVICES"
         )
 
 
-def name_of(model: nn.Module | str) -> str | None:
-    """Hub id or folder a model was given by or loaded from; None if it has none."""
-    if isinstance(model, str):
-        return model
-    return getattr(getattr(model, "config", None), "name_or_path", None) or None
-
-
 def check_sharded_run(args: SingerTrainingArguments, resume_from_checkpoint: str | bool | None) -> None:
-    """Refuses what needs whole weights in a run that FSDP splits.
+    """Checks that a run under FSDP uses nothing that needs whole weights.
+
+    Args:
+        args: The training arguments.
+        resume_from_checkpoint: The checkpoint to resume from, if any.
 
     Raises:
-        ValueError: If it resumes, reloads its best checkpoint or keeps a running average.
+        ValueError: If the run resumes, loads its best checkpoint at the end, or keeps a moving average.
     """
     if resume_from_checkpoint or args.load_best_model_at_end or args.ema_decay is not None:
         raise ValueError(
             "resuming, `load_best_model_at_end` and `ema_decay` do not work with FSDP, which splits the weights; "
             "leave them out or start the run without FSDP (examples/accelerate/multi_gpu.yaml)"
         )
+
+
+def name_of(model: nn.Module | str) -> str | None:
+    """Returns the Hub id or folder a model was given by or loaded from; None if it has none."""
+    if isinstance(model, str):
+        return model
+    return getattr(getattr(model, "config", None), "name_or_path", None) or None

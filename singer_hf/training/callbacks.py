@@ -1,4 +1,4 @@
-"""What is measured while a student is trained: artifacts on both sides, and what the refinement changes."""
+"""Callbacks of a distillation: moving average of the student, warm-up of the adapter, epochs of the dataset."""
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -8,7 +8,7 @@ from singer_hf.distillation.distiller import SingerDistiller
 
 
 class EmaCallback(TrainerCallback):
-    """Keeps an exponential running average of the student.
+    """Keeps an exponential moving average of the student.
 
     Args:
         student: The student that is trained.
@@ -38,10 +38,10 @@ class EmaCallback(TrainerCallback):
 
 
 class AdapterWarmupCallback(TrainerCallback):
-    """Leaves L_KD out of the first steps, in which the adapter alone is trained.
+    """Gives L_KD the weight 0 in the first steps, in which only the adapter is trained.
 
     Args:
-        distiller: The composite without wrappers.
+        distiller: The distiller without wrappers.
         num_steps: Optimiser steps without L_KD.
     """
 
@@ -51,20 +51,23 @@ class AdapterWarmupCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Says whether this step is one of them, in a resumed run as well."""
-        self.distiller.warms_up = state.global_step < self.num_steps
+        """Switches the warm-up on or off, in a resumed run as well."""
+        self.distiller.in_adapter_warmup = state.global_step < self.num_steps
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Later evaluations count L_KD."""
-        self.distiller.warms_up = False
+        """Switches the warm-up off, so that later evaluations include L_KD."""
+        self.distiller.in_adapter_warmup = False
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the dataset which epoch begins, so that its random crops differ between epochs.
+    """Passes the epoch on to the dataset, so that its random crops differ between epochs.
 
-    accelerate's loader does so for one process, but not for map-style datasets on several.
+    accelerate's data loader does this in one process, but not for map-style datasets in several.
+
+    Args:
+        dataset: The training dataset; ignored without ``set_epoch``.
     """
 
     def __init__(self, dataset: object) -> None:
@@ -73,6 +76,6 @@ class EpochCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Passes on the epoch; in a resumed run the one it stands in."""
+        """Sets the epoch that begins; in a resumed run the current one."""
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))

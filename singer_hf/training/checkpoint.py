@@ -1,4 +1,4 @@
-"""What a distillation run writes, and how it is read back: plain student, adapter, projectors."""
+"""Saving and loading of a distillation run: plain student, adapter, projectors."""
 
 import json
 import logging
@@ -10,18 +10,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.trainer_utils import sort_checkpoints
 
-from singer_hf.distillation.distiller import SingerDistiller
+from singer_hf.distillation.feature_distiller import FeatureDistiller
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "singer"
-PROJECTORS_FILE = "projectors/model.safetensors"
-RAW_STUDENT_FILE = "raw_student/model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+RAW_STUDENT_FILE = f"raw_student/{WEIGHTS_FILE}"
+_PROJECTORS_FILE = f"projectors/{WEIGHTS_FILE}"
 _STATE_FILE = "trainer_state.json"
 
 
 def save_distilled(
-    distiller: SingerDistiller,
+    distiller: FeatureDistiller,
     folder: str | Path,
     student: nn.Module | None = None,
     state_dict: dict[str, Tensor] | None = None,
@@ -30,65 +31,67 @@ def save_distilled(
     """Writes the plain student to ``folder``, the adapter to ``singer/`` and the projectors to ``projectors/``.
 
     Args:
-        distiller: The trained composite.
+        distiller: The trained distiller.
         folder: Target folder.
-        student: The student to publish where it is not ``distiller.student`` (a running average).
-        state_dict: The composite's gathered state, where its own parameters are shards (FSDP).
-        resumable: Whether the trained weights beside a running average are kept too, in ``raw_student/``.
+        student: The student to publish where it is not ``distiller.student`` (a moving average).
+        state_dict: The distiller's gathered state, where its own parameters are shards (FSDP).
+        resumable: Whether the trained weights beside a moving average are written too, to ``raw_student/``.
     """
     folder = Path(folder)
-    state = {part: _part(state_dict, part) for part in ("student", "teacher", "projectors")}
     published = distiller.student if student is None else student
-    published.save_pretrained(folder, state_dict=state["student"] if student is None else None)
+    student_state = _part(state_dict, "student")
+    published.save_pretrained(folder, state_dict=student_state if student is None else None)
     if student is not None and resumable:
-        _save_tensors(state["student"] or distiller.student.state_dict(), folder / RAW_STUDENT_FILE)
-    _save_tensors(state["projectors"] or distiller.projectors.state_dict(), folder / PROJECTORS_FILE)
-    if distiller.has_adapters:
-        _save_adapter(distiller.teacher, folder / ADAPTER_FOLDER, state["teacher"])
+        _save_tensors(student_state or distiller.student.state_dict(), folder / RAW_STUDENT_FILE)
+    for name, module in distiller.trained_modules.items():
+        _save_tensors(_part(state_dict, name) or module.state_dict(), folder / name / WEIGHTS_FILE)
+    if distiller.singer_layers:
+        _save_adapter(distiller.teacher, folder / ADAPTER_FOLDER, _part(state_dict, "teacher"))
 
 
-def load_distilled(distiller: SingerDistiller, folder: str | Path, average: nn.Module | None = None) -> None:
-    """Puts the weights that :func:`save_distilled` wrote back into a composite of the same making.
+def load_distilled(distiller: FeatureDistiller, folder: str | Path, average: nn.Module | None = None) -> None:
+    """Loads the weights that :func:`save_distilled` wrote into a distiller of the same configuration.
 
-    The student is read through ``from_pretrained``, which undoes the renaming that saving does.
+    The student is loaded through ``from_pretrained``, which reverts the renaming of keys at saving.
 
     Args:
-        distiller: The composite.
+        distiller: The distiller.
         folder: Folder of a run or checkpoint.
-        average: The running average of the student, if the run keeps one.
+        average: The moving average of the student, if the run keeps one.
     """
     folder = Path(folder)
     student_class = type(distiller.student)
-    # A student built without a pooler must be read without one.
+    # A student built without a pooler must be loaded without one.
     options = {"add_pooling_layer": False} if getattr(distiller.student, "pooler", True) is None else {}
     published = student_class.from_pretrained(folder, **options).state_dict()
     raw_file = folder / RAW_STUDENT_FILE
     distiller.student.load_state_dict(load_file(raw_file) if raw_file.is_file() else published)
     if average is not None:
         average.load_state_dict(published)
-    distiller.projectors.load_state_dict(load_file(folder / PROJECTORS_FILE))
-    if distiller.has_adapters:
+    for name, module in distiller.trained_modules.items():
+        module.load_state_dict(load_file(folder / name / WEIGHTS_FILE))
+    if distiller.singer_layers:
         name = distiller.teacher.active_adapter
         distiller.teacher.load_adapter(str(folder / adapter_path(name)), name, is_trainable=True)
 
 
 def adapter_path(adapter_name: str) -> str:
-    """Folder of an adapter inside a run's folder; PEFT gives all but the default one a folder of their own."""
+    """Folder of an adapter inside a run's folder; PEFT saves every adapter but "default" in a folder of its own."""
     return ADAPTER_FOLDER if adapter_name == "default" else f"{ADAPTER_FOLDER}/{adapter_name}"
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint that was written to its end; newer ones that were not are named in the log."""
+    """Returns the newest complete checkpoint; newer incomplete ones are named in the log."""
     for folder in sort_checkpoints(output_dir=str(output_dir))[::-1]:
         problem = _incomplete(Path(folder))
         if problem is None:
             return str(folder)
-        logger.warning("passing over the checkpoint %s, it was not written to its end: %s", folder, problem)
+        logger.warning("skipping the incomplete checkpoint %s: %s", folder, problem)
     return None
 
 
 def check_output_folder(output_dir: str | Path) -> None:
-    """Refuses a folder that holds another run.
+    """Checks that a folder holds no other run.
 
     Raises:
         ValueError: If there is a checkpoint or a student in it.
@@ -97,16 +100,16 @@ def check_output_folder(output_dir: str | Path) -> None:
     found = sorted(path.name for path in (*folder.glob("checkpoint-*"), *folder.glob("model*.safetensors")))
     if found:
         raise ValueError(
-            f"`output_dir` must not hold another run, {str(output_dir)!r} has {', '.join(found)}. Go on with that run "
-            "(`resume_from_checkpoint=True`), take another folder, or set `overwrite_output_dir=True`"
+            f"`output_dir` must not hold another run, {str(output_dir)!r} has {', '.join(found)}. Resume that run "
+            "(`resume_from_checkpoint=True`), use another folder, or set `overwrite_output_dir=True`"
         )
 
 
-def check_disk_space(distiller: SingerDistiller, output_dir: str | Path) -> None:
-    """Refuses to start a run whose first checkpoint would not fit on the disk.
+def check_disk_space(distiller: FeatureDistiller, output_dir: str | Path) -> None:
+    """Checks that the first checkpoint fits on the disk.
 
     Raises:
-        OSError: If less is free than the weights, two optimiser moments and the saved student take.
+        OSError: If less is free than the trained weights, two optimiser moments and the saved student need.
     """
     trained = sum(p.numel() * p.element_size() for p in distiller.parameters() if p.requires_grad)
     student = sum(p.numel() * p.element_size() for p in distiller.student.parameters())
@@ -135,12 +138,12 @@ def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 def _save_adapter(teacher: nn.Module, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
     teacher.save_pretrained(str(folder), selected_adapters=[teacher.active_adapter], state_dict=state_dict)
-    # PEFT's own card would name the teacher by a local path; the student's card at the root tells of the adapter.
+    # PEFT's own card would name the teacher by a local path; the student's card at the root describes the adapter.
     (folder / "README.md").unlink(missing_ok=True)
 
 
 def _incomplete(folder: Path) -> str | None:
-    """Why the checkpoint is no whole one; None if it is. Its state file is the last that is written."""
+    """Reason why a checkpoint is incomplete, or None. Its state file is written last."""
     try:
         json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
         files = list(folder.rglob("*.safetensors"))
@@ -151,4 +154,4 @@ def _incomplete(folder: Path) -> str | None:
         return f"{type(error).__name__}: {error}"
     present = {file.relative_to(folder).as_posix() for file in files}
     has_student = any(name.startswith("model") for name in present)
-    return None if has_student and PROJECTORS_FILE in present else "weights are missing"
+    return None if has_student and _PROJECTORS_FILE in present else "weights are missing"

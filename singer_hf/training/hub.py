@@ -1,9 +1,11 @@
-"""Uploading a run to the Hugging Face Hub: what is shared, and what stays at home."""
+"""Upload of a run to the Hugging Face Hub, without the files that only resuming needs."""
 
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -12,7 +14,7 @@ from transformers.trainer_utils import HubStrategy
 
 logger = logging.getLogger(__name__)
 
-# Needed only to go on training on this machine.
+# Needed only to resume the training.
 _STATE_FILES = ["optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json", "*fsdp*"]
 PRIVATE_FILES = [*_STATE_FILES, "raw_student/*"]
 
@@ -66,3 +68,23 @@ def _finish(job: Future, jobs: list[Future], copy: str, folder: str, repo_id: st
             repo_id,
             folder,
         )
+
+
+@contextmanager
+def explain_failed_upload(repo_id: str, folder: str) -> Iterator[None]:
+    """A context that adds to a failed upload the command that repeats it.
+
+    Args:
+        repo_id: Target repository.
+        folder: The run's folder.
+
+    Raises:
+        RuntimeError: If the upload fails.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(
+            f"the upload failed ({type(error).__name__}: {error}). Everything is saved in {folder!r}; upload it without "
+            f'training: hf upload {repo_id} {folder} --exclude "checkpoint-*"'
+        ) from error

@@ -3,10 +3,12 @@
 import pytest
 import torch
 import zoo
+from singer_hf.baselines.refiners import REFINERS, make_refiner
 from torch import Tensor
 
 from singer_hf.artifacts.outliers import OutlierRule
-from singer_hf.baselines.refiners import REFINERS, ClipNorm, NeighborMean, make_refiner
+from singer_hf.baselines.clip_norm import ClipNorm
+from singer_hf.baselines.neighbor_mean import NeighborMean
 from singer_hf.vit.structure import view_vit
 
 

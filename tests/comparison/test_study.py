@@ -6,7 +6,8 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from singer_hf.baselines.methods import KINDS, Method
+from singer_hf.baselines.method import Method
+from singer_hf.baselines.methods import KINDS
 from singer_hf.comparison.study import Study, grid_name, read_study
 from singer_hf.training.arguments import SingerTrainingArguments
 

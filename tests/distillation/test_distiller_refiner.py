@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from zoo import images, tiny_vit
 
 from singer_hf import SingerConfig, SingerDistiller
-from singer_hf.baselines.refiners import ClipNorm, NeighborMean
+from singer_hf.baselines.clip_norm import ClipNorm
+from singer_hf.baselines.neighbor_mean import NeighborMean
 from singer_hf.vit.features import capture_features
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")

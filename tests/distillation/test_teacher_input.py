@@ -9,8 +9,7 @@ from runs import image_processor, make_trainer, small_student
 from torch.nn import functional as F
 from zoo import images, tiny, tiny_vit
 
-from singer_hf.distillation.teacher_input import TeacherInput
-from singer_hf.training.build import teacher_image_size
+from singer_hf.distillation.teacher_input import TeacherInput, teacher_image_size
 from singer_hf.vit.structure import view_vit
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -9,7 +9,7 @@ from torch import Tensor
 from zoo import tiny_vit
 
 from singer_hf.artifacts.outliers import OutlierRule
-from singer_hf.baselines.refiners import ClipNorm
+from singer_hf.baselines.clip_norm import ClipNorm
 from singer_hf.cards.student_card import student_card
 from singer_hf.training.run_card import card_info
 

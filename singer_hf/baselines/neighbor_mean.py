@@ -1,0 +1,80 @@
+"""Replacement of outlier patch tokens by the mean of their neighbours."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from singer_hf.artifacts.outliers import OutlierRule
+from singer_hf.baselines.refiner_method import RefinerMethod, check_threshold, norms_and_thresholds, replace_patches
+from singer_hf.vit.structure import ViTView
+from singer_hf.vit.tokens import split_tokens
+
+
+@dataclass(frozen=True)
+class NeighborMean:
+    """Replaces outlier patch tokens by the mean of the inlier tokens among their 8 neighbours on the grid.
+
+    Where all neighbours are outliers too, the mean is taken over the inliers on the nearest ring that has some; an
+    image without any inlier is left as it is.
+
+    Args:
+        num_prefix_tokens: Leading tokens that are never refined, P.
+        grid: (rows, columns) of the patches.
+        quantile: In (0, 1): an outlier is longer than this quantile of the patch norms.
+        rule: What counts as an outlier, as in :class:`ClipNorm`. Neither of the two: ``OutlierRule()``.
+        scope: Whose patches the threshold is taken over, as in :class:`ClipNorm`.
+
+    Raises:
+        ValueError: If both are given, the quantile is out of range or the scope unknown.
+    """
+
+    num_prefix_tokens: int
+    grid: tuple[int, int]
+    quantile: float | None = None
+    rule: OutlierRule | None = None
+    scope: str = "image"
+
+    def __post_init__(self) -> None:
+        check_threshold("rule", self.quantile, self.rule, self.scope)
+
+    def refine(self, hidden_states: Tensor) -> Tensor:
+        """Tokens (B, P+N, D) -> same shape and dtype; prefix tokens and inliers bit for bit as they came.
+
+        Raises:
+            ValueError: If N is not rows * columns.
+        """
+        prefix, patches = split_tokens(hidden_states, self.num_prefix_tokens)
+        if patches.shape[1] != self.grid[0] * self.grid[1]:
+            raise ValueError(
+                f"{patches.shape[1]} patch tokens do not fill a grid of {self.grid[0]} x {self.grid[1]}; give the "
+                "`grid` of the images that are refined"
+            )
+        norms, thresholds = norms_and_thresholds(patches, self.quantile, self.rule, self.scope)
+        outliers = norms > thresholds
+        outliers &= ~outliers.all(dim=-1, keepdim=True)
+        weights = _nearest(~outliers, self.grid)
+        with torch.autocast(patches.device.type, enabled=False):  # it would take the product in half precision
+            mean = weights @ patches.float() / weights.sum(dim=-1, keepdim=True)
+        return replace_patches(prefix, patches, outliers, mean)
+
+
+@dataclass(frozen=True)
+class NeighborMeanMethod(RefinerMethod):
+    """Distils features whose outliers are replaced by their neighbours' mean; settings of :class:`RefinerMethod`."""
+
+    name = "neighbor"
+
+    def make_refiner(self, view: ViTView, grid: tuple[int, int]) -> NeighborMean:
+        """Returns the refiner for a teacher; see :meth:`RefinerMethod.make_refiner`."""
+        return NeighborMean(view.num_prefix_tokens, grid, self.quantile, self.rule, self.scope)
+
+
+def _nearest(inliers: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which inliers (B, N) are the nearest to each patch, on a square ring around it: 0 or 1, (B, N, N)."""
+    place = torch.arange(grid[0] * grid[1], device=inliers.device)
+    row, column = place // grid[1], place % grid[1]
+    distance = torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs())
+    usable = inliers.unsqueeze(1)
+    nearest = distance.where(usable, max(grid)).amin(dim=-1, keepdim=True)
+    return (usable & (distance == nearest)).float()

@@ -1,0 +1,259 @@
+"""Multi-layer feature distillation (FitNet): teacher, student and projectors in one module."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from singer_hf.distillation.block_pairs import BlockPair, pair_student_layers
+from singer_hf.distillation.losses import check_weights, kd_loss
+from singer_hf.distillation.student_features import make_student_extractor
+from singer_hf.distillation.teacher_input import Normalization, TeacherInput
+from singer_hf.tuner.layer import SingerLayer, find_singer_layers, raw_features
+from singer_hf.vit.block_indices import default_layers, resolve_layers
+from singer_hf.vit.features import CapturedFeatures, FeatureCapture
+from singer_hf.vit.structure import view_vit
+from singer_hf.vit.tokens import keep_tokens, resize_tokens
+
+
+class Refiner(Protocol):
+    """An object that refines a teacher's tokens: an adapter's layer or another clean-up method."""
+
+    def refine(self, hidden_states: Tensor) -> Tensor:
+        """Tokens (B, P+N, D) -> the same shape with refined patch tokens and unchanged prefix tokens."""
+
+
+@dataclass
+class DistillerOutput(ModelOutput):
+    """Losses of one distillation step. Components are unweighted and averaged over the distilled blocks.
+
+    Attributes:
+        loss: Σ weight x component, scalar.
+        kd_loss: L_KD, scalar.
+    """
+
+    loss: Tensor | None = None
+    kd_loss: Tensor | None = None
+
+    @property
+    def components(self) -> dict[str, Tensor]:
+        """The unweighted loss components, scalars, by name."""
+        return {name: value for name, value in self.items() if name != "loss"}
+
+
+class FeatureDistiller(nn.Module):
+    """Distils the features of several teacher blocks into a student (FitNet, arXiv 1412.6550, over several blocks).
+
+    The teacher is frozen in place (its weights stop requiring gradients) and stays in eval mode.
+
+    Args:
+        student: A vision transformer, or a model that returns feature maps (CNNs, Swin).
+        teacher: A vision transformer without SiNGER adapters.
+        refiners: Clean-up method for the targets: one object for all distilled blocks, or one by teacher block.
+            None: the targets are the raw features.
+        teacher_layers: Distilled blocks of the teacher, 0-based, negatives allowed. None: as in SingerConfig.
+        student_layers: Student blocks, one per distilled teacher block, 0-based, negatives allowed. None: by relative
+            depth, the last one being the student's last block.
+        kd_weight: Weight of L_KD, >= 0.
+        image_size: (height, width) of the student's images in pixels. None: the size in its config, else 224 x 224.
+        student_normalization: (mean, std) of ``pixel_values``, 3 channels each.
+        teacher_normalization: (mean, std) that the teacher expects. None for either: the images are not re-normalised.
+
+    Attributes:
+        pairs: The distilled teacher blocks, ascending, with their student blocks.
+        refiners: Teacher block -> its refiner; empty where the targets are the raw features.
+        projectors: ``str(teacher block)`` -> ``nn.Linear`` from the student's to the teacher's width.
+
+    Raises:
+        ValueError: If an argument is out of range, the student is no vision model, it has fewer blocks than are
+            distilled, the patch grids cannot be matched, or the teacher has SiNGER adapters.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        *,
+        refiners: Refiner | Mapping[int, Refiner] | None = None,
+        teacher_layers: Sequence[int] | None = None,
+        student_layers: Sequence[int] | None = None,
+        kd_weight: float = 1.0,
+        image_size: tuple[int, int] | None = None,
+        student_normalization: Normalization | None = None,
+        teacher_normalization: Normalization | None = None,
+    ) -> None:
+        super().__init__()
+        check_weights(kd_weight=kd_weight)
+        self.kd_weight = kd_weight
+        self.student, self.teacher = student, teacher
+        self.teacher_view = view_vit(teacher)
+        self.student_extractor = make_student_extractor(student, image_size)
+        size = image_size or self.student_extractor.image_size
+        self.pairs = self._pair_blocks(teacher_layers, student_layers, size)
+        self.refiners = self._refiners_by_block(refiners)
+        normalizations = (student_normalization, teacher_normalization)
+        self.teacher_input = TeacherInput(self.teacher_view, size, self.pairs[-1].grid, *normalizations)
+        self.projectors = self._make_projectors()
+        self._freeze_teacher()
+        self._teacher_capture = self._make_teacher_capture()
+        self.student_extractor.select(self.student_layers)
+
+    @property
+    def teacher_layers(self) -> list[int]:
+        """Distilled blocks of the teacher, ascending."""
+        return [pair.teacher for pair in self.pairs]
+
+    @property
+    def student_layers(self) -> list[int]:
+        """The student block for each distilled teacher block."""
+        return [pair.student for pair in self.pairs]
+
+    @property
+    def singer_layers(self) -> dict[int, SingerLayer]:
+        """The refiners that are SiNGER adapters, by teacher block; empty for a bare teacher."""
+        return {i: refiner for i, refiner in self.refiners.items() if isinstance(refiner, SingerLayer)}
+
+    def forward(self, pixel_values: Tensor) -> DistillerOutput:
+        """Computes the loss of images (B, 3, H, W), normalised for the student."""
+        student = self.student_extractor(pixel_values)
+        targets = self.refine(self.teacher_features(pixel_values).outputs)
+        kd = self.kd_loss(targets, student)
+        return DistillerOutput(loss=self.kd_weight * kd, kd_loss=kd)
+
+    @torch.no_grad()
+    def teacher_features(self, pixel_values: Tensor) -> CapturedFeatures:
+        """F_l and the calls of the next blocks, for images (B, 3, H, W) normalised for the student.
+
+        The outputs are the raw tokens (B, P+N, D_T) after the distilled blocks and, where they are refined, after the
+        blocks that follow them.
+        """
+        with raw_features(self.singer_layers.values()):
+            return self._teacher_capture(self.teacher_input(pixel_values))
+
+    def refine(self, raw: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """F̂_l of the distilled blocks from raw tokens (B, P+N, D_T) by block; gradients reach the adapters only."""
+        return {i: self.refiners[i].refine(raw[i]) if i in self.refiners else raw[i] for i in self.teacher_layers}
+
+    def replay_next(self, block: int, refined: Tensor, features: CapturedFeatures) -> Tensor:
+        """``block_{l+1}(F̂_l)``: the next block on refined tokens, with the arguments of its recorded call.
+
+        Args:
+            block: l, 0-based index of a refined block that is not the last.
+            refined: F̂_l, (B, P+N, D_T).
+            features: What :meth:`teacher_features` gave for the same images.
+        """
+        return features.calls[block + 1].replay(self.teacher_view.blocks[block + 1], refined)
+
+    def kd_loss(self, targets: Mapping[int, Tensor], student: Mapping[int, Tensor]) -> Tensor:
+        """L_KD = mean over blocks of MSE(F̂, P(F^S)), over the patches and the class tokens that both sides have.
+
+        Args:
+            targets: Teacher block -> target tokens (B, P+N, D_T).
+            student: Student block -> tokens (B, C+N, D_S).
+        """
+        prefix, common = self.teacher_view.num_prefix_tokens, self.num_common_class_tokens
+        pairs = [pair for pair in self.pairs if pair.teacher in targets]
+        return torch.stack(
+            [kd_loss(keep_tokens(targets[p.teacher], common, prefix), self.project(p, student)) for p in pairs]
+        ).mean()
+
+    def project(self, pair: BlockPair, student: Mapping[int, Tensor]) -> Tensor:
+        """P(F^S) of one pair, on the teacher's grid: (B, common class tokens + N, D_T).
+
+        Args:
+            pair: One of ``pairs``.
+            student: Student block -> tokens (B, C+N, D_S).
+        """
+        common = self.num_common_class_tokens
+        tokens = keep_tokens(student[pair.student], common, self.student_extractor.num_class_tokens)
+        if pair.grid != self.teacher_input.grid:
+            patches = resize_tokens(tokens[:, common:], pair.grid, self.teacher_input.grid)
+            tokens = torch.cat([tokens[:, :common], patches], dim=1)
+        return self.projectors[str(pair.teacher)](tokens)
+
+    @property
+    def num_common_class_tokens(self) -> int:
+        """Class tokens that both student and teacher have."""
+        return min(self.student_extractor.num_class_tokens, self.teacher_view.num_class_tokens)
+
+    def _pair_blocks(
+        self, teacher_layers: Sequence[int] | None, student_layers: Sequence[int] | None, size: tuple[int, int]
+    ) -> tuple[BlockPair, ...]:
+        number, extractor = self.teacher_view.num_blocks, self.student_extractor
+        if teacher_layers is None:
+            teacher_layers = default_layers(number)
+        teacher_layers = sorted(resolve_layers("teacher_layers", teacher_layers, number))
+        student_layers = pair_student_layers(teacher_layers, number, extractor.num_blocks, student_layers)
+        return tuple(
+            BlockPair(i, j, extractor.grid(j, size)) for i, j in zip(teacher_layers, student_layers, strict=True)
+        )
+
+    def _refiners_by_block(self, given: Refiner | Mapping[int, Refiner] | None) -> dict[int, Refiner]:
+        refiners = dict(given) if isinstance(given, Mapping) else {} if given is None else given
+        if not isinstance(refiners, dict):
+            if not callable(getattr(refiners, "refine", None)):
+                raise ValueError(f"`refiners` must have a method refine(hidden_states), got {type(given).__name__}")
+            refiners = dict.fromkeys(self.teacher_layers, refiners)
+        adapters = find_singer_layers(self.teacher)
+        if refiners != adapters and adapters:
+            raise ValueError(
+                f"`teacher` must have no SiNGER adapters for {type(self).__name__}, it has some after blocks "
+                f"{sorted(adapters)}; remove them or use SingerDistiller"
+            )
+        return refiners
+
+    def _make_projectors(self) -> nn.ModuleDict:
+        device, width = self.teacher_view.patch_embedding.weight.device, self.teacher_view.hidden_size
+        widths = self.student_extractor.widths
+        return nn.ModuleDict({str(i): nn.Linear(widths[j], width, device=device) for i, j, _ in self.pairs})
+
+    def _freeze_teacher(self) -> None:
+        trained = {id(p) for layer in self.singer_layers.values() for p in layer.adapter_parameters()}
+        for parameter in self.teacher.parameters():
+            if id(parameter) not in trained:
+                parameter.requires_grad_(False)
+        self.teacher.eval()
+
+    def _make_teacher_capture(self) -> FeatureCapture:
+        """Captures up to the last distilled block, or the block after it where that is replayed."""
+        following = [i + 1 for i in self.refiners if i + 1 < self.teacher_view.num_blocks]
+        return FeatureCapture(self.teacher_view, [*self.teacher_layers, *following], calls=following)
+
+    # What the Trainer, compilation and FSDP need.
+
+    accepts_loss_kwargs = False
+    main_input_name = "pixel_values"
+
+    @property
+    def trained_modules(self) -> dict[str, nn.Module]:
+        """The trained modules beside student and adapter, by the name of the folder they are saved in."""
+        return {"projectors": self.projectors}
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """A context in which the hooks stay on teacher and student between steps, as compilation needs."""
+        with ExitStack() as stack:
+            for capture in (self._teacher_capture, self.student_extractor.capture):
+                if capture is not None:
+                    stack.enter_context(capture)
+            yield
+
+    def train(self, mode: bool = True) -> "FeatureDistiller":
+        """Sets the mode of student and projectors; the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def activation_checkpointing_enable(self, *args: object, **kwargs: object) -> None:
+        """Enables activation checkpointing in the student; the teacher's main pass keeps no activations."""
+        self.student.activation_checkpointing_enable(*args, **kwargs)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        # FSDP shards modules of these classes one by one: the blocks themselves, not the adapters around them.
+        views = [self.teacher_view, getattr(self.student_extractor, "view", None)]
+        return sorted({type(view.blocks[0]).__name__ for view in views if view is not None})

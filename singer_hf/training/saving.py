@@ -1,0 +1,75 @@
+"""Saving, loading and pushing of the Trainer: the plain student with adapter, projectors and card."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils import PushInProgress
+
+from singer_hf.training.checkpoint import load_distilled, save_distilled
+from singer_hf.training.figures import save_run_figures
+from singer_hf.training.hub import explain_failed_upload, upload_checkpoint
+from singer_hf.training.run_card import write_card
+
+logger = logging.getLogger(__name__)
+
+
+class SavingMixin:
+    """Overrides of `transformers.Trainer` for a distiller, of which only the student is a model of its own."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes student, adapter, projectors and card; outside of checkpoints also the figures of the run."""
+        # Drawing runs the distiller, which under FSDP all processes would have to do.
+        if self.args.should_save and not self.control.should_save and not self.is_fsdp_enabled:
+            save_run_figures(self, output_dir or self.args.output_dir)
+        super().save_model(output_dir, _internal_call)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the model card from the run into the output folder."""
+        if self.is_world_process_zero():
+            write_card(self, self.args.output_dir)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Saves and uploads student, adapter, projectors and card; the local folder stays complete if that fails.
+
+        Raises:
+            RuntimeError: If the upload fails; the message has the command that repeats it without training.
+        """
+        if self.hub_model_id is None:
+            # First, so that the folder is complete even where the Hub refuses to create the repository.
+            self.save_model(_internal_call=True)
+        repo = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
+        with explain_failed_upload(repo, self.args.output_dir):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        average = None if self.ema is None else self.ema.average
+        is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+        save_distilled(self.distiller, folder, average, state_dict, resumable=is_checkpoint)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        # As text: the base class pickles them, token included.
+        (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+        write_card(self, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_distilled(self.distiller, resume_from_checkpoint, None if self.ema is None else self.ema.average)
+
+    def _load_best_model(self) -> None:
+        logger.info("Loading the best checkpoint %s (%s)", self.state.best_model_checkpoint, self.state.best_metric)
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if not busy or self.args.hub_always_push:
+            message = f"Training in progress, step {self.state.global_step}"
+            jobs = upload_checkpoint(checkpoint_folder, self.hub_model_id, message, self.args)
+            self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if busy else ()), *jobs])

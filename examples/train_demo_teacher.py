@@ -25,14 +25,15 @@ from singer_hf.data.drawn_scenes import CLASS_NAMES, SEGMENT_NAMES, draw_scene
 IMAGE_SIZE, PATCH_SIZE, CELLS = 64, 8, 4  # dense targets: CELLS x CELLS per patch
 README = """# Demo teacher
 
-A ViT of 6 blocks ({settings.hidden_size} wide, patch 8, 64 x 64 pixels), trained from scratch on drawn scenes, with
-high-norm tokens planted in block {settings.planted_block}. Weights: Apache-2.0. Made on {date} with seed
-{settings.seed} on {threads} CPU cores (about nine CPU minutes) by
+A ViT with 6 blocks (width {settings.hidden_size}, patch size 8, 64 x 64 pixels), trained from scratch on drawn
+scenes, with high-norm tokens planted in block {settings.planted_block}. The weights are licensed under Apache-2.0.
+They were made on {date} with seed {settings.seed} on {threads} CPU cores (about nine CPU minutes) by
 
     OMP_NUM_THREADS={threads} python {command}
 
-Figures on {settings.num_test_images} held-out scenes (series {test_seed}): top1 of the class head; mean IoU and depth
-RMSE (metres) of the patch heads it was trained with; norms of patch tokens before the final norm.
+Metrics on {settings.num_test_images} held-out scenes (series {test_seed}): top-1 accuracy of the class head, mean IoU
+and depth RMSE (metres) of the patch heads that it was trained with, and norms of the patch tokens before the final
+norm.
 
 ```text
 {figures}

@@ -69,8 +69,8 @@ class ScriptArguments:
         metadata={"help": "Image processor of the student. Default: its own, else made after the teacher's."},
     )
     method: str = field(default="singer", metadata={"help": f"One of {', '.join(METHODS)}."})
-    method_settings: dict | str = field(
-        default_factory=dict,
+    method_settings: str = field(
+        default="{}",
         metadata={"help": 'Settings of a method other than SiNGER as JSON, for example \'{"scope": "batch"}\'.'},
     )
     recipe: str | None = field(
@@ -85,27 +85,30 @@ class ScriptArguments:
     def __post_init__(self) -> None:
         if (self.student_name_or_path is None) == (self.student_config is None):
             raise ValueError("give exactly one of `--student_name_or_path` and `--student_config`")
-        self.method_settings = _parsed(self.method_settings)
-        if self.method == Singer.name and self.method_settings:
+        if self.method == Singer.name and self.settings():
             raise ValueError(
                 f"`--method_settings` must be left out with `--method {self.method}`, whose settings are flags of their "
                 f"own, got {self.method_settings!r}"
             )
-        make_method(self.method, self.method_settings)
+        make_method(self.method, self.settings())
         if self.recipe is not None and self.method != Singer.name:
             raise ValueError(f"`--recipe` has settings of SiNGER; leave it out with `--method {self.method}`")
         if self.evaluators and (self.eval_split is None or self.streaming):
             raise ValueError("`--evaluators` need `--eval_split`, and labelled images that are not streamed")
 
+    def settings(self) -> dict:
+        """Returns the settings of the method by name.
 
-def _parsed(settings: dict | str) -> dict:
-    try:
-        parsed = json.loads(settings) if isinstance(settings, str) else settings
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`--method_settings` must be JSON, got {settings!r}: {error}") from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"`--method_settings` must be settings by name, got {settings!r}")
-    return parsed
+        Raises:
+            ValueError: If `method_settings` is not a JSON object.
+        """
+        try:
+            settings = json.loads(self.method_settings)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`--method_settings` must be JSON, got {self.method_settings!r}: {error}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"`--method_settings` must be settings by name, got {self.method_settings!r}")
+        return settings
 
 
 def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
@@ -171,7 +174,7 @@ def prepare_teacher(
             peft_config.calibration_images = calibration_images(script, args.seed)
         teacher = load_model(script.teacher_name_or_path, "teacher_name_or_path")
         return Singer(), attach_adapter(teacher, peft_config)
-    method = make_method(script.method, script.method_settings)
+    method = make_method(script.method, script.settings())
     images = calibration_images(script, args.seed) if method.needs_images else ()
     return method, method.prepare(load_model(script.teacher_name_or_path, "teacher_name_or_path"), images, args.seed)
 

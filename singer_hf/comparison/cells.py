@@ -196,7 +196,8 @@ def _curve(trainer: SingerDistillationTrainer) -> list[dict[str, float]]:
 
 
 def _settings_digest(study: Study, method: str, seed: int) -> str:
-    parts = (asdict(study.methods[method]), _shared_settings(study), seed)
+    entry = study.methods[method]
+    parts = (entry.method.name, asdict(entry), _shared_settings(study), seed)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

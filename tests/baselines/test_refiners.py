@@ -1,13 +1,15 @@
 """Clipped norms and neighbours' means, on tokens whose right answer is written out."""
 
+import re
+
 import pytest
 import torch
 import zoo
-from singer_hf.baselines.refiners import REFINERS, make_refiner
 from torch import Tensor
 
 from singer_hf.artifacts.outliers import OutlierRule
 from singer_hf.baselines.clip_norm import ClipNorm
+from singer_hf.baselines.methods import make_method
 from singer_hf.baselines.neighbor_mean import NeighborMean
 from singer_hf.vit.structure import view_vit
 
@@ -47,7 +49,7 @@ def test_the_rule_holds_where_the_quantile_is_an_outlier_itself():
     torch.testing.assert_close(ClipNorm(1).refine(tokens), line(1, 1, 1, 2, 2))
 
 
-@pytest.mark.parametrize("name", REFINERS)
+@pytest.mark.parametrize("name", ["clip_norm", "neighbor"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_prefix_tokens_and_inliers_are_bit_for_bit_those_that_came_in(name, dtype):
     tokens = torch.rand(2, 5 + 24, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
@@ -187,24 +189,30 @@ def test_a_scope_that_is_not_there_is_refused(make):
     assert str(error.value) == "`scope` must be one of 'image', 'batch', got 'dataset'"
 
 
-def test_make_refiner_reads_prefix_and_grid_off_the_view():
+def made(name, view, image_size, **settings):
+    return make_method(name, settings).make_refiner(view, view.grid(*image_size))
+
+
+def test_a_method_makes_its_refiner_for_the_teachers_prefix_and_grid():
     view = view_vit(zoo.tiny("dinov2_registers"))
-    assert make_refiner("clip_norm", view, (32, 48)) == ClipNorm(5)
-    assert make_refiner("clip_norm", view, (32, 48), quantile=0.9) == ClipNorm(5, quantile=0.9)
-    assert make_refiner("neighbor", view, (32, 48)) == NeighborMean(5, (4, 6))
-    assert make_refiner("clip_norm", view, (32, 48), scope="batch") == ClipNorm(5, scope="batch")
-    made = make_refiner("neighbor", view, (32, 32), mad_factor=5.0)
-    assert made == NeighborMean(5, (4, 4), rule=OutlierRule(mad_factor=5.0))
-    assert make_refiner("neighbor", view, (32, 32), scope="batch") == NeighborMean(5, (4, 4), scope="batch")
+    assert made("clip_norm", view, (32, 48)) == ClipNorm(5)
+    assert made("clip_norm", view, (32, 48), quantile=0.9) == ClipNorm(5, quantile=0.9)
+    assert made("neighbor", view, (32, 48)) == NeighborMean(5, (4, 6))
+    assert made("clip_norm", view, (32, 48), scope="batch") == ClipNorm(5, scope="batch")
+    refiner = made("neighbor", view, (32, 32), mad_factor=5.0)
+    assert refiner == NeighborMean(5, (4, 4), rule=OutlierRule(mad_factor=5.0))
+    assert made("neighbor", view, (32, 32), scope="batch") == NeighborMean(5, (4, 4), scope="batch")
 
 
-def test_make_refiner_refuses_what_it_does_not_know():
-    view = view_vit(zoo.tiny("vit"))
-    with pytest.raises(ValueError, match="must be one of") as error:
-        make_refiner("median", view, (32, 32))
-    assert str(error.value) == "`name` must be one of 'clip_norm', 'neighbor', got 'median'"
-    with pytest.raises(ValueError, match="both") as error:
-        make_refiner("clip_norm", view, (32, 32), quantile=0.9, mad_factor=5.0)
-    assert str(error.value) == "`quantile` and `mad_factor` must not both be given, got 0.9 and 5.0; drop one"
-    with pytest.raises(ValueError, match="`mad_factor` must be greater than 0, got 0"):
-        make_refiner("clip_norm", view, (32, 32), mad_factor=0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quantile": 0.9, "mad_factor": 5.0}, "`quantile` and `mad_factor` must not both be given, got 0.9 and 5.0"),
+        ({"quantile": 1.5}, "`quantile` must lie in (0, 1), got 1.5"),
+        ({"mad_factor": 0}, "`mad_factor` must be greater than 0, got 0"),
+        ({"scope": "dataset"}, "`scope` must be one of 'image', 'batch', got 'dataset'"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_there_is_a_teacher(settings, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        make_method("clip_norm", settings)

@@ -157,7 +157,7 @@ def test_blocks_tied_to_the_number_of_tokens_are_refused(family):
     name = type(view_vit(model).backbone).__name__
     assert str(error.value) == (
         f"{name} takes no test-time register: its blocks do not run with one token more than 1 prefix tokens and the "
-        "patches; use another refiner (clip_norm, neighbor)"
+        "patches; use another method (clip_norm, neighbor)"
     )
     assert torch.equal(run(model, zoo.images()), before)
 

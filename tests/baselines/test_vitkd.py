@@ -7,15 +7,14 @@ import pytest
 import torch
 import transformers as hf
 from peft import get_peft_model
-from runs import arguments, differing, image_dataset, make_resumable, make_trainer, small_student, snapshot
+from runs import differing, image_dataset, make_resumable, make_trainer, small_student, snapshot
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from zoo import SIZES, images, tiny, tiny_vit
 
 from singer_hf import SingerConfig
-from singer_hf.baselines.vitkd import MaskedGenerator, ViTKDDistiller, masked_loss, random_mask
+from singer_hf.baselines.vitkd import MaskedGenerator, ViTKD, ViTKDDistiller, masked_loss, random_mask
 from singer_hf.inspection.measure.feature_comparison import load_projectors
-from singer_hf.training.build import compose
 from singer_hf.training.loss_averages import non_finite_component
 from singer_hf.vit.features import capture_features
 
@@ -34,14 +33,16 @@ def make(student=None, teacher=None, **settings):
     """In eval mode, with a mask token that is not 0."""
     torch.manual_seed(0)
     student, teacher = student or narrow_student(), teacher or tiny_vit()
-    distiller = ViTKDDistiller(student, teacher, **settings)
-    torch.nn.init.normal_(distiller.projectors["generator"].mask_token)
+    own = {name: settings.pop(name) for name in ViTKD.setting_names() if name in settings}
+    distiller = ViTKDDistiller(student, teacher, ViTKD(**own), **settings)
+    torch.nn.init.normal_(distiller.generator.mask_token)
     return distiller.eval()
 
 
 def vitkd_run(output_dir, **options):
     model = options.pop("model", None) or small_student(num_hidden_layers=3)
-    return make_trainer(output_dir, bare=True, model=model, distillation="vitkd", num_artifact_images=2, **options)
+    own = {name: options.pop(name) for name in ViTKD.setting_names() if name in options}
+    return make_trainer(output_dir, bare=True, model=model, method=ViTKD(**own), num_artifact_images=2, **options)
 
 
 def point(weight):
@@ -95,7 +96,7 @@ def written_out(distiller, pixel_values, grid=(4, 4)):
     patches = student[4][:, 1:]
     own = {0: student[0], 1: student[1]} if prefix else {0: student[0][:, 1:], 1: student[1][:, 1:]}
     mimicked = [(projectors[str(i)](own[i]) - teacher[i]).square() for i in (0, 1)]
-    generator, mask = projectors["generator"], distiller.evaluation_mask[0]
+    generator, mask = distiller.generator, distiller.evaluation_mask[0]
     replaced = projectors["3"](patches).clone()
     replaced[:, mask] = generator.mask_token
     hidden = F.conv2d(replaced.mT.unflatten(2, grid), generator.conv_in.weight, generator.conv_in.bias, padding=1)
@@ -112,14 +113,14 @@ def test_both_terms_are_the_methods_equations():
     torch.testing.assert_close(output.kd_loss, (mimicked[0].mean() + mimicked[1].mean()) / 2)
     torch.testing.assert_close(output.generation_loss, generated[:, distiller.evaluation_mask[0]].mean())
     torch.testing.assert_close(output.loss, 2 * output.kd_loss + 3 * output.generation_loss)
-    assert output.outlier_loss == output.info_loss == 0
+    assert set(output.components) == {"kd_loss", "generation_loss"}
 
 
 def test_weights_by_patches_and_width_give_the_published_sums():
     """α / B x the sum over the mimicked blocks and β / (λB) x the sum over the masked patches; no class token."""
     alpha, beta, number = 3e-5, 3e-6, 16 * 32
-    distiller, pixel_values = make(teacher=tiny("siglip")), images(batch=3)
-    distiller.kd_weight, distiller.generation_weight = 2 * alpha * number, beta * number
+    weights = {"kd_weight": 2 * alpha * number, "generation_weight": beta * number}
+    distiller, pixel_values = make(teacher=tiny("siglip"), **weights), images(batch=3)
     mimicked, generated = written_out(distiller, pixel_values)
     sums = alpha / 3 * (mimicked[0].sum() + mimicked[1].sum())
     sums = sums + beta / (0.5 * 3) * generated[:, distiller.evaluation_mask[0]].sum()
@@ -128,7 +129,7 @@ def test_weights_by_patches_and_width_give_the_published_sums():
 
 def test_the_default_weights_have_the_published_ratio():
     distiller = make()
-    assert distiller.generation_weight / distiller.kd_weight == pytest.approx(3e-6 / (2 * 3e-5))
+    assert distiller.settings.generation_weight / distiller.kd_weight == pytest.approx(3e-6 / (2 * 3e-5))
 
 
 def test_maps_of_another_grid_are_interpolated():
@@ -136,7 +137,7 @@ def test_maps_of_another_grid_are_interpolated():
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 16], "depths": [1, 1, 1]}
     cnn = hf.ResNetModel(hf.ResNetConfig(**sizes)).eval()
     distiller, pixel_values = make(student=cnn, image_size=(32, 32)), images()
-    assert distiller.student_grids[0] != distiller.teacher_input.grid
+    assert distiller.pairs[0].grid != distiller.teacher_input.grid
     maps = cnn(pixel_values, output_hidden_states=True).hidden_states
     teacher = capture_features(distiller.teacher, distiller.teacher_input(pixel_values), range(4))
     errors = []
@@ -182,7 +183,7 @@ def test_losses_are_float32_under_autocast():
         output = distiller(images())
     output.loss.backward()
     assert output.generation_loss.dtype == output.kd_loss.dtype == torch.float32
-    assert distiller.projectors["generator"].mask_token.grad.abs().sum() > 0
+    assert distiller.generator.mask_token.grad.abs().sum() > 0
 
 
 def test_the_layers_can_be_chosen():
@@ -192,7 +193,7 @@ def test_the_layers_can_be_chosen():
 
 
 def test_the_plan_names_the_method():
-    plan = make(mask_ratio=0.25).describe().splitlines()
+    plan = ViTKD(mask_ratio=0.25).summarize(make(mask_ratio=0.25)).splitlines()
     assert plan[0] == (
         "method: ViTKD, no refinement: teacher blocks [0, 1] mimicked, block 3 generated with 4 of 16 patches masked"
     )
@@ -218,7 +219,7 @@ def test_a_run_trains_student_projectors_generator_and_mask_token_and_no_teacher
     untouched = set(run.before) - differing(run.before, snapshot(run.trainer.distiller))
     student = {"student.layernorm.weight", "student.layernorm.bias"}
     assert untouched == student | {name for name in run.before if name.startswith("teacher.")}
-    assert "projectors.generator.mask_token" in run.before
+    assert "generator.mask_token" in run.before
 
 
 def test_a_run_logs_the_generation_term(run):
@@ -233,25 +234,22 @@ def test_a_run_logs_the_generation_term(run):
 def test_a_generation_term_that_is_not_finite_is_named():
     distiller = make()
     assert non_finite_component(distiller(images())) is None
-    torch.nn.init.constant_(distiller.projectors["generator"].mask_token, float("nan"))
+    torch.nn.init.constant_(distiller.generator.mask_token, float("nan"))
     assert non_finite_component(distiller(images())) == "generation_loss"
 
 
-def test_the_generator_is_saved_with_the_projectors(run):
-    saved = load_file(run.folder / "checkpoint-2" / "projectors" / "model.safetensors")
-    assert differing(saved, snapshot(run.trainer.distiller.projectors)) == set()
-    assert {"0.weight", "1.weight", "3.weight", "generator.mask_token", "generator.conv_in.weight"} <= saved.keys()
-
-
-def test_the_projectors_of_a_run_are_read_without_the_generator(run):
-    projectors = load_projectors(run.folder / "checkpoint-2" / "projectors" / "model.safetensors")
-    assert list(projectors) == ["0", "1", "3"]
+def test_projectors_and_generator_are_saved_in_folders_of_their_own(run):
+    folder, distiller = run.folder / "checkpoint-2", run.trainer.distiller
+    for name, module in (("projectors", distiller.projectors), ("generator", distiller.generator)):
+        saved = load_file(folder / name / "model.safetensors")
+        assert differing(saved, snapshot(module)) == set()
+    assert list(load_projectors(folder / "projectors" / "model.safetensors")) == ["0", "1", "3"]
 
 
 def test_a_resumed_run_equals_a_straight_one(tmp_path):
     def make_run(folder):
         student = small_student(num_hidden_layers=3, **DROPOUT)
-        return make_resumable(tmp_path / folder, bare=True, model=student, max_steps=4, distillation="vitkd")
+        return make_resumable(tmp_path / folder, bare=True, model=student, max_steps=4, method=ViTKD())
 
     straight, resumed = make_run("straight"), make_run("resumed")
     straight.train()
@@ -266,7 +264,11 @@ def test_a_resumed_run_equals_a_straight_one(tmp_path):
 
 def test_settings_reach_the_distiller(tmp_path):
     distiller = vitkd_run(tmp_path, mask_ratio=0.75, generation_weight=2.0, kd_weight=3.0).distiller
-    assert (distiller.mask_ratio, distiller.generation_weight, distiller.kd_weight) == (0.75, 2.0, 3.0)
+    assert (distiller.settings.mask_ratio, distiller.settings.generation_weight, distiller.kd_weight) == (
+        0.75,
+        2.0,
+        3.0,
+    )
     assert distiller.evaluation_mask.sum() == 3  # of 2 x 2 patches
 
 
@@ -283,8 +285,8 @@ def adapted():
         ({"kd_weight": -1.0}, "`kd_weight` must be at least 0, got -1.0"),
         (
             {"teacher": adapted},
-            "`teacher` must have no SiNGER adapters for ViTKD, it has some at blocks [1, 3]; leave out the adapter or "
-            'distil with `distillation="features"`',
+            "`teacher` must have no SiNGER adapters for ViTKDDistiller, it has some after blocks [1, 3]; remove them or "
+            "use SingerDistiller",
         ),
         (
             {"teacher": lambda: tiny_vit(2)},
@@ -302,9 +304,3 @@ def test_what_does_not_fit_is_refused(settings, message):
     settings = {name: value() if callable(value) else value for name, value in settings.items()}
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make(**settings)
-
-
-def test_another_clean_up_of_the_teacher_is_refused(tmp_path):
-    message = '`refiner` must be left out with `distillation="vitkd"`, which has no use for it'
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        compose(narrow_student(), tiny_vit(), arguments(tmp_path, distillation="vitkd"), None, None, object())

@@ -73,7 +73,7 @@ def make_trainer(output_dir: object, *, bare: bool = False, **options: object) -
         "teacher_processing_class": image_processor(0.4, 0.2),
         "peft_config": None if bare else SingerConfig(r=4, layers_to_transform=[1, 3]),
     }
-    extra = ("eval_dataset", "evaluators", "image_column", "callbacks", "run_facts", "data_collator", "refiner")
+    extra = ("eval_dataset", "evaluators", "image_column", "callbacks", "run_facts", "data_collator", "method")
     names = (*defaults, *extra)
     given = {name: options.pop(name) for name in names if name in options}
     settings = {**defaults, **given}

@@ -42,7 +42,7 @@ def train(folder: Path, *callbacks: object, resume: bool = False, **options: obj
 def shard(distiller: SingerDistiller, mesh: object, everything: bool) -> None:
     """FSDP2 of the student's blocks and the projectors; or of all, the teacher's own blocks included."""
     teacher_blocks = distiller.teacher_view.blocks if everything else ()
-    for module in (*distiller.student_reader.view.blocks, *distiller.projectors.values(), *teacher_blocks):
+    for module in (*distiller.student_extractor.view.blocks, *distiller.projectors.values(), *teacher_blocks):
         fully_shard(module, mesh=mesh)
     if everything:
         fully_shard(distiller, mesh=mesh)

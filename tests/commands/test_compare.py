@@ -31,7 +31,7 @@ def command():
 def run(command, monkeypatch):
     """Runs the command in this process; returns its error message, or None."""
     torch.set_num_threads(1)
-    monkeypatch.setattr("singer_hf.training.trainer.save_run_figures", lambda *args: None)
+    monkeypatch.setattr("singer_hf.training.saving.save_run_figures", lambda *args: None)
 
     def run(*flags):
         monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, flags)])

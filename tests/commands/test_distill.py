@@ -95,7 +95,7 @@ def test_the_readme_command_leaves_a_plain_student(stand_ins, monkeypatch, capsy
     run_script(DISTILL, [*script_arguments(command), *extra], monkeypatch)
     plan = capsys.readouterr().out
     assert "student block 2 -> teacher block 2" in plan
-    assert "adapter behind block 3: r 4, effective null dimension" in plan
+    assert "adapter after block 3: r 4, effective null dimension" in plan
     assert AutoModel.from_pretrained("outputs/student").config.hidden_size == 16
     assert Path("outputs/student/singer/adapter_model.safetensors").is_file()
     card = Path("outputs/student/README.md").read_text()
@@ -126,7 +126,7 @@ def _config_arguments() -> str:
         (["--student_config", "x", "--student_name_or_path", "y"], "give exactly one of `--student_name_or_path`"),
         (
             ["--student_config", "x", "--method", "magic"],
-            "`--method` must be one of singer, fitnet, vitkd, test_time_register, clip_norm, neighbor, got 'magic'",
+            "`method` must be one of singer, fitnet, vitkd, test_time_register, clip_norm, neighbor, got 'magic'",
         ),
         (["--student_config", "x", "--outlier_quantile", "1.5"], "`outlier_quantile` must lie in (0, 1), got 1.5"),
         (
@@ -138,32 +138,29 @@ def _config_arguments() -> str:
             "`--recipe` has settings of SiNGER; leave it out with `--method fitnet`",
         ),
         (
-            ["--student_config", "x", "--refiner_quantile", "0.9"],
-            "'singer' has settings that singer does not take: ['quantile']",
+            ["--student_config", "x", "--method_settings", '{"quantile": 0.9}'],
+            "`--method_settings` must be left out with `--method singer`, whose settings are flags of their own, got "
+            "'{\"quantile\": 0.9}'",
         ),
         (
-            ["--student_config", "x", "--method", "clip_norm", "--num_register_neurons", "2"],
-            "'clip_norm' has settings that clip_norm does not take: ['num_neurons']",
+            ["--student_config", "x", "--method", "clip_norm", "--method_settings", '{"num_neurons": 2}'],
+            "clip_norm does not take the settings ['num_neurons']; it takes ['mad_factor', 'quantile', 'scope']",
         ),
         (
-            ["--student_config", "x", "--method", "clip_norm", "--refiner_quantile", "1.5"],
-            "`--refiner_quantile` must lie in (0, 1), got 1.5",
+            ["--student_config", "x", "--method", "clip_norm", "--method_settings", '{"quantile": 1.5}'],
+            "`quantile` must lie in (0, 1), got 1.5",
         ),
         (
-            ["--student_config", "x", "--method", "test_time_register", "--num_register_neurons", "0"],
-            "`--num_register_neurons` must lie in (0, inf), got 0",
+            ["--student_config", "x", "--method", "test_time_register", "--method_settings", '{"num_neurons": 0}'],
+            "`num_neurons` must be at least 1, got 0",
         ),
         (
-            ["--student_config", "x", "--method", "neighbor", "--refiner_quantile", ".9", "--refiner_mad_factor", "9"],
-            "give at most one of `--refiner_quantile` and `--refiner_mad_factor`",
+            ["--student_config", "x", "--method", "neighbor", "--method_settings", "scope=batch"],
+            "`--method_settings` must be JSON, got 'scope=batch': ",
         ),
         (
-            ["--student_config", "x", "--method", "neighbor", "--refiner_scope", "dataset"],
-            "`--refiner_scope` must be one of image, batch, got 'dataset'",
-        ),
-        (
-            ["--student_config", "x", "--distillation", "vitkd"],
-            "`--distillation` follows from the method, say `--method vitkd`",
+            ["--student_config", "x", "--method", "neighbor", "--method_settings", "[1]"],
+            "`--method_settings` must be settings by name, got '[1]'",
         ),
     ],
 )
@@ -227,19 +224,19 @@ def planted_stand_ins(tmp_path, monkeypatch):
         (["fitnet"], "(FitNet), no refinement", "features of several blocks (FitNet)"),
         (["vitkd"], "ViTKD, no refinement: teacher blocks [0, 1] mimicked", " with ViTKD ("),
         (
-            ["clip_norm", "--refiner_quantile", "0.75"],
-            "targets cleaned by ClipNorm(num_prefix_tokens=1, quantile=0.75",
-            "cleaned by `ClipNorm` (`num_prefix_tokens` 1, `quantile` 0.75)",
+            ["clip_norm", "--method_settings", '{"quantile": 0.75}'],
+            "targets refined by ClipNorm(num_prefix_tokens=1, quantile=0.75",
+            "| `quantile` | `0.75` |",
         ),
         (
-            ["neighbor", "--refiner_mad_factor", "5", "--refiner_scope", "batch"],
-            "targets cleaned by NeighborMean(num_prefix_tokens=1, grid=(4, 6)",
-            "`grid` (4, 6), `rule` `OutlierRule` (`mad_factor` 5.0), `scope` batch)",
+            ["neighbor", "--method_settings", '{"mad_factor": 5, "scope": "batch"}'],
+            "targets refined by NeighborMean(num_prefix_tokens=1, grid=(4, 6)",
+            "refined by the method `neighbor`",
         ),
         (
-            ["test_time_register", "--num_register_neurons", "1", "--num_calibration_images", "2"],
-            "targets cleaned by a test-time register",
-            "cleaned by a test-time register (",
+            ["test_time_register", "--method_settings", '{"num_neurons": 1}', "--num_calibration_images", "2"],
+            "targets refined by a test-time register",
+            "refined by a test-time register (",
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -11,6 +11,7 @@ import torch
 from runs import differing, snapshot, start_script
 from tiny_study import METHODS, tiny_study, write_study
 
+from singer_hf.baselines.methods import make_method
 from singer_hf.comparison import cells, runner
 from singer_hf.comparison.cells import run_cell, run_reference
 from singer_hf.comparison.costs import step_costs
@@ -36,7 +37,7 @@ IMPOSSIBLE = {"method": "test_time_register", "num_neurons": 1}
 @pytest.fixture(autouse=True)
 def one_thread_without_pictures(monkeypatch):
     torch.set_num_threads(1)
-    monkeypatch.setattr("singer_hf.training.trainer.save_run_figures", lambda *args: None)
+    monkeypatch.setattr("singer_hf.training.saving.save_run_figures", lambda *args: None)
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +218,10 @@ def test_other_settings_in_the_same_folder_are_refused(straight, change):
 
 def test_other_settings_of_the_method_are_refused_too(straight):
     study, _ = straight
-    changed = replace(study.methods["singer"], adapter={"r": 2})
-    with pytest.raises(ValueError, match="was made with other settings of the comparison"):
-        run_cell(replace(study, methods={"singer": changed}), "singer", 0)
+    for method in (make_method("singer", {"r": 2}), make_method("fitnet")):
+        changed = replace(study.methods["singer"], method=method)
+        with pytest.raises(ValueError, match="was made with other settings of the comparison"):
+            run_cell(replace(study, methods={"singer": changed}), "singer", 0)
 
 
 def test_a_teacher_without_an_image_processor_is_refused(straight, file, tmp_path):

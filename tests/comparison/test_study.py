@@ -6,9 +6,9 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from singer_hf.baselines.method import Method
-from singer_hf.baselines.methods import KINDS
-from singer_hf.comparison.study import Study, grid_name, read_study
+from singer_hf.baselines.methods import METHODS as KINDS
+from singer_hf.baselines.methods import make_method
+from singer_hf.comparison.study import Study, StudyMethod, grid_name, read_study
 from singer_hf.training.arguments import SingerTrainingArguments
 
 BASE = {"teacher_name_or_path": "teacher", "student_config": "student.json", "dataset_name": "images", "max_steps": 10}
@@ -38,7 +38,7 @@ def test_a_short_study_has_the_documented_defaults(read):
     assert (study.teacher_name_or_path, study.student_config, study.max_steps) == ("teacher", "student.json", 10)
     assert (study.seeds, study.baseline, study.grid, study.benchmarks) == ((0, 1, 2), "fitnet", None, ())
     assert list(study.methods) == ["fitnet", "paper"]
-    assert study.methods["fitnet"] == Method("fitnet", "fitnet")
+    assert study.methods["fitnet"] == StudyMethod("fitnet", make_method("fitnet"))
     assert study.training == {}
 
 
@@ -103,50 +103,49 @@ def test_training_holds_arguments_that_are_not_the_studys_own(read):
     assert read({**BASE, "methods": METHODS, "training": training}).training == training
     with refuse(
         "`training` must hold fields of SingerTrainingArguments other than seed, output_dir, run_name, max_steps, "
-        "num_train_epochs, distillation, got ['batch_size', 'seed']"
+        "num_train_epochs, got ['batch_size', 'seed']"
     ):
         read({**BASE, "methods": METHODS, "training": {"seed": 1, "batch_size": 8}})
 
 
 @pytest.mark.parametrize(
-    ("name", "entry", "kind", "parts"),
+    ("name", "entry", "method", "training"),
     [
-        ("fitnet", None, "fitnet", ({}, {}, {})),
-        ("mine", {"method": "fitnet", "kd_weight": 2}, "fitnet", ({"kd_weight": 2}, {}, {})),
-        ("singer", {"r": 4, "info_weight": 0}, "singer", ({"info_weight": 0}, {"r": 4}, {})),
-        ("clip_norm", {"quantile": 0.9}, "clip_norm", ({}, {}, {"quantile": 0.9})),
-        ("neighbor", {"mad_factor": 5}, "neighbor", ({}, {}, {"mad_factor": 5})),
-        ("test_time_register", {"num_neurons": 2}, "test_time_register", ({}, {}, {"num_neurons": 2})),
-        ("vitkd", {"mask_ratio": 0.7, "teacher_layers": [0, 1]}, "vitkd", (2, {}, {})),
+        ("fitnet", None, make_method("fitnet"), {}),
+        ("mine", {"method": "fitnet", "kd_weight": 2}, make_method("fitnet"), {"kd_weight": 2}),
+        ("singer", {"r": 4, "info_weight": 0}, make_method("singer", {"r": 4}), {"info_weight": 0}),
+        ("clip_norm", {"quantile": 0.9}, make_method("clip_norm", {"quantile": 0.9}), {}),
+        ("neighbor", {"mad_factor": 5}, make_method("neighbor", {"mad_factor": 5}), {}),
+        ("test_time_register", {"num_neurons": 2}, make_method("test_time_register", {"num_neurons": 2}), {}),
+        (
+            "vitkd",
+            {"mask_ratio": 0.7, "teacher_layers": [0, 1], "learning_rate": 0.1},
+            make_method("vitkd", {"mask_ratio": 0.7}),
+            {"teacher_layers": [0, 1], "learning_rate": 0.1},
+        ),
     ],
 )
-def test_a_methods_settings_go_where_they_belong(name, entry, kind, parts):
-    method = Method.parse(name, entry)
-    objective = {"mask_ratio": 0.7, "teacher_layers": [0, 1]} if parts[0] == 2 else parts[0]
-    assert (method.name, method.kind) == (name, kind)
-    assert (method.objective, method.adapter, method.refiner) == (objective, *parts[1:])
-    assert method.teacher_name_or_path is None
+def test_a_methods_settings_go_where_they_belong(name, entry, method, training):
+    assert StudyMethod.parse(name, entry) == StudyMethod(name, method, training, None)
 
 
 def test_a_method_may_have_a_teacher_of_its_own():
-    method = Method.parse("registers", {"method": "fitnet", "teacher_name_or_path": "with_registers"})
-    assert method == Method("registers", "fitnet", teacher_name_or_path="with_registers")
+    method = StudyMethod.parse("registers", {"method": "fitnet", "teacher_name_or_path": "with_registers"})
+    assert method == StudyMethod("registers", make_method("fitnet"), {}, "with_registers")
 
 
-def test_training_arguments_are_fields_of_the_trainers():
+def test_training_fields_are_fields_of_the_trainers_arguments():
     known = {item.name for item in fields(SingerTrainingArguments)}
-    for kind in KINDS:
-        assert set(Method.parse(kind, {}).training_arguments()) <= known
-    assert Method.parse("vitkd", {"generation_weight": 0.1}).training_arguments() == {
-        "generation_weight": 0.1,
-        "distillation": "vitkd",
-    }
+    for method in KINDS.values():
+        assert {*method.objective_fields, *method.training_fields} <= known
 
 
 def test_settings_win_over_their_recipe():
-    method = Method.parse("mine", {"method": "singer", "recipe": "paper", "r": 8, "init_scale": -1, "kd_weight": 3})
-    assert method.adapter == {"r": 8, "init_weights": "nullspace", "nullspace_source": "mlp", "init_scale": -1}
-    assert method.objective == {
+    method = StudyMethod.parse(
+        "mine", {"method": "singer", "recipe": "paper", "r": 8, "init_scale": -1, "kd_weight": 3}
+    )
+    assert method.method.adapter == {"r": 8, "init_weights": "nullspace", "nullspace_source": "mlp", "init_scale": -1}
+    assert method.training == {
         "kd_weight": 3,
         "outlier_weight": 0.01,
         "info_weight": 1.0,
@@ -157,16 +156,16 @@ def test_settings_win_over_their_recipe():
 
 
 def test_a_recipe_that_is_not_there_is_refused():
-    with refuse("`recipe` must be one of 'paper', 'reference', 'recommended', got 'best'"):
-        Method.parse("singer", {"recipe": "best"})
+    with refuse("'singer': `recipe` must be one of 'paper', 'reference', 'recommended', got 'best'"):
+        StudyMethod.parse("singer", {"recipe": "best"})
 
 
 def test_a_method_that_is_not_there_is_refused():
     kinds = "singer, fitnet, vitkd, test_time_register, clip_norm, neighbor"
-    with refuse(f"`method` of 'mine' must be one of {kinds}, got 'mine'"):
-        Method.parse("mine", {"r": 4})
-    with refuse(f"`method` of 'mine' must be one of {kinds}, got 'magic'"):
-        Method.parse("mine", {"method": "magic"})
+    with refuse(f"'mine': `method` must be one of {kinds}, got 'mine'"):
+        StudyMethod.parse("mine", {"r": 4})
+    with refuse(f"'mine': `method` must be one of {kinds}, got 'magic'"):
+        StudyMethod.parse("mine", {"method": "magic"})
 
 
 @pytest.mark.parametrize(
@@ -192,8 +191,8 @@ def test_a_method_that_is_not_there_is_refused():
 )
 def test_a_setting_that_a_method_does_not_take_is_refused(entry, unknown, known):
     known = sorted([*known, "learning_rate", "adam_beta2", "max_grad_norm"])
-    with refuse(f"'mine' has settings that {entry['method']} does not take: {unknown}; it takes {known}"):
-        Method.parse("mine", entry)
+    with refuse(f"'mine': {entry['method']} does not take the settings {unknown}; it takes {known}"):
+        StudyMethod.parse("mine", entry)
 
 
 @pytest.mark.parametrize(
@@ -227,8 +226,8 @@ def test_a_training_setting_that_yaml_reads_as_text_is_refused(read):
 
 
 def test_singer_says_its_blocks_by_the_adapter():
-    with pytest.raises(ValueError, match=r"^'singer' has settings that singer does not take: \['teacher_layers'\]; "):
-        Method.parse("singer", {"teacher_layers": [1]})
+    with pytest.raises(ValueError, match=r"^'singer': singer does not take the settings \['teacher_layers'\]; "):
+        StudyMethod.parse("singer", {"teacher_layers": [1]})
 
 
 def test_a_grid_is_a_method_for_every_pair_of_values(read):
@@ -244,15 +243,16 @@ def test_a_grid_is_a_method_for_every_pair_of_values(read):
     ]
     assert study.grid == (("init_scale", (1, -1)), ("info_weight", (0, 0.5, 1)))
     point = study.methods["init_scale=-1, info_weight=0.5"]
-    assert (point.kind, point.adapter["r"], point.adapter["init_scale"]) == ("singer", 8, -1)
-    assert (point.objective["info_weight"], point.objective["outlier_weight"]) == (0.5, 0.01)
+    adapter = point.method.adapter
+    assert (point.method.name, adapter["r"], adapter["init_scale"]) == ("singer", 8, -1)
+    assert (point.training["info_weight"], point.training["outlier_weight"]) == (0.5, 0.01)
 
 
 def test_a_grid_needs_no_other_methods_and_may_sweep_another_one(read):
     study = read({**BASE, "grid": {"base": {"method": "vitkd"}, "mask_ratio": [0.3, 0.5], "kd_weight": [1]}})
-    assert {name: dict(method.objective) for name, method in study.methods.items()} == {
-        "mask_ratio=0.3, kd_weight=1": {"mask_ratio": 0.3, "kd_weight": 1},
-        "mask_ratio=0.5, kd_weight=1": {"mask_ratio": 0.5, "kd_weight": 1},
+    assert {name: (item.method.mask_ratio, item.training) for name, item in study.methods.items()} == {
+        "mask_ratio=0.3, kd_weight=1": (0.3, {"kd_weight": 1}),
+        "mask_ratio=0.5, kd_weight=1": (0.5, {"kd_weight": 1}),
     }
     assert grid_name(("mask_ratio", "kd_weight"), (0.3, 1)) in study.methods
 

@@ -15,6 +15,7 @@ from zoo import SIZES, images, tiny, tiny_vit
 
 from singer_hf import SingerConfig, SingerDistiller
 from singer_hf.artifacts.gram import gram_matrix
+from singer_hf.baselines.singer import Singer
 from singer_hf.distillation.losses import outlier_loss
 from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.vit.features import capture_features
@@ -136,7 +137,7 @@ def test_a_step_is_one_teacher_pass_and_one_extra_call_per_intermediate_block(la
 def test_the_teachers_own_stream_is_that_of_the_bare_teacher():
     """Block 2 of the main pass reads the raw features of block 1 although that block carries an adapter."""
     distiller, pixel_values = make(), images()
-    raw = distiller.read_teacher(pixel_values)
+    raw = distiller.teacher_features(pixel_values).outputs
     expected = capture_features(tiny_vit(), pixel_values, [1, 2, 3])
     assert sorted(raw) == [1, 2, 3]
     assert all(torch.equal(raw[i], expected[i]) for i in raw)
@@ -253,7 +254,8 @@ def test_it_can_be_pickled():
 def test_it_compiles_into_one_graph_with_the_same_gradients(bare):
     plain = SingerDistiller(small_student(), tiny_vit()) if bare else make()
     compiled = torch.compile(copy.deepcopy(plain), fullgraph=True, backend="eager")
-    losses = [model(images()).loss for model in (plain, compiled)]
+    with compiled._orig_mod.attached():
+        losses = [model(images()).loss for model in (plain, compiled)]
     torch.testing.assert_close(*losses)
     for loss in losses:
         loss.backward()
@@ -302,8 +304,8 @@ def test_the_teachers_wrapped_blocks_are_found_by_index():
         ({"info_loss": "x"}, "`info_loss` must be one of 'gram', 'reference', got 'x'"),
         (
             {"teacher_layers": [0, 1]},
-            "`teacher_layers` must be left out for a teacher with adapters, which is distilled where they are "
-            "([1, 3]), got [0, 1]",
+            "`teacher_layers` must be left out for a teacher with adapters, which is distilled at their blocks "
+            "[1, 3], got [0, 1]",
         ),
         (
             {"student": small_student(num_hidden_layers=1)},
@@ -317,6 +319,17 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
         make(**settings)
 
 
+def hooks_on(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_after_training_the_student_has_no_hooks_and_can_be_copied():
+    distiller = train(make(), steps=1)
+    assert (hooks_on(distiller.student), hooks_on(distiller.teacher)) == (0, 0)
+    twin = copy.deepcopy(distiller.student)
+    assert torch.equal(twin(images()).last_hidden_state, distiller.student(images()).last_hidden_state)
+
+
 def test_what_is_no_vision_model_is_refused_on_either_side():
     with pytest.raises(ValueError, match=r"^`student` must be a vision transformer or return feature maps"):
         make(student=nn.Linear(2, 2))
@@ -327,7 +340,8 @@ def test_what_is_no_vision_model_is_refused_on_either_side():
 def test_the_plan_says_what_is_paired_and_trained():
     torch.manual_seed(0)
     wide = hf.ResNetModel(hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"))
-    plan = make(teacher=tiny("dinov2_registers"), student=wide, image_size=(32, 32)).describe().splitlines()
+    distiller = make(teacher=tiny("dinov2_registers"), student=wide, image_size=(32, 32))
+    plan = Singer().summarize(distiller).splitlines()
     assert plan[:4] == [
         "method: SiNGER",
         "teacher: Dinov2WithRegistersModel, 4 blocks, width 32, 5 prefix tokens, images 32 x 32, patches 4 x 4",
@@ -336,7 +350,9 @@ def test_the_plan_says_what_is_paired_and_trained():
     ]
     assert plan[4] == "  student block 1 -> teacher block 1: projector 8 -> 32, 8 x 8 map interpolated to 4 x 4"
     assert plan[5] == "  student block 2 -> teacher block 3: projector 16 -> 32"
-    assert re.fullmatch(r"  adapter behind block 1: r 4, effective null dimension .+ by source: mlp \d+, .+", plan[6])
+    assert re.fullmatch(
+        r"  adapter after block 1: r 4, effective null dimension .+ by null-space source: mlp \d+, .+", plan[6]
+    )
     assert re.fullmatch(
         r"trained: student 0\.\d\d M, projectors 0\.00 M, adapters 0\.00 M; frozen: teacher 0\.\d\d M", plan[-1]
     )

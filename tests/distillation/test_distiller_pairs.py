@@ -76,7 +76,7 @@ def test_the_class_tokens_that_both_have_are_compared_and_registers_never(teache
         torch.nn.init.eye_(projector.weight)
         torch.nn.init.zeros_(projector.bias)
     own = capture_features(distiller.student, images(), [1, 3])
-    refined = distiller.refine(distiller.read_teacher(images()))
+    refined = distiller.refine(distiller.teacher_features(images()).outputs)
     expected = [
         F.mse_loss(
             torch.cat([own[i][:, :common], own[i][:, -16:]], dim=1),
@@ -89,7 +89,7 @@ def test_the_class_tokens_that_both_have_are_compared_and_registers_never(teache
 
 def test_registers_of_the_teacher_are_neither_refined_nor_counted_as_outliers():
     distiller = make(tiny("dinov2_registers"), STUDENTS["deit"])
-    raw = distiller.read_teacher(images())
+    raw = distiller.teacher_features(images()).outputs
     refined = distiller.refine(raw)
     assert all(torch.equal(tokens[:, :5], raw[i][:, :5]) for i, tokens in refined.items())
     expected = sum(outlier_loss(tokens[:, 5:]) for tokens in refined.values()) / 2
@@ -98,19 +98,19 @@ def test_registers_of_the_teacher_are_neither_refined_nor_counted_as_outliers():
 
 def test_a_student_of_twice_the_patch_size_gets_a_teacher_image_of_half_the_size():
     distiller = make(tiny("dinov2"), STUDENTS["dinov2_registers_16"], image_size=(64, 64))
-    assert distiller.student_grids == {1: (4, 4), 3: (4, 4)}
+    assert [pair.grid for pair in distiller.pairs] == [(4, 4), (4, 4)]
     assert (distiller.teacher_input.teacher_image_size, distiller.teacher_input.grid) == ((32, 32), (4, 4))
     assert distiller(images(64, 64)).loss.isfinite()
 
 
 def test_a_teacher_of_fixed_size_gets_its_size_and_the_students_map_is_interpolated():
     distiller = make(tiny("timm_vit"), STUDENTS["deit"], image_size=(48, 48))
-    assert distiller.student_grids == {1: (6, 6), 3: (6, 6)}
+    assert [pair.grid for pair in distiller.pairs] == [(6, 6), (6, 6)]
     assert (distiller.teacher_input.teacher_image_size, distiller.teacher_input.grid) == ((32, 32), (4, 4))
     pixel_values = images(48, 48)
     output = distiller(pixel_values)
     own = capture_features(distiller.student, pixel_values, [1, 2])
-    refined = distiller.refine(distiller.read_teacher(pixel_values))
+    refined = distiller.refine(distiller.teacher_features(pixel_values).outputs)
     expected = 0
     for i, j in ((1, 1), (3, 2)):
         feature_map = own[j][:, 2:].transpose(1, 2).reshape(2, 16, 6, 6)
@@ -132,7 +132,7 @@ def test_the_teacher_sees_the_same_pixels_in_its_own_normalisation():
     distiller = make(tiny_vit(), STUDENTS["deit"], student_normalization=IMAGENET, teacher_normalization=HALF)
     black = (torch.zeros(1, 3, 32, 32) - mean) / std
     expected = capture_features(tiny_vit(), torch.full((1, 3, 32, 32), -1.0), [1])[1]
-    torch.testing.assert_close(distiller.read_teacher(black)[1], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(distiller.teacher_features(black).outputs[1], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_models_with_heads_are_taken_as_they_are():

@@ -13,16 +13,21 @@ from runs import make_trainer
 from torch.nn import functional as F
 from zoo import images, tiny_vit
 
-from singer_hf import SingerConfig, SingerDistiller
-from singer_hf.baselines.clip_norm import ClipNorm
+from singer_hf import SingerConfig
+from singer_hf.baselines.clip_norm import ClipNorm, ClipNormMethod
+from singer_hf.baselines.fitnet import FitNet
 from singer_hf.baselines.neighbor_mean import NeighborMean
+from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.vit.features import capture_features
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
 IMAGES = planted.planted_images(batch=2)
 RULE = ClipNorm(1)
-CLASH = "`refiner` must be left out for a teacher with SiNGER adapters, which refine already"
+CLASH = (
+    "`teacher` must have no SiNGER adapters for FeatureDistiller, it has some after blocks [1, 3]; remove them or use "
+    "SingerDistiller"
+)
 
 
 class Halves:
@@ -42,7 +47,7 @@ def small_student():
 def make(refiner=RULE, **settings):
     torch.manual_seed(0)
     teacher = planted.planted_vit()
-    return SingerDistiller(small_student(), teacher, refiner=refiner, teacher_layers=[1, 3], **settings).train()
+    return FeatureDistiller(small_student(), teacher, refiners=refiner, teacher_layers=[1, 3], **settings).train()
 
 
 def clipped(block):
@@ -64,7 +69,7 @@ def refuse(message):
 
 def test_the_targets_are_the_clipped_tokens():
     distiller = make()
-    refined = distiller.refine(distiller.read_teacher(IMAGES))
+    refined = distiller.refine(distiller.teacher_features(IMAGES).outputs)
     assert sorted(refined) == [1, 3]
     for block, tokens in refined.items():
         torch.testing.assert_close(tokens, clipped(block).expand(2, -1, -1), rtol=1e-4, atol=1e-4)
@@ -72,7 +77,7 @@ def test_the_targets_are_the_clipped_tokens():
 
 
 def test_the_loss_is_the_distance_to_the_clipped_tokens_alone():
-    distiller = make(kd_weight=2.0, outlier_weight=3.0, info_weight=5.0)
+    distiller = make(kd_weight=2.0)
     output = distiller(IMAGES)
     student = capture_features(distiller.student, IMAGES, [1, 2])
     assert distiller.student_layers == [1, 2]
@@ -81,7 +86,7 @@ def test_the_loss_is_the_distance_to_the_clipped_tokens_alone():
         F.mse_loss(distiller.projectors[str(i)](student[j]), clipped(i).expand(2, -1, -1)) for i, j in pairs
     )
     torch.testing.assert_close(output.kd_loss, expected / 2, rtol=1e-4, atol=1e-5)
-    assert (output.outlier_loss.item(), output.info_loss.item()) == (0, 0)
+    assert set(output.components) == {"kd_loss"}
     torch.testing.assert_close(output.loss, 2 * output.kd_loss)
 
 
@@ -93,7 +98,7 @@ def test_it_differs_from_the_bare_teachers_loss():
 
 def test_any_object_that_refines_will_do():
     distiller = make(Halves())
-    raw = distiller.read_teacher(IMAGES)
+    raw = distiller.teacher_features(IMAGES).outputs
     refined = distiller.refine(raw)
     assert all(torch.equal(refined[i], raw[i] / 2) for i in (1, 3))
 
@@ -103,37 +108,38 @@ def test_student_and_projectors_are_trained_and_nothing_else():
     distiller(IMAGES).loss.backward()
     assert not any(parameter.requires_grad for parameter in distiller.teacher.parameters())
     assert all(parameter.grad is not None for parameter in distiller.projectors.parameters())
-    assert (distiller.has_adapters, distiller.refines, distiller.singer_layers) == (False, True, {})
+    assert (distiller.refiners, distiller.singer_layers) == ({1: RULE, 3: RULE}, {})
 
 
-def test_the_plan_names_the_clean_up():
-    plan = make(ClipNorm(1, quantile=0.9)).describe().splitlines()
-    assert plan[0] == (
-        "method: multi-layer feature distillation, targets cleaned by "
+def test_the_summary_names_the_clean_up_method():
+    summary = ClipNormMethod(quantile=0.9).summarize(make(ClipNorm(1, quantile=0.9))).splitlines()
+    assert summary[0] == (
+        "method: multi-layer feature distillation, targets refined by "
         "ClipNorm(num_prefix_tokens=1, quantile=0.9, rule=None, scope='image')"
     )
-    assert not any("adapter behind" in line for line in plan)
-    assert make(None).describe().splitlines()[0] == "method: multi-layer feature distillation (FitNet), no refinement"
+    assert not any("adapter after" in line for line in summary)
+    bare = FitNet().summarize(make(None)).splitlines()
+    assert bare[0] == "method: multi-layer feature distillation (FitNet), no refinement"
 
 
 def test_a_teacher_with_adapters_is_refused():
     teacher = get_peft_model(tiny_vit(), SingerConfig(r=4, layers_to_transform=[1, 3]))
     with refuse(CLASH):
-        SingerDistiller(tiny_vit(), teacher, refiner=RULE)
+        FeatureDistiller(tiny_vit(), teacher, refiners=RULE)
 
 
 def test_what_cannot_refine_is_refused():
-    with refuse("`refiner` must have a method refine(hidden_states), got str"):
+    with refuse("`refiners` must have a method refine(hidden_states), got str"):
         make("clip_norm")
 
 
 def test_the_trainer_refuses_it_beside_an_adapter(tmp_path):
     with refuse(CLASH):
-        make_trainer(tmp_path, refiner=RULE)
+        make_trainer(tmp_path, method=ClipNormMethod(), teacher_layers=[1, 3])
 
 
 def test_a_run_leaves_the_student_and_no_adapter(tmp_path):
-    trainer = make_trainer(tmp_path, bare=True, refiner=ClipNorm(1, quantile=0.5), max_steps=2)
+    trainer = make_trainer(tmp_path, bare=True, method=ClipNormMethod(quantile=0.5), max_steps=2)
     trainer.train()
     trainer.save_model()
     assert not [path for path in Path(tmp_path).rglob("*") if path.name in ("singer", "adapter_config.json")]
@@ -147,9 +153,10 @@ def test_a_run_leaves_the_student_and_no_adapter(tmp_path):
 
 
 def test_a_run_logs_what_the_clean_up_does(tmp_path):
-    trainer = make_trainer(tmp_path, bare=True, refiner=ClipNorm(1, quantile=0.5), max_steps=1)
+    trainer = make_trainer(tmp_path, bare=True, method=ClipNormMethod(quantile=0.5), max_steps=1)
     trainer.train()
     (row,) = (row for row in trainer.state.log_history if "kd_loss" in row)
-    assert (row["outlier_loss"], row["info_loss"], row["loss"]) == (0, 0, pytest.approx(row["kd_loss"], rel=1e-4))
+    assert row["loss"] == pytest.approx(row["kd_loss"], rel=1e-4)
+    assert not {"outlier_loss", "info_loss"} & set(row)
     assert 1 <= row["refined_outlier_ratio"] < row["teacher_outlier_ratio"]
     assert row["adapter_leakage"] > 0

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from singer_hf.artifacts.gram import gram_matrix
-from singer_hf.distillation.losses import check_loss_settings, info_loss, kd_loss, outlier_loss
+from singer_hf.distillation.losses import check_singer_settings, check_weights, info_loss, kd_loss, outlier_loss
 
 SETTINGS = {
-    "kd_weight": 1.0,
     "outlier_weight": 0.01,
     "info_weight": 1.0,
     "outlier_quantile": 0.97,
@@ -95,6 +94,18 @@ def test_info_loss_is_the_mean_squared_difference_of_the_gram_matrices():
     assert info_loss(5 * raw, raw).item() == pytest.approx(0, abs=1e-12)
 
 
+def test_info_loss_leaves_out_the_prefix_tokens():
+    prefix = torch.tensor([[[9.0, 9.0]]])
+    refined, raw = torch.tensor([[[1.0, 0.0], [2.0, 0.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 3.0]]])
+    tokens = torch.cat([prefix, refined], dim=1), torch.cat([-prefix, raw], dim=1)
+    assert info_loss(*tokens, num_prefix_tokens=1).item() == pytest.approx(2 / 4)
+
+
+def test_the_reference_kind_is_the_mean_squared_difference_of_all_tokens():
+    refined, raw = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.zeros(1, 2, 2)
+    assert info_loss(refined, raw, num_prefix_tokens=1, kind="reference").item() == (1 + 4 + 9 + 16) / 4
+
+
 @pytest.mark.parametrize("zero_token", [0, 3])
 def test_info_loss_of_a_zero_token_has_no_nan(zero_token):
     tokens = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0))
@@ -151,7 +162,6 @@ def test_losses_run_without_values():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("kd_weight", -1.0, "`kd_weight` must be at least 0, got -1.0"),
         ("outlier_weight", -0.1, "`outlier_weight` must be at least 0, got -0.1"),
         ("info_weight", math.nan, "`info_weight` must be at least 0, got nan"),
         ("outlier_quantile", 0, r"`outlier_quantile` must lie in \(0, 1\), got 0"),
@@ -161,6 +171,13 @@ def test_losses_run_without_values():
     ],
 )
 def test_settings_out_of_range_are_refused(name, value, message):
-    check_loss_settings(**SETTINGS)
+    check_singer_settings(**SETTINGS)
     with pytest.raises(ValueError, match=f"^{message}$"):
-        check_loss_settings(**{**SETTINGS, name: value})
+        check_singer_settings(**{**SETTINGS, name: value})
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan])
+def test_weights_below_zero_are_refused(weight):
+    check_weights(kd_weight=0.0, generation_weight=1.0)
+    with pytest.raises(ValueError, match=f"^`kd_weight` must be at least 0, got {weight}$"):
+        check_weights(kd_weight=weight)

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 import transformers as hf
-from runs import image_processor, make_trainer, small_student
+from runs import make_trainer, small_student
 from torch.nn import functional as F
 from zoo import images, tiny, tiny_vit
 
@@ -110,9 +110,9 @@ def test_the_teachers_size_is_known_before_a_run(tmp_path):
     """Patches twice as large, as in the run; a CNN's map of 8 x 8, and its last one, 2 x 2."""
     trainer = make_trainer(tmp_path, bare=True)
     assert trainer.distiller.teacher_input.teacher_image_size == (16, 16)
-    assert teacher_image_size(small_student(), tiny_vit(), image_processor()) == (16, 16)
-    assert teacher_image_size(small_student(image_size=64), tiny("dinov2"), None) == (32, 32)
+    assert teacher_image_size(small_student(), view_vit(tiny_vit()), (32, 32)) == (16, 16)
+    assert teacher_image_size(small_student(image_size=64), view_vit(tiny("dinov2"))) == (32, 32)
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 16], "depths": [1, 1, 1]}
     cnn = hf.ResNetModel(hf.ResNetConfig(**sizes))
-    assert teacher_image_size(cnn, tiny("dinov2"), image_processor(), [0, 1]) == (64, 64)
-    assert teacher_image_size(cnn, tiny("dinov2"), image_processor()) == (16, 16)
+    assert teacher_image_size(cnn, view_vit(tiny("dinov2")), (32, 32), [0, 1]) == (64, 64)
+    assert teacher_image_size(cnn, view_vit(tiny("dinov2")), (32, 32)) == (16, 16)

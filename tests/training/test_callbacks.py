@@ -141,7 +141,7 @@ def test_the_adapter_alone_is_trained_while_it_warms_up(tmp_path):
     assert {name.split(".")[0] for name in changed} == {"teacher"}
     assert all("singer_" in name for name in changed)
     assert len(changed) == 4
-    assert trainer.distiller.warms_up is False
+    assert trainer.distiller.in_adapter_warmup is False
 
 
 def test_after_the_warm_up_everything_is_trained_and_a_resumed_run_knows_where_it_stands(tmp_path):
@@ -162,6 +162,6 @@ def test_after_the_warm_up_everything_is_trained_and_a_resumed_run_knows_where_i
 
 def test_a_warm_up_needs_adapters(tmp_path):
     with pytest.raises(
-        ValueError, match="`adapter_warmup_steps` must be 0 for a teacher without SiNGER adapters, got 3"
+        ValueError, match="`adapter_warmup_steps` must be 0 for the method 'fitnet', which trains no adapter, got 3"
     ):
         make_trainer(tmp_path, bare=True, adapter_warmup_steps=3)

@@ -115,7 +115,7 @@ def test_the_fsdp_configuration_splits_the_blocks_of_both_models():
     distiller = SingerDistiller(small_student(), teacher)
     plugin.set_auto_wrap_policy(distiller)
     is_split = fsdp2_prepare_auto_wrap_policy(plugin, distiller)
-    blocks = [*distiller.teacher_view.blocks, *distiller.student_reader.view.blocks]
+    blocks = [*distiller.teacher_view.blocks, *distiller.student_extractor.view.blocks]
     assert [module for module in distiller.modules() if is_split(module)] == [
         module for module in distiller.modules() if any(module is block for block in blocks)
     ]

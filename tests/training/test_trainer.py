@@ -15,7 +15,6 @@ from torch import nn
 from zoo import images, tiny_vit
 
 from singer_hf import SingerDistillationTrainer
-from singer_hf.training.loss_averages import COMPONENTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
@@ -27,6 +26,7 @@ SAVED = ROOT_FILES | {
     "singer/adapter_model.safetensors",
 }
 RESUMING = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+COMPONENTS = ("kd_loss", "outlier_loss", "info_loss")
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_no_file_holds_the_hub_token_or_a_teacher_weight(run):
 def test_a_second_run_into_the_same_folder_is_refused(run):
     message = (
         f"`output_dir` must not hold another run, {str(run.folder)!r} has checkpoint-2, checkpoint-4, "
-        "model.safetensors. Go on with that run (`resume_from_checkpoint=True`), take another folder, or set "
+        "model.safetensors. Resume that run (`resume_from_checkpoint=True`), use another folder, or set "
         "`overwrite_output_dir=True`"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

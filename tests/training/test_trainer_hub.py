@@ -77,7 +77,7 @@ def test_the_token_is_in_no_file(pushed):
 def test_a_push_that_fails_says_how_to_push_again(failed, kind, reason):
     _, folder, results = failed
     command = f'hf upload someone/{kind} {folder} --exclude "checkpoint-*"'
-    end = f"Everything is safe in {str(folder)!r}; upload it without training: {command}"
+    end = f"Everything is saved in {str(folder)!r}; upload it without training: {command}"
     message = results[kind]["message"]
     assert re.match(rf"the upload failed \({reason}", message, re.DOTALL), message
     assert message.endswith(end)

@@ -42,7 +42,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
     file = tmp_path / "non_finite_loss_rank0.json"
     message = (
         f"`kd_loss` is not finite at step 3 (batch 2 of this session); written to {str(file)!r}. Nothing was saved "
-        "since the last checkpoint. Lower `learning_rate`, use bf16 instead of fp16, or look at the batch"
+        "since the last checkpoint. Lower `learning_rate`, use bf16 instead of fp16, or check the batch"
     )
     with pytest.raises(FloatingPointError, match=f"^{re.escape(message)}$"):
         trainer.train()
@@ -79,7 +79,7 @@ def test_several_gpus_without_a_launcher_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(type(args), "n_gpu", 2)
     message = (
         "2 GPUs are visible to one process; start one process per GPU (`accelerate launch` or `torchrun "
-        "--nproc_per_node`), or show it a single one with CUDA_VISIBLE_DEVICES"
+        "--nproc_per_node`), or make a single one visible with CUDA_VISIBLE_DEVICES"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         SingerDistillationTrainer(small_student(), tiny_vit(), args)

@@ -65,7 +65,8 @@ def _missing(owner: str, node: Callable, tree: ast.Module) -> Iterator[str]:
     docstring = ast.get_docstring(documented) or ""
     arguments = [a for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")]
     is_hook = owner and node.name.startswith("on_")  # a TrainerCallback's methods, documented by transformers
-    if len(arguments) >= MIN_ARGUMENTS and "Args:" not in docstring and not is_hook and node.args.args:
+    has_arguments = "Args:" in docstring or "see :meth:" in docstring  # an override of a documented method
+    if len(arguments) >= MIN_ARGUMENTS and not has_arguments and not is_hook:
         yield f"takes {len(arguments)} arguments and its docstring has no `Args:`"
     annotations = [ast.unparse(a.annotation) for a in arguments if a.annotation]
     annotations += [ast.unparse(node.returns)] if node.returns else []

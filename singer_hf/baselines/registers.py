@@ -122,10 +122,10 @@ def install_test_time_registers(model: nn.Module, neurons: dict[int, Tensor]) ->
 
     Args:
         model: Any vision transformer whose blocks take any number of tokens; changed in place.
-        neurons: Block index -> indices of hidden units of its MLP, as from :func:`find_register_neurons`.
+        neurons: Block index -> indices (K,) of hidden units of its MLP, as from :func:`find_register_neurons`.
 
     Returns:
-        The installed registers; ``remove()`` gives back the model as it was.
+        The installed registers; ``remove()`` restores the model.
 
     Raises:
         ValueError: If a block or unit is not there, or the blocks do not run with one token more: relative position

@@ -1,7 +1,7 @@
 """Multi-layer feature distillation (FitNet): teacher, student and projectors in one module."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -157,9 +157,8 @@ class FeatureDistiller(nn.Module):
         """
         prefix, common = self.teacher_view.num_prefix_tokens, self.num_common_class_tokens
         pairs = [pair for pair in self.pairs if pair.teacher in targets]
-        return torch.stack(
-            [kd_loss(keep_tokens(targets[p.teacher], common, prefix), self.project(p, student)) for p in pairs]
-        ).mean()
+        losses = [kd_loss(keep_tokens(targets[p.teacher], common, prefix), self.project(p, student)) for p in pairs]
+        return torch.stack(losses).mean()
 
     def project(self, pair: BlockPair, student: Mapping[int, Tensor]) -> Tensor:
         """P(F^S) of one pair, on the teacher's grid: (B, common class tokens + N, D_T).
@@ -188,18 +187,18 @@ class FeatureDistiller(nn.Module):
             teacher_layers = default_layers(number)
         teacher_layers = sorted(resolve_layers("teacher_layers", teacher_layers, number))
         student_layers = pair_student_layers(teacher_layers, number, extractor.num_blocks, student_layers)
-        return tuple(
-            BlockPair(i, j, extractor.grid(j, size)) for i, j in zip(teacher_layers, student_layers, strict=True)
-        )
+        pairs = zip(teacher_layers, student_layers, strict=True)
+        return tuple(BlockPair(i, j, extractor.grid(j, size)) for i, j in pairs)
 
     def _refiners_by_block(self, given: Refiner | Mapping[int, Refiner] | None) -> dict[int, Refiner]:
-        refiners = dict(given) if isinstance(given, Mapping) else {} if given is None else given
-        if not isinstance(refiners, dict):
-            if not callable(getattr(refiners, "refine", None)):
-                raise ValueError(f"`refiners` must have a method refine(hidden_states), got {type(given).__name__}")
-            refiners = dict.fromkeys(self.teacher_layers, refiners)
+        if given is None or isinstance(given, Mapping):
+            refiners = dict(given or {})
+        elif callable(getattr(given, "refine", None)):
+            refiners = dict.fromkeys(self.teacher_layers, given)
+        else:
+            raise ValueError(f"`refiners` must have a method refine(hidden_states), got {type(given).__name__}")
         adapters = find_singer_layers(self.teacher)
-        if refiners != adapters and adapters:
+        if adapters and refiners != adapters:
             raise ValueError(
                 f"`teacher` must have no SiNGER adapters for {type(self).__name__}, it has some after blocks "
                 f"{sorted(adapters)}; remove them or use SingerDistiller"
@@ -236,10 +235,7 @@ class FeatureDistiller(nn.Module):
     @contextmanager
     def attached(self) -> Iterator[None]:
         """A context in which the hooks stay on teacher and student between steps, as compilation needs."""
-        with ExitStack() as stack:
-            for capture in (self._teacher_capture, self.student_extractor.capture):
-                if capture is not None:
-                    stack.enter_context(capture)
+        with self._teacher_capture, self.student_extractor.capture or nullcontext():
             yield
 
     def train(self, mode: bool = True) -> "FeatureDistiller":

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from zoo import SIZES, images, tiny, tiny_vit
 
 from singer_hf import SingerConfig
-from singer_hf.baselines.vitkd import MaskedGenerator, ViTKD, ViTKDDistiller, masked_loss, random_mask
+from singer_hf.baselines.vitkd import ViTKD, ViTKDDistiller
 from singer_hf.inspection.measure.feature_comparison import load_projectors
 from singer_hf.training.loss_averages import non_finite_component
 from singer_hf.vit.features import capture_features
@@ -43,49 +43,6 @@ def vitkd_run(output_dir, **options):
     model = options.pop("model", None) or small_student(num_hidden_layers=3)
     own = {name: options.pop(name) for name in ViTKD.setting_names() if name in options}
     return make_trainer(output_dir, bare=True, model=model, method=ViTKD(**own), num_artifact_images=2, **options)
-
-
-def point(weight):
-    """A 3 x 3 kernel that sees one patch."""
-    return torch.tensor([[[[0.0, 0.0, 0.0], [0.0, weight, 0.0], [0.0, 0.0, 0.0]]]])
-
-
-def row(weights):
-    """A 3 x 3 kernel that sees a patch and its neighbours to the left and right."""
-    return torch.tensor([[[[0.0, 0.0, 0.0], weights, [0.0, 0.0, 0.0]]]])
-
-
-@pytest.mark.parametrize(
-    ("kernel", "token", "mask", "expected"),
-    [
-        (point(1.0), 5.0, [False, True, False], [3.0, 11.0, 7.0]),  # 2 x (1, 5, 3) + 1
-        (point(1.0), -4.0, [False, False, True], [3.0, 1.0, 1.0]),  # 2 x relu(1, -2, -4) + 1
-        (row([1.0, 1.0, 1.0]), 5.0, [False, True, False], [13.0, 19.0, 17.0]),  # 2 x (1+5, 1+5+3, 5+3) + 1
-        (row([1.0, 0.0, 0.0]), 5.0, [True, False, False], [1.0, 11.0, 1.0]),  # 2 x relu(0, 5, -2) + 1
-    ],
-)
-def test_the_generator_is_two_convolutions_over_a_grid_with_replaced_patches(kernel, token, mask, expected):
-    generator = MaskedGenerator(1)
-    generator.load_state_dict(
-        {
-            "mask_token": torch.tensor([token]),
-            "conv_in.weight": kernel,
-            "conv_in.bias": torch.zeros(1),
-            "conv_out.weight": point(2.0),
-            "conv_out.bias": torch.ones(1),
-        }
-    )
-    tokens = torch.tensor([[[1.0], [-2.0], [3.0]]])
-    assert generator(tokens, torch.tensor([mask]), (1, 3)).flatten().tolist() == expected
-
-
-def test_the_loss_counts_masked_patches_only():
-    generated = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])
-    mask = torch.tensor([[True, False, True]])
-    loss = masked_loss(generated, torch.zeros(1, 3, 2), mask)
-    assert loss == ((1 + 4) / 2 + (25 + 36) / 2) / 2
-    generated[0, 1] = 1e6
-    assert masked_loss(generated, torch.zeros(1, 3, 2), mask) == loss
 
 
 def written_out(distiller, pixel_values, grid=(4, 4)):
@@ -147,22 +104,6 @@ def test_maps_of_another_grid_are_interpolated():
     output = distiller(pixel_values)
     torch.testing.assert_close(output.kd_loss, sum(errors) / 2)
     assert output.generation_loss.isfinite()
-
-
-@pytest.mark.parametrize(("ratio", "number"), [(0.5, 8), (0.3, 5), (0.9, 14), (0.01, 1)])
-def test_every_image_has_its_share_of_the_patches_masked(ratio, number):
-    torch.manual_seed(0)
-    mask = random_mask(500, 16, ratio)
-    assert mask.sum(dim=1).unique().tolist() == [number]
-    torch.testing.assert_close(mask.float().mean(dim=0), torch.full((16,), number / 16), atol=0.08, rtol=0)
-
-
-def test_masks_come_from_the_random_state_that_a_checkpoint_restores():
-    torch.manual_seed(5)
-    first, second = random_mask(4, 16, 0.5), random_mask(4, 16, 0.5)
-    torch.manual_seed(5)
-    assert torch.equal(random_mask(4, 16, 0.5), first)
-    assert not torch.equal(first, second)
 
 
 def test_training_draws_new_masks_and_evaluation_has_one_for_every_image():
@@ -285,8 +226,8 @@ def adapted():
         ({"kd_weight": -1.0}, "`kd_weight` must be at least 0, got -1.0"),
         (
             {"teacher": adapted},
-            "`teacher` must have no SiNGER adapters for ViTKDDistiller, it has some after blocks [1, 3]; remove them or "
-            "use SingerDistiller",
+            "`teacher` must have no SiNGER adapters for ViTKDDistiller, it has some after blocks [1, 3]; remove "
+            "them or use SingerDistiller",
         ),
         (
             {"teacher": lambda: tiny_vit(2)},

@@ -1,4 +1,4 @@
-"""A cell that dies by `kill -9` in mid-step: `python tests/builders/killed_cell.py STUDY NAME METHOD SEED STEP`, from 1."""
+"""A cell that `kill -9` ends in mid-step: `python tests/builders/killed_cell.py STUDY NAME METHOD SEED STEP`."""
 
 import os
 import signal

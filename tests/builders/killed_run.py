@@ -1,4 +1,4 @@
-"""A run whose process dies by `kill -9` in mid-step: `python tests/builders/killed_run.py OUTPUT_DIR BATCH`, BATCH from 1."""
+"""A run that `kill -9` ends in mid-step: `python tests/builders/killed_run.py OUTPUT_DIR BATCH`, BATCH from 1."""
 
 import os
 import signal

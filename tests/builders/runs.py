@@ -133,3 +133,20 @@ class StopAt(hf.TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step >= self.step
+
+
+ROOT_FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_args.json"}
+
+SAVED = ROOT_FILES | {
+    "projectors/model.safetensors",
+    "singer/adapter_config.json",
+    "singer/adapter_model.safetensors",
+}
+
+RESUMING = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+
+COMPONENTS = ("kd_loss", "outlier_loss", "info_loss")
+
+
+def training_rows(trainer):
+    return [row for row in trainer.state.log_history if "loss" in row]

@@ -1,4 +1,4 @@
-"""What two gloo processes do, for `torchrun --nproc_per_node 2 tests/builders/two_ranks.py OUTPUT_DIR`; rank 0 prints JSON."""
+"""Two gloo processes: `torchrun --nproc_per_node 2 tests/builders/two_ranks.py OUTPUT_DIR`; rank 0 prints JSON."""
 
 import copy
 import json

@@ -1,62 +1,22 @@
 """The composite: what it computes, how often, what it trains, and what it leaves alone."""
 
-import copy
-import pickle
-import re
 from collections import Counter
 
 import pytest
 import torch
 import transformers as hf
-from peft import get_peft_model
-from torch import nn
+from distillers import changed, make, small_student, snapshot, train
 from torch.nn import functional as F
-from zoo import SIZES, images, tiny, tiny_vit
+from zoo import SIZES, images, tiny_vit
 
-from singer_hf import SingerConfig, SingerDistiller
+from singer_hf import SingerDistiller
 from singer_hf.artifacts.gram import gram_matrix
-from singer_hf.baselines.singer import Singer
 from singer_hf.distillation.losses import outlier_loss
 from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.vit.features import capture_features
 from singer_hf.vit.structure import view_vit
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
-
-
-def adapted(layers=(1, 3), teacher=None, **config):
-    teacher = tiny_vit(attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.5) if teacher is None else teacher
-    return get_peft_model(teacher, SingerConfig(r=4, layers_to_transform=list(layers), **config))
-
-
-def small_student(**config):
-    torch.manual_seed(1)
-    sizes = {**SIZES, "hidden_size": 16, "num_hidden_layers": 3, "intermediate_size": 32, **config}
-    return hf.ViTModel(hf.ViTConfig(**sizes), add_pooling_layer=False)
-
-
-def make(layers=(1, 3), teacher=None, student=None, config=None, **settings):
-    torch.manual_seed(0)
-    student = small_student() if student is None else student
-    return SingerDistiller(student, adapted(layers, teacher, **(config or {})), **settings).train()
-
-
-def train(distiller, steps=3, weight_decay=0.0):
-    trained = [p for p in distiller.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=weight_decay)
-    for step in range(steps):
-        optimizer.zero_grad()
-        distiller(images(seed=step)).loss.backward()
-        optimizer.step()
-    return distiller
-
-
-def snapshot(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def changed(module, before):
-    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
 
 
 def expected_features(distiller, block, pixel_values):
@@ -231,128 +191,3 @@ def test_a_bare_teachers_blocks_behind_the_last_distilled_one_are_not_run():
 def test_the_default_blocks_are_those_at_three_quarters_and_at_the_end():
     distiller = SingerDistiller(small_student(), tiny_vit())
     assert (distiller.teacher_layers, distiller.student_layers) == ([2, 3], [1, 2])
-
-
-def test_a_copy_is_independent():
-    distiller = make()
-    duplicate = copy.deepcopy(distiller)
-    loss = distiller(images()).loss
-    before = snapshot(distiller)
-    assert torch.equal(train(duplicate)(images()).loss.isfinite(), torch.tensor(True))
-    assert changed(distiller, before) == set()
-    assert torch.equal(distiller(images()).loss, loss)
-    assert duplicate._teacher_capture is not distiller._teacher_capture
-
-
-def test_it_can_be_pickled():
-    distiller = make()
-    duplicate = pickle.loads(pickle.dumps(distiller))
-    assert torch.equal(duplicate(images()).loss, distiller(images()).loss)
-
-
-@pytest.mark.parametrize("bare", [False, True])
-def test_it_compiles_into_one_graph_with_the_same_gradients(bare):
-    plain = SingerDistiller(small_student(), tiny_vit()) if bare else make()
-    compiled = torch.compile(copy.deepcopy(plain), fullgraph=True, backend="eager")
-    with compiled._orig_mod.attached():
-        losses = [model(images()).loss for model in (plain, compiled)]
-    torch.testing.assert_close(*losses)
-    for loss in losses:
-        loss.backward()
-    theirs = dict(compiled._orig_mod.named_parameters())
-    for name, parameter in plain.named_parameters():
-        assert (parameter.grad is None) == (theirs[name].grad is None), name
-        if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, theirs[name].grad, msg=lambda text, name=name: f"{name} {text}")
-
-
-def test_bf16_autocast_keeps_the_losses_in_float32_and_close():
-    distiller = make()
-    plain = distiller(images())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = distiller(images())
-    assert output.loss.dtype == torch.float32
-    torch.testing.assert_close(output.loss, plain.loss, rtol=0.03, atol=0.01)
-    output.loss.backward()
-    assert all(p.grad.isfinite().all() for p in distiller.parameters() if p.grad is not None)
-
-
-def test_activation_checkpointing_of_the_student_gives_the_same_gradients():
-    gradients = []
-    for checkpointed in (False, True):
-        distiller = make()
-        if checkpointed:
-            distiller.activation_checkpointing_enable()
-        distiller(images()).loss.backward()
-        gradients.append({name: p.grad for name, p in distiller.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient)
-
-
-def test_the_teachers_wrapped_blocks_are_found_by_index():
-    distiller = make((1, 3))
-    assert sorted(distiller.singer_layers) == [1, 3]
-    assert SingerDistiller(small_student(), tiny_vit()).singer_layers == {}
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"outlier_quantile": 1.0}, "`outlier_quantile` must lie in (0, 1), got 1.0"),
-        ({"kd_weight": -1}, "`kd_weight` must be at least 0, got -1"),
-        ({"info_loss": "x"}, "`info_loss` must be one of 'gram', 'reference', got 'x'"),
-        (
-            {"teacher_layers": [0, 1]},
-            "`teacher_layers` must be left out for a teacher with adapters, which is distilled at their blocks "
-            "[1, 3], got [0, 1]",
-        ),
-        (
-            {"student": small_student(num_hidden_layers=1)},
-            "the student has 1 blocks, fewer than the 2 distilled teacher blocks [1, 3]; distil fewer of them "
-            "(`layers_to_transform`)",
-        ),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(settings, message):
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        make(**settings)
-
-
-def hooks_on(model):
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
-
-
-def test_after_training_the_student_has_no_hooks_and_can_be_copied():
-    distiller = train(make(), steps=1)
-    assert (hooks_on(distiller.student), hooks_on(distiller.teacher)) == (0, 0)
-    twin = copy.deepcopy(distiller.student)
-    assert torch.equal(twin(images()).last_hidden_state, distiller.student(images()).last_hidden_state)
-
-
-def test_what_is_no_vision_model_is_refused_on_either_side():
-    with pytest.raises(ValueError, match=r"^`student` must be a vision transformer or return feature maps"):
-        make(student=nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"^Linear is not supported: "):
-        SingerDistiller(small_student(), nn.Linear(2, 2))
-
-
-def test_the_plan_says_what_is_paired_and_trained():
-    torch.manual_seed(0)
-    wide = hf.ResNetModel(hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"))
-    distiller = make(teacher=tiny("dinov2_registers"), student=wide, image_size=(32, 32))
-    plan = Singer().summarize(distiller).splitlines()
-    assert plan[:4] == [
-        "method: SiNGER",
-        "teacher: Dinov2WithRegistersModel, 4 blocks, width 32, 5 prefix tokens, images 32 x 32, patches 4 x 4",
-        "student: ResNetModel, 3 blocks, images 32 x 32",
-        "compared: the patches and 0 class token(s)",
-    ]
-    assert plan[4] == "  student block 1 -> teacher block 1: projector 8 -> 32, 8 x 8 map interpolated to 4 x 4"
-    assert plan[5] == "  student block 2 -> teacher block 3: projector 16 -> 32"
-    assert re.fullmatch(
-        r"  adapter after block 1: r 4, effective null dimension .+ by null-space source: mlp \d+, .+", plan[6]
-    )
-    assert re.fullmatch(
-        r"trained: student 0\.\d\d M, projectors 0\.00 M, adapters 0\.00 M; frozen: teacher 0\.\d\d M", plan[-1]
-    )

@@ -15,13 +15,13 @@ from torch.utils.data import get_worker_info
 _MAX_WORKERS = 128
 
 
-def with_image_transform(
+def transform_images(
     dataset: Dataset | IterableDataset, transform: Callable, *, seed: int = 0
-) -> ImageRows | ImageStream:
+) -> ImageDataset | IterableImageDataset:
     """Decode and transform the rows of a dataset when they are read, on the worker processes.
 
     Args:
-        dataset: What `load_image_dataset` or `select_image_columns` returns.
+        dataset: What `load_image_dataset` or `select_image_and_label` returns.
         transform: PIL image -> tensor (3, H, W), such as `train_transform(processor)`.
         seed: Seed of the random transforms, at least 0. Each image draws from a generator of its own, seeded by
             (seed, epoch, index), so a resumed run and any number of workers see the same crops. (Streaming: by
@@ -35,14 +35,14 @@ def with_image_transform(
     """
     if "image" not in (dataset.column_names or ()):
         raise ValueError(
-            f'`dataset` must have a column "image", got {dataset.column_names}; see `select_image_columns`.'
+            f'`dataset` must have a column "image", got {dataset.column_names}; see `select_image_and_label`.'
         )
-    wrapper = ImageStream if isinstance(dataset, IterableDataset) else ImageRows
+    wrapper = IterableImageDataset if isinstance(dataset, IterableDataset) else ImageDataset
     return wrapper(dataset, transform, seed)
 
 
-class ImageRows(torch.utils.data.Dataset):
-    """A map-style dataset whose rows are decoded and transformed when read; see `with_image_transform`."""
+class ImageDataset(torch.utils.data.Dataset):
+    """A map-style dataset whose rows are decoded and transformed when read; see `transform_images`."""
 
     def __init__(self, dataset: Dataset, transform: Callable, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
@@ -61,8 +61,8 @@ class ImageRows(torch.utils.data.Dataset):
         self._epoch.fill_(epoch)
 
 
-class ImageStream(torch.utils.data.IterableDataset):
-    """A streaming dataset whose rows are decoded and transformed when read; see `with_image_transform`."""
+class IterableImageDataset(torch.utils.data.IterableDataset):
+    """A streaming dataset whose rows are decoded and transformed when read; see `transform_images`."""
 
     def __init__(self, dataset: IterableDataset, transform: Callable, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
@@ -116,7 +116,7 @@ class ImageCollator:
         """Make a batch.
 
         Args:
-            rows: What `with_image_transform` yields.
+            rows: What `transform_images` yields.
 
         Returns:
             {"pixel_values": (B, 3, H, W) float32} and, where the rows have labels, {"labels": (B,) int64}; B is

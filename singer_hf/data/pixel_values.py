@@ -4,12 +4,12 @@ from typing import Any
 
 import datasets
 
-from singer_hf.data.datasets import select_image_columns
-from singer_hf.data.image_dataset import with_image_transform
+from singer_hf.data.columns import select_image_and_label
+from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.transforms import eval_transform, train_transform
 
 
-def image_rows(
+def prepare_image_dataset(
     dataset: Any,
     processor: Any,
     *,
@@ -34,7 +34,7 @@ def image_rows(
     """
     if isinstance(dataset, dict):
         options = {"train": train, "image_column": image_column, "color_jitter": color_jitter, "seed": seed}
-        return {name: image_rows(part, processor, **options) for name, part in dataset.items()}
+        return {name: prepare_image_dataset(part, processor, **options) for name, part in dataset.items()}
     if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset) or _has_pixel_values(dataset):
         return dataset
     if processor is None:
@@ -45,7 +45,7 @@ def image_rows(
     if isinstance(dataset, datasets.Dataset) and not len(dataset):
         raise ValueError("the dataset is empty: it has an image column but no rows")
     transform = train_transform(processor, color_jitter=color_jitter) if train else eval_transform(processor)
-    return with_image_transform(select_image_columns(dataset, image_column=image_column), transform, seed=seed)
+    return transform_images(select_image_and_label(dataset, image_column=image_column), transform, seed=seed)
 
 
 def _has_pixel_values(dataset: Any) -> bool:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from singer_hf.tuner.config import SingerConfig
 from singer_hf.tuner.layer import SingerLayer, find_singer_layers, named_singer_layers, raw_features
 from singer_hf.tuner.nullspace import Spectrum, random_basis, reference_basis
-from singer_hf.tuner.nullspace_sources import mlp_product, source_gram
+from singer_hf.tuner.nullspace_sources import linearized_mlp, source_gram
 from singer_hf.vit.structure import ViTView, view_vit
 
 # A direction read at most this much as strongly as the most-read one counts as null.
-RELATIVE_TOLERANCE = 0.05
+NULL_TOLERANCE = 0.05
 RELEASED_THRESHOLD = 0.05
 
 _ADAPTER_KEY = re.compile(r"(?:^|\.)(\d+)\.(singer_down|singer_up)\.weight$")
@@ -168,7 +168,7 @@ def _initial_basis(config: SingerConfig, view: ViTView, index: int) -> Tensor:
         return random_basis(view.hidden_size, config.r, generator)
     if config.init_weights == "reference":
         threshold = config.null_threshold or RELEASED_THRESHOLD
-        weight = mlp_product(view, view.next_block(index))
+        weight = linearized_mlp(view, view.next_block(index))
         return reference_basis(weight, config.r, threshold, generator)
     gram = source_gram(view, index, config.nullspace_source, config.calibration_images, generator)
     spectrum = Spectrum.of_gram(gram)
@@ -178,8 +178,8 @@ def _initial_basis(config: SingerConfig, view: ViTView, index: int) -> Tensor:
 
 def _warn_if_rank_exceeds_null_space(config: SingerConfig, spectrum: Spectrum, index: int) -> None:
     if config.null_threshold is None:
-        dimension = spectrum.effective_null_dimension(RELATIVE_TOLERANCE)
-        rule = f"{RELATIVE_TOLERANCE} times the largest singular value"
+        dimension = spectrum.effective_null_dimension(NULL_TOLERANCE)
+        rule = f"{NULL_TOLERANCE} times the largest singular value"
     else:
         dimension = int((spectrum.singular_values < config.null_threshold).sum())
         rule = f"the `null_threshold` {config.null_threshold}"

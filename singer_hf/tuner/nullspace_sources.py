@@ -14,7 +14,7 @@ from singer_hf.vit.structure import ViTView
 NULLSPACE_SOURCES = ("mlp", "block", "jacobian")
 
 
-def mlp_product(view: ViTView, index: int) -> Tensor:
+def linearized_mlp(view: ViTView, index: int) -> Tensor:
     """The MLP of a block without its activation as one matrix ``W_out W_in`` (D, D), float32 (paper, W̃ᵀ)."""
     fc_in, fc_out = view.mlp_weights(index)
     return fc_out.detach().float() @ fc_in.detach().float()
@@ -44,7 +44,7 @@ def source_gram(
     """
     reader = view.next_block(index)
     if source == "mlp":
-        return accumulate_gram([mlp_product(view, reader)], view.hidden_size)
+        return accumulate_gram([linearized_mlp(view, reader)], view.hidden_size)
     if source == "block":
         return accumulate_gram(_read_matrices(view, reader), view.hidden_size)
     if source == "jacobian":
@@ -52,7 +52,7 @@ def source_gram(
     raise ValueError(f"`nullspace_source` must be one of {NULLSPACE_SOURCES}, got {source!r}")
 
 
-def block_calls(view: ViTView, index: int, images: Iterable[Tensor]) -> Iterator[BlockCall]:
+def record_block_calls(view: ViTView, index: int, images: Iterable[Tensor]) -> Iterator[BlockCall]:
     """The call of block ``index`` for each batch of images (B, 3, H, W), one at a time."""
     capture = FeatureCapture(view, (), calls=(index,))
     weight = view.patch_embedding.weight
@@ -62,7 +62,7 @@ def block_calls(view: ViTView, index: int, images: Iterable[Tensor]) -> Iterator
         yield features.calls[index]
 
 
-def measure_leakage(
+def next_block_leakage(
     view: ViTView,
     index: int,
     images: Iterable[Tensor],
@@ -77,7 +77,7 @@ def measure_leakage(
         leakage(
             partial(call.write, block), call.hidden_states, basis, relative_size, view.num_prefix_tokens, generator
         )
-        for call in block_calls(view, reader, images)
+        for call in record_block_calls(view, reader, images)
     ]
     if not values:
         raise ValueError("`images` must hold at least one batch")
@@ -96,7 +96,7 @@ def _calibrated_gram(
     gram, block = torch.zeros(view.hidden_size, view.hidden_size, dtype=torch.float64), view.blocks[reader]
     batches = [images] if isinstance(images, Tensor) else images or []
     seen = 0
-    for call in block_calls(view, reader, batches):
+    for call in record_block_calls(view, reader, batches):
         gram += jacobian_gram(partial(call.write, block), call.hidden_states, generator=generator)
         seen += call.hidden_states.shape[0] * call.hidden_states.shape[1]
     if not seen:

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from transformers import Trainer, TrainingArguments, ViTImageProcessor
 
-from singer_hf.data.datasets import load_image_dataset, select_image_columns
-from singer_hf.data.image_dataset import ImageCollator, with_image_transform
+from singer_hf.data.columns import select_image_and_label
+from singer_hf.data.datasets import load_image_dataset
+from singer_hf.data.image_dataset import ImageCollator, transform_images
 from singer_hf.data.transforms import train_transform
 
 
@@ -40,7 +41,7 @@ def make_dataset(count=12, broken=(), labels=True):
     data = {"image": [{"bytes": file, "path": None} for file in files]}
     if labels:
         data["label"] = list(range(count))
-    return select_image_columns(Dataset.from_dict(data).cast_column("image", datasets.Image()))
+    return select_image_and_label(Dataset.from_dict(data).cast_column("image", datasets.Image()))
 
 
 def crop():
@@ -56,7 +57,7 @@ def joined(loaded, key="pixel_values"):
 
 
 def test_batches_hold_float_images_and_their_labels():
-    first, *_, last = batches(with_image_transform(make_dataset(), crop()), batch_size=5)
+    first, *_, last = batches(transform_images(make_dataset(), crop()), batch_size=5)
     assert first["pixel_values"].shape == (5, 3, 8, 8)
     assert first["pixel_values"].dtype == torch.float32
     assert first["labels"].tolist() == [0, 1, 2, 3, 4]
@@ -65,16 +66,16 @@ def test_batches_hold_float_images_and_their_labels():
 
 
 def test_labels_are_optional():
-    (batch,) = batches(with_image_transform(make_dataset(labels=False), crop()), batch_size=12)
+    (batch,) = batches(transform_images(make_dataset(labels=False), crop()), batch_size=12)
     assert batch.keys() == {"pixel_values"}
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_image_is_dropped_and_counted(kind):
     files = [encoded(noise(1)), BROKEN[kind], encoded(noise(2))]
-    dataset = select_image_columns(Dataset.from_dict({"raw": files}), image_column="raw")
+    dataset = select_image_and_label(Dataset.from_dict({"raw": files}), image_column="raw")
     collator = ImageCollator()
-    (batch,) = batches(with_image_transform(dataset, crop()), collator, batch_size=3)
+    (batch,) = batches(transform_images(dataset, crop()), collator, batch_size=3)
     assert batch["pixel_values"].shape == (2, 3, 8, 8)
     assert (collator.seen, collator.broken) == (3, 1)
 
@@ -82,7 +83,7 @@ def test_a_broken_image_is_dropped_and_counted(kind):
 def test_a_missing_file_and_a_null_are_broken_too(tmp_path):
     noise(0).save(tmp_path / "a.png")
     paths = [str(tmp_path / "a.png"), str(tmp_path / "gone.png"), None]
-    rows = with_image_transform(select_image_columns(Dataset.from_dict({"f": paths}), image_column="f"), crop())
+    rows = transform_images(select_image_and_label(Dataset.from_dict({"f": paths}), image_column="f"), crop())
     assert "pixel_values" in rows[0]
     assert rows[1]["error"].startswith(f"{tmp_path / 'gone.png'} (FileNotFoundError: ")
     assert rows[2]["error"].startswith("row 2 (")
@@ -90,7 +91,7 @@ def test_a_missing_file_and_a_null_are_broken_too(tmp_path):
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_counts_of_all_workers_and_epochs_reach_the_main_process(persistent):
-    rows = with_image_transform(make_dataset(broken={1, 10}), crop())
+    rows = transform_images(make_dataset(broken={1, 10}), crop())
     collator = ImageCollator(max_broken_share=0.5)
     loader = DataLoader(rows, batch_size=3, collate_fn=collator, num_workers=2, persistent_workers=persistent)
     for _ in range(2):
@@ -99,7 +100,7 @@ def test_counts_of_all_workers_and_epochs_reach_the_main_process(persistent):
 
 
 def test_more_than_the_allowed_share_stops_the_run_and_names_an_image():
-    rows = with_image_transform(make_dataset(broken={0, 1, 4, 5}), crop())
+    rows = transform_images(make_dataset(broken={0, 1, 4, 5}), crop())
     with pytest.raises(RuntimeError) as caught:
         batches(rows, batch_size=3)
     message = str(caught.value)
@@ -135,12 +136,12 @@ def test_a_batch_without_any_good_image_says_so():
 
 def test_views_depend_on_seed_epoch_and_index_only():
     dataset = make_dataset()
-    rows = with_image_transform(dataset, crop(), seed=1)
+    rows = transform_images(dataset, crop(), seed=1)
     straight = joined(batches(rows, batch_size=4))
     torch.manual_seed(99)
     assert torch.equal(joined(batches(rows, batch_size=3, num_workers=2)), straight)
     assert torch.equal(rows[7]["pixel_values"], straight[7])
-    assert not torch.equal(joined(batches(with_image_transform(dataset, crop(), seed=2), batch_size=4)), straight)
+    assert not torch.equal(joined(batches(transform_images(dataset, crop(), seed=2), batch_size=4)), straight)
     rows.set_epoch(1)
     assert not torch.equal(joined(batches(rows, batch_size=4)), straight)
     rows.set_epoch(0)
@@ -148,7 +149,7 @@ def test_views_depend_on_seed_epoch_and_index_only():
 
 
 def test_persistent_workers_see_the_next_epoch():
-    rows = with_image_transform(make_dataset(), crop())
+    rows = transform_images(make_dataset(), crop())
     loader = DataLoader(rows, 4, collate_fn=ImageCollator(), num_workers=2, persistent_workers=True)
     first = joined(list(loader))
     rows.set_epoch(1)
@@ -158,7 +159,7 @@ def test_persistent_workers_see_the_next_epoch():
 
 
 def test_reading_a_row_leaves_the_random_state_alone():
-    rows = with_image_transform(make_dataset(), crop())
+    rows = transform_images(make_dataset(), crop())
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -177,7 +178,7 @@ def write_shards(folder, count=12, shards=3):
 def test_streaming_reads_every_image_once(tmp_path, monkeypatch, num_workers):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05)
     stream = load_image_dataset(write_shards(tmp_path / "data"), streaming=True, shuffle_buffer=4)
-    rows = with_image_transform(stream, crop())
+    rows = transform_images(stream, crop())
     first = batches(rows, batch_size=4, num_workers=num_workers)
     assert sorted(joined(first, "labels").tolist()) == list(range(12))
     again = batches(rows, batch_size=4, num_workers=num_workers)
@@ -189,7 +190,7 @@ def test_streaming_reads_every_image_once(tmp_path, monkeypatch, num_workers):
 
 
 def test_rows_and_collator_survive_pickling():
-    rows = pickle.loads(pickle.dumps(with_image_transform(make_dataset(), crop())))
+    rows = pickle.loads(pickle.dumps(transform_images(make_dataset(), crop())))
     collator = pickle.loads(pickle.dumps(ImageCollator(max_broken_share=0.2)))
     assert collator.max_broken_share == 0.2
     assert len(joined(batches(rows, collator, batch_size=6))) == 12
@@ -209,7 +210,7 @@ class Tiny(torch.nn.Module):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_trainer_reads_rows_on_workers_and_a_resumed_run_sees_the_same_images(tmp_path, streaming):
     folder = write_shards(tmp_path / "data", count=16, shards=2)
-    rows = with_image_transform(load_image_dataset(folder, streaming=streaming), crop())
+    rows = transform_images(load_image_dataset(folder, streaming=streaming), crop())
     options = {"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 4, "remove_unused_columns": False,
                "dataloader_num_workers": 2, "report_to": "none", "use_cpu": True, "disable_tqdm": True}  # fmt: skip
 
@@ -230,14 +231,14 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(
         ValueError, match=r'^`dataset` must have a column "image", got \[\'a\'\]; see `select_image_col'
     ):
-        with_image_transform(Dataset.from_dict({"a": [1]}), crop())
+        transform_images(Dataset.from_dict({"a": [1]}), crop())
     with pytest.raises(ValueError, match=r"^`max_broken_share` must be between 0 and 1, got 2\.$"):
         ImageCollator(max_broken_share=2)
     rows = [{"pixel_values": torch.zeros(3, 2, 2), "labels": 1}, {"pixel_values": torch.zeros(3, 2, 2)}]
     with pytest.raises(ValueError, match=r"^`labels` must be given for all images or none, got 1 for 2 images\.$"):
         ImageCollator()(rows)
     dataset = Dataset.from_dict({"raw": [encoded(noise(0, 4)), encoded(noise(0, 5))]})
-    uncropped = with_image_transform(select_image_columns(dataset, image_column="raw"), v2.PILToTensor())
+    uncropped = transform_images(select_image_and_label(dataset, image_column="raw"), v2.PILToTensor())
     with pytest.raises(
         ValueError, match=r"^`transform` must give all images one shape, got \[\(3, 4, 4\), \(3, 5, 5\)\];"
     ):

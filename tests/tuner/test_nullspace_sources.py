@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from zoo import every_family
 
 from singer_hf.tuner.nullspace import Spectrum, random_basis
-from singer_hf.tuner.nullspace_sources import NULLSPACE_SOURCES, block_calls, measure_leakage, mlp_product, source_gram
+from singer_hf.tuner.nullspace_sources import (
+    NULLSPACE_SOURCES,
+    linearized_mlp,
+    next_block_leakage,
+    record_block_calls,
+    source_gram,
+)
 from singer_hf.vit.features import FeatureCapture
 from singer_hf.vit.structure import ViTView, view_vit
 
@@ -61,7 +67,7 @@ def test_no_block_notices_a_change_in_what_its_linear_reads_ignore(family):
     _attention_writes_nothing_into(view, READER, directions)
     for read in view.input_projections(READER):
         assert (read.matrix() @ directions).abs().max() < 1e-5
-    call = next(block_calls(view, READER, [zoo.images()]))
+    call = next(record_block_calls(view, READER, [zoo.images()]))
     tokens = call.hidden_states
     reflected = tokens - 2 * (tokens @ directions) @ directions.T
     other = _zero_mean_directions(4, seed=1)
@@ -88,7 +94,7 @@ def test_mlp_source_is_the_product_of_the_next_blocks_mlp():
     model = zoo.tiny("vit")
     view = view_vit(model)
     product = model.layers[READER].mlp.fc2.weight.double() @ model.layers[READER].mlp.fc1.weight.double()
-    torch.testing.assert_close(mlp_product(view, READER).double(), product, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(linearized_mlp(view, READER).double(), product, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(source_gram(view, LAYER, "mlp"), product.T @ product, atol=1e-4, rtol=1e-5)
     _, _, directions = torch.linalg.svd(product)
     basis = Spectrum.of_gram(source_gram(view, LAYER, "mlp")).smallest(5)
@@ -109,7 +115,7 @@ def test_block_source_is_the_stack_of_normed_reads():
 def test_jacobian_source_is_the_mean_of_exact_jacobians_up_to_probe_noise():
     model, pixel_values = zoo.tiny("vit"), zoo.images(batch=1)
     view = view_vit(model)
-    call = next(block_calls(view, READER, [pixel_values]))
+    call = next(record_block_calls(view, READER, [pixel_values]))
     jacobian = torch.autograd.functional.jacobian(
         lambda tokens: call.write(view.blocks[READER], tokens), call.hidden_states
     )
@@ -157,8 +163,8 @@ def test_every_source_finds_the_directions_a_block_was_built_to_ignore(source):
     assert spectrum.effective_null_dimension(1e-3) == found
     if source != "mlp":
         assert (basis.T @ torch.full((D,), D**-0.5)).square().sum() == pytest.approx(1.0, abs=1e-3)
-    leaked = measure_leakage(view, LAYER, [zoo.images()], unread, relative_size=1e-3)
-    read = measure_leakage(view, LAYER, [zoo.images()], spectrum.largest(4).float(), relative_size=1e-3)
+    leaked = next_block_leakage(view, LAYER, [zoo.images()], unread, relative_size=1e-3)
+    read = next_block_leakage(view, LAYER, [zoo.images()], spectrum.largest(4).float(), relative_size=1e-3)
     assert leaked < 0.01 * read
 
 
@@ -177,7 +183,7 @@ def test_counting_attention_leaks_less_than_the_mlp_alone_and_that_less_than_ran
     bases = {name: Spectrum.of_gram(source_gram(view, LAYER, name)).smallest(4) for name in ("mlp", "block")}
     bases["random"] = random_basis(D, 4, torch.Generator().manual_seed(1))
     leaked = {
-        name: measure_leakage(view, LAYER, batches, basis.float(), generator=torch.Generator().manual_seed(2))
+        name: next_block_leakage(view, LAYER, batches, basis.float(), generator=torch.Generator().manual_seed(2))
         for name, basis in bases.items()
     }
     assert (bases["mlp"].float().T @ strong).square().sum() == pytest.approx(4.0, abs=1e-3)
@@ -190,7 +196,7 @@ def test_leakage_reads_the_block_behind_and_moves_patch_tokens_only():
     view, seen = view_vit(model), []
     for index, block in enumerate(view.blocks):
         block.register_forward_pre_hook(lambda m, args, index=index: seen.append((index, args[0])))
-    measure_leakage(view, LAYER, [zoo.images()], random_basis(D, 4))
+    next_block_leakage(view, LAYER, [zoo.images()], random_basis(D, 4))
     tokens = [value for index, value in seen if index == READER]
     assert [index for index, _ in seen] == [0, 1, 2, 2, 2]  # one pass up to the reader, then it alone, twice
     assert torch.equal(tokens[1][:, :5], tokens[2][:, :5])
@@ -243,13 +249,13 @@ def test_jacobian_without_images_says_what_to_pass(nothing):
 
 def test_leakage_without_images_says_so():
     with pytest.raises(ValueError, match="images") as error:
-        measure_leakage(view_vit(zoo.tiny("vit")), LAYER, [], random_basis(D, 2))
+        next_block_leakage(view_vit(zoo.tiny("vit")), LAYER, [], random_basis(D, 2))
     assert str(error.value) == "`images` must hold at least one batch"
 
 
 def test_block_calls_are_those_of_a_capture():
     view = view_vit(zoo.tiny("dinov3"))
-    call = next(block_calls(view, READER, [zoo.images()]))
+    call = next(record_block_calls(view, READER, [zoo.images()]))
     capture = FeatureCapture(view, (LAYER,))
     with torch.no_grad():
         assert torch.equal(capture(zoo.images()).outputs[LAYER], call.hidden_states)

@@ -43,7 +43,8 @@ from singer_hf.artifacts.planted_model import (
     reserve_units,
 )
 from singer_hf.data.datasets import load_image_dataset
-from singer_hf.data.image_dataset import ImageCollator, transform_images
+from singer_hf.data.image_collator import ImageCollator
+from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.image_processors import load_image_processor
 from singer_hf.data.transforms import eval_transform, train_transform
 

@@ -10,7 +10,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from singer_hf.data.image_dataset import ImageCollator, transform_images
+from singer_hf.data.image_collator import ImageCollator
+from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.image_processors import image_spec
 from singer_hf.data.transforms import eval_transform
 from singer_hf.distillation.artifact_metrics import artifact_metrics

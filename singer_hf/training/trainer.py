@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from singer_hf.baselines.method import Method
 from singer_hf.data.image_dataset import ImageCollator
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
-from singer_hf.data.pixel_values import prepare_image_dataset
+from singer_hf.data.image_dataset import prepare_image_dataset
 from singer_hf.distillation.artifact_metrics import artifact_metrics
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.training.arguments import SingerTrainingArguments

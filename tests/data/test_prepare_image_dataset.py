@@ -6,22 +6,7 @@ import torch
 from runs import image_dataset, image_processor
 from zoo import images
 
-from singer_hf.data.pixel_values import prepare_image_dataset
-from singer_hf.training.loss_averages import COMPONENTS, ComponentLog, non_finite_component
-
-
-class Outputs:
-    def __init__(self, *values):
-        for name, value in zip((*COMPONENTS, "loss"), values, strict=False):
-            setattr(self, name, torch.tensor(value))
-
-
-class Alone:
-    """One process: the mean over processes is the value."""
-
-    def reduce(self, value, reduction):
-        assert reduction == "mean"
-        return value
+from singer_hf.data.image_dataset import prepare_image_dataset
 
 
 def test_images_become_pixel_values_and_labels():
@@ -60,30 +45,8 @@ def test_what_already_holds_pixel_values_is_left_alone():
 def test_the_image_column_can_be_named():
     columns = {name: list(image_dataset(2)["image"]) for name in ("first", "other")}
     two = datasets.Dataset.from_dict(columns, features=datasets.Features(dict.fromkeys(columns, datasets.Image())))
-    with pytest.raises(ValueError, match=r"^`image_column` must say which of the image columns "):
+    with pytest.raises(ValueError, match=r"^`image_column` must be one of the image columns "):
         prepare_image_dataset(two, image_processor(), train=True)
-    assert prepare_image_dataset(two, image_processor(), train=True, image_column="other")[0]["pixel_values"].shape == (3, 32, 32)
-
-
-def test_component_means_run_from_one_log_to_the_next():
-    log = ComponentLog()
-    assert log.pop_means(Alone()) == {}
-    for values in ((1.0, 2.0, 3.0), (3.0, 4.0, 5.0)):
-        log.add(Outputs(*values))
-    assert log.pop_means(Alone()) == {"kd_loss": 2.0, "outlier_loss": 3.0, "info_loss": 4.0}
-    log.add(Outputs(7.0, 8.0, 9.0))
-    assert log.pop_means(Alone()) == {"kd_loss": 7.0, "outlier_loss": 8.0, "info_loss": 9.0}
-    assert log.num_batches == 3
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ((1.0, 1.0, 1.0, 3.0), None),
-        ((1.0, float("nan"), 1.0, float("nan")), "outlier_loss"),
-        ((1.0, 1.0, float("inf"), float("inf")), "info_loss"),
-        ((1.0, 1.0, 1.0, float("-inf")), "loss"),
-    ],
-)
-def test_the_first_component_that_is_not_finite_is_named(values, expected):
-    assert non_finite_component(Outputs(*values)) == expected
+    assert prepare_image_dataset(two, image_processor(), train=True, image_column="other")[0][
+        "pixel_values"
+    ].shape == (3, 32, 32)

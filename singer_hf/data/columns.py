@@ -71,8 +71,8 @@ def _find_label_column(features: dict, named: str | None) -> str | None:
         raise ValueError(f"`label_column` must be one of {list(features)}, got {named!r}.")
     if not _is_class_index(features[named]):
         raise ValueError(
-            f"`label_column` must hold class indices, got {named!r} of type {features[named]}; convert class names with "
-            "`dataset.class_encode_column`."
+            f"`label_column` must hold class indices, got {named!r} of type {features[named]}; convert class names "
+            "with `dataset.class_encode_column`."
         )
     return named
 

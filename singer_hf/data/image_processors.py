@@ -90,7 +90,7 @@ def _output_size(processor: Any) -> tuple[int, int]:
     sizes = {tuple(_plain_square(processor, (0, 0, 0), edge).shape[-2:]) for edge in _PROBE_SIZES}
     if len(sizes) > 1:
         raise ValueError(
-            f"`processor` must resize or crop every image to one size, got {_name(processor)} which keeps the "
+            f"`processor` must resize or crop every image to one size, got {_name(processor)}, which keeps the "
             "size of its input; set `do_resize=True` and a `size`."
         )
     return sizes.pop()

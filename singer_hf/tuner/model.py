@@ -13,7 +13,8 @@ from singer_hf.tuner.config import SingerConfig
 from singer_hf.tuner.layer import SingerLayer, find_singer_layers, named_singer_layers, raw_features
 from singer_hf.tuner.nullspace import Spectrum, random_basis, reference_basis
 from singer_hf.tuner.nullspace_sources import linearized_mlp, source_gram
-from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.structure import view_vit
+from singer_hf.vit.view import ViTView
 
 # A direction read at most this much as strongly as the most-read one counts as null.
 NULL_TOLERANCE = 0.05

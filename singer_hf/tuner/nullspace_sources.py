@@ -9,7 +9,7 @@ from torch import Tensor
 
 from singer_hf.tuner.nullspace import accumulate_gram, jacobian_gram, leakage
 from singer_hf.vit.features import BlockCall, FeatureCapture
-from singer_hf.vit.structure import ViTView
+from singer_hf.vit.view import ViTView
 
 NULLSPACE_SOURCES = ("mlp", "block", "jacobian")
 

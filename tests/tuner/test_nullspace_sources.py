@@ -17,7 +17,8 @@ from singer_hf.tuner.nullspace_sources import (
     source_gram,
 )
 from singer_hf.vit.features import FeatureCapture
-from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.structure import view_vit
+from singer_hf.vit.view import ViTView
 
 D, LAYER, READER = zoo.HIDDEN, 1, 2
 

@@ -10,7 +10,7 @@ _NO_POOLER = "add_pooling_layer"
 
 
 def load_model(model: nn.Module | str, argument: str, **kwargs: object) -> nn.Module:
-    """Loads a model (transformers or ``timm/``) from a folder or the Hub without its pooler; a module is returned as is.
+    """Loads a model (transformers or ``timm/``) from a folder or the Hub without its pooler; modules pass through.
 
     Args:
         model: A module, a local folder or a Hub id.

@@ -175,8 +175,8 @@ def test_tokens_that_are_not_prefix_plus_grid_are_refused():
     with pytest.raises(ValueError, match="cannot be laid out on a grid") as error:
         FeatureCapture(view, [1])(zoo.images())
     assert str(error.value) == (
-        "ViTModel returned tokens of shape (2, 17, 32) for images of shape (2, 3, 32, 32), expected (2, 19, 32): 3 prefix "
-        "tokens and a 4 x 4 grid. Its tokens cannot be laid out on a grid"
+        "ViTModel returned tokens of shape (2, 17, 32) for images of shape (2, 3, 32, 32), expected (2, 19, 32): 3 "
+        "prefix tokens and a 4 x 4 grid. Its tokens cannot be laid out on a grid"
     )
 
 

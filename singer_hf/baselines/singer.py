@@ -11,8 +11,8 @@ from singer_hf.cards.student_card import CardMethod
 from singer_hf.distillation.distiller import SingerDistiller
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.tuner.config import SingerConfig
-from singer_hf.tuner.model import NULL_TOLERANCE, attach_adapter
-from singer_hf.tuner.nullspace import Spectrum
+from singer_hf.tuner.model import attach_adapter
+from singer_hf.tuner.nullspace import NULL_TOLERANCE, Spectrum
 from singer_hf.tuner.nullspace_sources import NULLSPACE_SOURCES, source_gram
 
 _ADAPTER_SETTINGS = (

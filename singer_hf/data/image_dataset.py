@@ -26,8 +26,8 @@ def prepare_image_dataset(
     """Prepare the dataset that a trainer was given: rows of ``pixel_values`` (3, H, W) and, if it has any, ``labels``.
 
     Args:
-        dataset: A dataset of the `datasets` library with images. Anything else, and a dataset whose own transform
-            already yields ``pixel_values``, is returned unchanged.
+        dataset: A dataset of the `datasets` library with images, or a dict of such datasets. Anything else, and a
+            dataset whose own transform already yields ``pixel_values``, is returned unchanged.
         processor: Image processor of the student, from which size and normalisation are taken.
         train: True: random crop and flip. False: the processor's own deterministic steps.
         image_column: Column with the images. If None, it is detected.
@@ -37,6 +37,9 @@ def prepare_image_dataset(
     Raises:
         ValueError: There is no image column, the dataset is empty, or there is no processor.
     """
+    if isinstance(dataset, dict):
+        options = {"train": train, "image_column": image_column, "color_jitter": color_jitter, "seed": seed}
+        return {name: prepare_image_dataset(part, processor, **options) for name, part in dataset.items()}
     if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset) or _has_pixel_values(dataset):
         return dataset
     if processor is None:

@@ -1,5 +1,3 @@
-"""What a trainer makes of the dataset it is given."""
-
 import datasets
 import pytest
 import torch
@@ -24,6 +22,13 @@ def test_training_crops_and_evaluation_does_not():
     plain = prepare_image_dataset(image_dataset(2), image_processor(), train=False)
     expected = image_processor()(image_dataset(2)[0]["image"], return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(plain[0]["pixel_values"], expected)
+
+
+def test_a_dict_of_datasets_is_prepared_part_by_part():
+    parts = {"one": image_dataset(2), "two": image_dataset(3)}
+    prepared = prepare_image_dataset(parts, image_processor(), train=False)
+    assert {name: len(part) for name, part in prepared.items()} == {"one": 2, "two": 3}
+    assert prepared["two"][2]["pixel_values"].shape == (3, 32, 32)
 
 
 def test_a_stream_becomes_a_stream():

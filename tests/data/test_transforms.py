@@ -194,8 +194,8 @@ ERRORS = [
     (
         lambda: image_spec(MobileViTImageProcessor()),
         "`processor` must only resize, crop, rescale and normalise, got MobileViTImageProcessor, which turns the "
-        "colour (200, 100, 50) into [0.196, 0.392, 0.784] instead of [0.784, 0.392, 0.196] (does it swap the channels?); "
-        "pass a transform of your own.",
+        "colour (200, 100, 50) into [0.196, 0.392, 0.784] instead of [0.784, 0.392, 0.196] (does it swap the "
+        "channels?); pass a transform of your own.",
     ),
     (
         lambda: train_transform(ViTImageProcessor(), scale=(0.0, 1.0)),

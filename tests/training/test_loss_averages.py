@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from singer_hf.training.loss_averages import COMPONENTS, ComponentLog, non_finite_component
+from singer_hf.distillation.distiller import SingerOutput
+from singer_hf.training.loss_averages import LossAverages, non_finite_component
 
 
-class Outputs:
-    def __init__(self, *values):
-        for name, value in zip((*COMPONENTS, "loss"), values, strict=False):
-            setattr(self, name, torch.tensor(value))
+def outputs(kd, outlier, info, loss=0.0):
+    values = {"loss": loss, "kd_loss": kd, "outlier_loss": outlier, "info_loss": info}
+    return SingerOutput(**{name: torch.tensor(value) for name, value in values.items()})
 
 
 class Alone:
@@ -19,14 +19,14 @@ class Alone:
 
 
 def test_component_means_run_from_one_log_to_the_next():
-    log = ComponentLog()
-    assert log.pop_means(Alone()) == {}
+    averages = LossAverages()
+    assert averages.pop_means(Alone()) == {}
     for values in ((1.0, 2.0, 3.0), (3.0, 4.0, 5.0)):
-        log.add(Outputs(*values))
-    assert log.pop_means(Alone()) == {"kd_loss": 2.0, "outlier_loss": 3.0, "info_loss": 4.0}
-    log.add(Outputs(7.0, 8.0, 9.0))
-    assert log.pop_means(Alone()) == {"kd_loss": 7.0, "outlier_loss": 8.0, "info_loss": 9.0}
-    assert log.num_batches == 3
+        averages.add(outputs(*values))
+    assert averages.pop_means(Alone()) == {"kd_loss": 2.0, "outlier_loss": 3.0, "info_loss": 4.0}
+    averages.add(outputs(7.0, 8.0, 9.0))
+    assert averages.pop_means(Alone()) == {"kd_loss": 7.0, "outlier_loss": 8.0, "info_loss": 9.0}
+    assert averages.num_batches == 3
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,4 @@ def test_component_means_run_from_one_log_to_the_next():
     ],
 )
 def test_the_first_component_that_is_not_finite_is_named(values, expected):
-    assert non_finite_component(Outputs(*values)) == expected
+    assert non_finite_component(outputs(*values)) == expected

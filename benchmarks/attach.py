@@ -1,9 +1,9 @@
-"""Cost of attaching the adapter to a ViT-L-sized teacher: `python benchmarks/attach.py` prints JSON.
+"""Cost of attaching an adapter to a teacher of ViT-L size: `python benchmarks/attach.py` prints JSON.
 
-A randomly initialised ViT (1024 wide, 24 blocks) gets an adapter behind two blocks, once per null-space source.
-Times are medians over the repeats: seconds on the clock and seconds of processor time over all threads (for a machine
-that is shared). Memory is the largest peak of the process above what it held before (Linux only; workspace of the
-eigendecomposition included), and what stays, which is the adapter's parameters.
+A randomly initialised ViT (width 1024, 24 blocks) gets an adapter after two blocks, once for each null-space source.
+Times are medians over the repeats: wall-clock seconds, and processor seconds over all threads (less affected by other
+load on the machine). Memory in MB: the largest peak of the process above its memory before (Linux only; it includes
+the workspace of the eigendecomposition), and the adapter's parameters, which are kept.
 """
 
 import json
@@ -28,7 +28,7 @@ class Settings:
     hidden_size: int = field(default=1024, metadata={"help": "Width of the teacher."})
     num_blocks: int = field(default=24, metadata={"help": "Depth of the teacher."})
     r: int = field(default=64, metadata={"help": "Rank of the adapter."})
-    repeats: int = field(default=3, metadata={"help": "Timed attachments per source, after one to warm up."})
+    repeats: int = field(default=3, metadata={"help": "Timed attachments for each source, after one to warm up."})
     threads: int = field(default=2, metadata={"help": "CPU threads."})
     seed: int = field(default=0, metadata={"help": "Seed of the teacher's weights."})
 
@@ -45,7 +45,7 @@ def build_teacher(settings: Settings) -> nn.Module:
 
 
 def memory(key: str) -> float:
-    """A line of the process's memory status in MB."""
+    """Memory of the process in MB, from the line of its status that starts with `key`."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024
 

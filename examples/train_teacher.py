@@ -43,7 +43,8 @@ from singer_hf.artifacts.planted_model import (
     reserve_units,
 )
 from singer_hf.data.datasets import load_image_dataset
-from singer_hf.data.image_dataset import ImageCollator, with_image_transform
+from singer_hf.data.image_collator import ImageCollator
+from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.image_processors import load_image_processor
 from singer_hf.data.transforms import eval_transform, train_transform
 
@@ -140,7 +141,7 @@ def train(
     trainer = Trainer(
         Classification(classifier, args.label_smoothing),
         args,
-        train_dataset=with_image_transform(rows, transform, seed=args.seed),
+        train_dataset=transform_images(rows, transform, seed=args.seed),
         data_collator=ImageCollator(),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir) if settings.resume else None)
@@ -154,7 +155,7 @@ def last_checkpoint(output_dir: str) -> str:
 
 
 def images(rows: datasets.Dataset, processor: ViTImageProcessor, number: int) -> Tensor:
-    rows = with_image_transform(rows.select(range(min(number, len(rows)))), eval_transform(processor))
+    rows = transform_images(rows.select(range(min(number, len(rows)))), eval_transform(processor))
     return torch.stack([row["pixel_values"] for row in rows])
 
 
@@ -164,7 +165,7 @@ def measure(
 ) -> dict:
     """Top-1 accuracy on the rows, and the norms of the patch tokens behind every block on some of them."""
     classifier.to(device).eval()
-    loader = DataLoader(with_image_transform(rows, eval_transform(processor)), 250, collate_fn=ImageCollator())
+    loader = DataLoader(transform_images(rows, eval_transform(processor)), 250, collate_fn=ImageCollator())
     hits = 0
     for batch in tqdm(loader, "accuracy"):
         hits += int((classifier(batch["pixel_values"].to(device)).logits.argmax(1).cpu() == batch["labels"]).sum())

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from singer_hf.vit.structure import ViTView
+from singer_hf.vit.view import ViTView
 
 # Queries per image at which attention is looked at, spread evenly over the grid.
 MAX_QUERIES = 32

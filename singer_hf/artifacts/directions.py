@@ -5,7 +5,7 @@ from torch import Tensor
 
 from singer_hf.artifacts.attention import attention_parts
 from singer_hf.vit.blocks import InputProjection
-from singer_hf.vit.structure import ViTView
+from singer_hf.vit.view import ViTView
 
 # Enough for a leading singular value a few per cent above the ninth; closer ones make no defect direction.
 _SUBSPACE, _MAX_STEPS, _TOLERANCE = 8, 30, 1e-6

@@ -12,7 +12,8 @@ from singer_hf.artifacts.texture import patch_log_variance
 from singer_hf.tuner.nullspace import Spectrum
 from singer_hf.tuner.nullspace_sources import source_gram
 from singer_hf.vit.features import capture_features
-from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.structure import view_vit
+from singer_hf.vit.view import ViTView
 
 PLANTED_DIRECTIONS = ("random", "leading", "read", "unread")
 _GAIN = 3.0

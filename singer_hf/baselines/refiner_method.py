@@ -14,7 +14,8 @@ from singer_hf.baselines.method import Method
 from singer_hf.cards.student_card import CardMethod
 from singer_hf.distillation.feature_distiller import FeatureDistiller, Refiner
 from singer_hf.distillation.teacher_input import teacher_image_size
-from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.structure import view_vit
+from singer_hf.vit.view import ViTView
 
 SCOPES = ("image", "batch")
 

@@ -14,7 +14,8 @@ from singer_hf.baselines.registers import install_test_time_registers
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.vit.block_indices import resolve_layers
 from singer_hf.vit.features import FeatureCapture
-from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.structure import view_vit
+from singer_hf.vit.view import ViTView
 
 
 @dataclass(frozen=True)

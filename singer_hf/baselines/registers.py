@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from singer_hf.vit.features import capture_features, first_tensor
-from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import split_tokens
+from singer_hf.vit.view import ViTView
 
 
 class TestTimeRegisters:

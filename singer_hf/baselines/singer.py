@@ -11,8 +11,8 @@ from singer_hf.cards.student_card import CardMethod
 from singer_hf.distillation.distiller import SingerDistiller
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.tuner.config import SingerConfig
-from singer_hf.tuner.model import RELATIVE_TOLERANCE, attach_adapter
-from singer_hf.tuner.nullspace import Spectrum
+from singer_hf.tuner.model import attach_adapter
+from singer_hf.tuner.nullspace import NULL_TOLERANCE, Spectrum
 from singer_hf.tuner.nullspace_sources import NULLSPACE_SOURCES, source_gram
 
 _ADAPTER_SETTINGS = (
@@ -109,6 +109,6 @@ def _rank_line(distiller: FeatureDistiller, block: int) -> str:
         if source != "jacobian"
     ]
     return (
-        f"adapter after block {block}: r {rank}, effective null dimension (singular values up to {RELATIVE_TOLERANCE} "
+        f"adapter after block {block}: r {rank}, effective null dimension (singular values up to {NULL_TOLERANCE} "
         f"of the largest) by null-space source: {', '.join(dimensions)}"
     )

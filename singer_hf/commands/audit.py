@@ -27,9 +27,10 @@ from transformers import AutoConfig, AutoModelForImageClassification, HfArgument
 
 import singer_hf  # noqa: F401  (registers the adapter with PEFT)
 from singer_hf.artifacts.outliers import OutlierRule
-from singer_hf.data.datasets import load_image_dataset, select_image_columns
+from singer_hf.data.columns import select_image_and_label
+from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.drawn_scenes import scene_dataset
-from singer_hf.data.image_dataset import with_image_transform
+from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.image_processors import ImageSpec, image_spec, load_image_processor
 from singer_hf.data.transforms import eval_transform, to_rgb
 from singer_hf.distillation.teacher_input import TeacherInput
@@ -69,7 +70,7 @@ class Images:
 
     def __init__(self, settings: Settings, spec: ImageSpec, transform: object) -> None:
         self.spec, self.broken = spec, {}
-        rows = with_image_transform(load_images(settings), transform)
+        rows = transform_images(load_images(settings), transform)
         self.loader = DataLoader(
             rows, settings.batch_size, num_workers=settings.num_workers, collate_fn=collate_readable
         )
@@ -92,7 +93,7 @@ def collate_readable(rows: list[dict]) -> dict:
 
 def load_images(settings: Settings) -> object:
     if settings.dataset_name is None:
-        return select_image_columns(scene_dataset(settings.max_samples, settings.seed))
+        return select_image_and_label(scene_dataset(settings.max_samples, settings.seed))
     return load_image_dataset(
         settings.dataset_name,
         split=settings.dataset_split,

@@ -5,7 +5,8 @@ from functools import lru_cache
 import datasets
 
 from singer_hf.comparison.study import Study
-from singer_hf.data.datasets import load_image_dataset, select_image_columns
+from singer_hf.data.columns import select_image_and_label
+from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.drawn_scenes import scene_dataset
 from singer_hf.evaluation.benchmarks.catalog import DRAWN
 
@@ -30,4 +31,4 @@ def _images(name: str, split: str, max_samples: int | None) -> datasets.Dataset:
     if name != DRAWN:
         return load_image_dataset(name, split=split, max_samples=max_samples, seed=0)
     series, number = (_TEST_SERIES, _DRAWN_TEST) if split == "test" else (_TRAIN_SERIES, _DRAWN_TRAIN)
-    return select_image_columns(scene_dataset(max_samples or number, seed=series))
+    return select_image_and_label(scene_dataset(max_samples or number, seed=series))

@@ -10,7 +10,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from singer_hf.data.image_dataset import ImageCollator, with_image_transform
+from singer_hf.data.image_collator import ImageCollator
+from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.image_processors import image_spec
 from singer_hf.data.transforms import eval_transform
 from singer_hf.distillation.artifact_metrics import artifact_metrics
@@ -59,7 +60,7 @@ def probe_figures(model: nn.Module, processor: Any, train: Dataset, test: Datase
 
 
 def _features(model: nn.Module, processor: Any, rows: Dataset) -> tuple[dict[str, Tensor], Tensor]:
-    transformed = with_image_transform(rows, eval_transform(processor))
+    transformed = transform_images(rows, eval_transform(processor))
     source, batches = ModelFeatures(model, transformed, FrozenFeatures()), []
     for features, labels in source.iterate(in_order(len(rows), _BATCH)):
         batches.append(({name: tensor[:, -1].cpu() for name, tensor in features.items()}, labels))
@@ -151,5 +152,5 @@ def benchmark_figures(
 
 def pixel_batches_of(rows: Dataset, processor: Any, number: int = NUM_FEATURE_IMAGES) -> list[Tensor]:
     """The first images as batches (B, 3, H, W), normalised as the processor says."""
-    rows = with_image_transform(rows.select(range(min(number, len(rows)))), eval_transform(processor))
+    rows = transform_images(rows.select(range(min(number, len(rows)))), eval_transform(processor))
     return [batch["pixel_values"] for batch in DataLoader(rows, _BATCH, collate_fn=ImageCollator())]

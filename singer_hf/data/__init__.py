@@ -1,4 +1,4 @@
-"""Images in: datasets, image processors, transforms, drawn scenes."""
+"""Images: datasets, image processors, transforms and drawn scenes."""
 
 from singer_hf.data.datasets import load_image_dataset
 

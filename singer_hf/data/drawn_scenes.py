@@ -1,8 +1,8 @@
 """Drawn scenes with a class, a segmentation mask and a depth map, for demos and tests without any download.
 
-A scene shows up to three textured shapes in front of a plain or textured wall, seen through a little haze. What is
-nearer is larger, less hazy and covers what is farther. The class of the scene is the shape and texture of the nearest
-object, so neither colours nor the texture of the background tell it.
+A scene shows up to three textured shapes in front of a plain or textured wall, seen through a little haze. Nearer
+objects are larger, less hazy and cover farther ones. The class of the scene is the shape and texture of the nearest
+object, so neither the colours nor the texture of the background determine it.
 """
 
 import io
@@ -41,11 +41,11 @@ class Scene:
 
 
 def draw_scene(index: int, seed: int = 0, size: int = 64) -> Scene:
-    """Draws scene ``index`` of the endless series ``seed``; the same arguments give the same scene.
+    """Draws scene ``index`` of the series ``seed``; the same arguments give the same scene.
 
     Args:
-        index: Which scene, 0 or more.
-        seed: Which series, 0 or more; use another one for test data.
+        index: Index of the scene, 0 or more.
+        seed: Seed of the series, 0 or more; use another one for test data.
         size: Height and width in pixels, at least 16. The scene's layout does not depend on it.
 
     Raises:
@@ -72,7 +72,7 @@ def scene_dataset(num_images: int, seed: int = 0, size: int = 64) -> Dataset:
 
     Args:
         num_images: Number of scenes, at least 1.
-        seed: Which series of scenes.
+        seed: Seed of the series.
         size: Height and width in pixels.
 
     Raises:
@@ -94,7 +94,7 @@ def scene_dataset(num_images: int, seed: int = 0, size: int = 64) -> Dataset:
 
 
 def _encoded(image: PILImage.Image, file_format: str) -> dict:
-    """The image as `datasets` stores it; fast compression, because scenes are drawn while someone waits."""
+    """The image as `datasets` stores it; compressed fast rather than well, because demos draw scenes on the fly."""
     buffer = io.BytesIO()
     image.save(buffer, format=file_format, **({"compress_level": 1} if file_format == "PNG" else {}))
     return {"bytes": buffer.getvalue(), "path": None}
@@ -119,7 +119,7 @@ def _distances(rng: np.random.Generator) -> list[float]:
 def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """A wall as colours (H, W, 3) from 0 to 1 and its depth (H, W) in metres.
 
-    Every wall has a plain part, most of it smooth: the places where high-norm tokens of real models lie.
+    Every wall has a plain, mostly smooth part, as the places where real models have high-norm tokens.
     """
     x, y = _grid(size)
     light = rng.uniform(-0.15, 0.15) * x + rng.uniform(-0.15, 0.15) * y
@@ -135,7 +135,7 @@ def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
 
 
 def _envelope(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Strength (H, W) from 0 to 1 of a wall's texture: it fades out toward a random side."""
+    """Strength (H, W) from 0 to 1 of a wall's texture: it fades out towards a random side."""
     angle = rng.uniform(0, 2 * math.pi)
     ramp = x * math.cos(angle) + y * math.sin(angle) + rng.uniform(0.0, 1.0)
     return np.clip(2 * ramp, 0, 1)
@@ -155,7 +155,7 @@ def _texture(rng: np.random.Generator, kind: int, u: np.ndarray, v: np.ndarray, 
 
 
 def _wave(phase: np.ndarray) -> np.ndarray:
-    """A softened square wave from 0 to 1 with period 1; soft edges do not flicker at few pixels a period."""
+    """A square wave from 0 to 1 with period 1; its edges are soft to avoid aliasing at few pixels a period."""
     return np.clip(0.5 + 0.8 * np.sin((2 * math.pi) * phase), 0, 1)
 
 
@@ -169,9 +169,9 @@ def _outline(shape: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _colour_pair(rng: np.random.Generator, texture: int) -> tuple[np.ndarray, np.ndarray]:
-    """A dark and a bright colour (3,); one channel, another for each texture, tends to be the strongest.
+    """A dark and a bright colour (3,), in which the channel with the texture's index tends to be the strongest.
 
-    Colour is a hint only: it makes the scenes learnable in minutes.
+    The colour is only a hint, which lets models learn the scenes in minutes.
     """
     dark, bright = rng.uniform(0.0, 0.35, size=3), rng.uniform(0.4, 0.9, size=3)
     hint = rng.uniform(0.0, 0.35)
@@ -188,7 +188,7 @@ def _paint_object(
     distance: float,
     is_main: bool,
 ) -> int:
-    """Draws one object over what is farther away, in place, and returns its class."""
+    """Draws one object over everything farther away, in place, and returns its class."""
     shape, texture = int(rng.integers(len(SHAPES))), int(rng.integers(len(TEXTURES)))
     label = shape * len(TEXTURES) + texture
     radius = 0.85 * rng.uniform(0.85, 1.15) / distance  # of half the picture: a pinhole camera

@@ -1,30 +1,76 @@
-"""Rows that are decoded and transformed on the worker processes, and the collator that drops broken images."""
+"""Datasets of pixel values: images are decoded and transformed on the worker processes when they are needed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
-from datasets import Image as ImageFeature
 from torch.utils.data import get_worker_info
 
-_MAX_WORKERS = 128
+from singer_hf.data.columns import select_image_and_label
+from singer_hf.data.transforms import eval_transform, train_transform
 
 
-def with_image_transform(
-    dataset: Dataset | IterableDataset, transform: Callable, *, seed: int = 0
-) -> ImageRows | ImageStream:
-    """Decode and transform the rows of a dataset when they are read, on the worker processes.
+def prepare_image_dataset(
+    dataset: Any,
+    processor: Any,
+    *,
+    train: bool,
+    image_column: str | None = None,
+    color_jitter: float = 0.0,
+    seed: int = 0,
+) -> Any:
+    """Prepare the dataset that a trainer was given: rows of ``pixel_values`` (3, H, W) and, if it has any, ``labels``.
 
     Args:
-        dataset: What `load_image_dataset` or `select_image_columns` returns.
+        dataset: A dataset of the `datasets` library with images, or a dict of such datasets. Anything else, and a
+            dataset whose own transform already yields ``pixel_values``, is returned unchanged.
+        processor: Image processor of the student, from which size and normalisation are taken.
+        train: True: random crop and flip. False: the processor's own deterministic steps.
+        image_column: Column with the images. If None, it is detected.
+        color_jitter: Strength of the colour jitter in training, >= 0.
+        seed: Seed of crops and flips.
+
+    Raises:
+        ValueError: There is no image column, the dataset is empty, or there is no processor.
+    """
+    if isinstance(dataset, dict):
+        options = {"train": train, "image_column": image_column, "color_jitter": color_jitter, "seed": seed}
+        return {name: prepare_image_dataset(part, processor, **options) for name, part in dataset.items()}
+    if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset) or _has_pixel_values(dataset):
+        return dataset
+    if processor is None:
+        raise ValueError(
+            "`processing_class` must be an image processor for a dataset of images, got None; load one with "
+            "`AutoImageProcessor.from_pretrained`"
+        )
+    if isinstance(dataset, datasets.Dataset) and not len(dataset):
+        raise ValueError("the dataset is empty: it has an image column but no rows")
+    transform = train_transform(processor, color_jitter=color_jitter) if train else eval_transform(processor)
+    return transform_images(select_image_and_label(dataset, image_column=image_column), transform, seed=seed)
+
+
+def _has_pixel_values(dataset: Any) -> bool:
+    if "pixel_values" in (dataset.column_names or ()):
+        return True
+    format_type = dataset.format["type"] if isinstance(dataset, datasets.Dataset) else None
+    return format_type == "custom" and len(dataset) > 0 and "pixel_values" in dataset[0]
+
+
+def transform_images(
+    dataset: datasets.Dataset | datasets.IterableDataset, transform: Callable, *, seed: int = 0
+) -> ImageDataset | IterableImageDataset:
+    """Decode and transform the images of a dataset lazily, on the worker processes.
+
+    Args:
+        dataset: A dataset with an undecoded column "image", as `load_image_dataset` and `select_image_and_label`
+            return it.
         transform: PIL image -> tensor (3, H, W), such as `train_transform(processor)`.
-        seed: Seed of the random transforms, at least 0. Each image draws from a generator of its own, seeded by
-            (seed, epoch, index), so a resumed run and any number of workers see the same crops. (Streaming: by
+        seed: Seed of the random transforms, at least 0. Each image has its own generator, seeded by
+            (seed, epoch, index), so a resumed run and any number of workers see the same crops. (Streaming:
             (seed, epoch, worker, position), so the number of workers must stay the same.)
 
     Returns:
@@ -35,18 +81,24 @@ def with_image_transform(
     """
     if "image" not in (dataset.column_names or ()):
         raise ValueError(
-            f'`dataset` must have a column "image", got {dataset.column_names}; see `select_image_columns`.'
+            f'`dataset` must have a column "image", got {dataset.column_names}; see `select_image_and_label`.'
         )
-    wrapper = ImageStream if isinstance(dataset, IterableDataset) else ImageRows
+    wrapper = IterableImageDataset if isinstance(dataset, datasets.IterableDataset) else ImageDataset
     return wrapper(dataset, transform, seed)
 
 
-class ImageRows(torch.utils.data.Dataset):
-    """A map-style dataset whose rows are decoded and transformed when read; see `with_image_transform`."""
+class ImageDataset(torch.utils.data.Dataset):
+    """A map-style dataset of transformed images, created by `transform_images`.
 
-    def __init__(self, dataset: Dataset, transform: Callable, seed: int) -> None:
+    Args:
+        dataset: Dataset with an undecoded column "image".
+        transform: PIL image -> tensor (3, H, W).
+        seed: Seed of the random transforms.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, transform: Callable, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
-        # Shared memory: workers that live longer than an epoch see it change.
+        # Shared memory, so that persistent workers see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -54,106 +106,40 @@ class ImageRows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
-        return _read_row(self.dataset[index], self.transform, (self.seed, int(self._epoch), index), f"row {index}")
+        return _load_row(self.dataset[index], self.transform, (self.seed, int(self._epoch), index), f"row {index}")
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other random crops from now on (called by accelerate's data loader at the start of an epoch)."""
+        """Change the random crops; accelerate's data loader calls this at the start of an epoch."""
         self._epoch.fill_(epoch)
 
 
-class ImageStream(torch.utils.data.IterableDataset):
-    """A streaming dataset whose rows are decoded and transformed when read; see `with_image_transform`."""
+class IterableImageDataset(torch.utils.data.IterableDataset):
+    """A streaming dataset of transformed images, created by `transform_images`.
 
-    def __init__(self, dataset: IterableDataset, transform: Callable, seed: int) -> None:
+    Args:
+        dataset: Streaming dataset with an undecoded column "image".
+        transform: PIL image -> tensor (3, H, W).
+        seed: Seed of the random transforms.
+    """
+
+    def __init__(self, dataset: datasets.IterableDataset, transform: Callable, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        # `datasets` gives each worker shards of its own; more workers than shards stay idle.
+        # `datasets` gives each worker its own shards; with more workers than shards some stay idle.
         worker = get_worker_info()
         prefix = (self.seed, self.dataset.epoch, worker.id if worker else 0)
         for position, row in enumerate(self.dataset):
-            yield _read_row(row, self.transform, (*prefix, position), f"row {position} of the stream")
+            yield _load_row(row, self.transform, (*prefix, position), f"row {position} of the stream")
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle differently and draw other random crops from now on."""
+        """Change the order of the shuffled stream and the random crops."""
         self.dataset.set_epoch(epoch)
 
 
-@dataclass
-class ImageCollator:
-    """Stack rows to a batch, drop broken images and stop the run when they are too many.
-
-    The counts are kept in shared memory: workers add to them, and they go on from epoch to epoch. Under several
-    training processes each has its own.
-
-    Args:
-        max_broken_share: Largest share of broken images, 0..1.
-        min_seen: The share is taken of at least this many images: the run stops as soon as
-            broken > max_broken_share * max(seen, min_seen); with the defaults, two broken ones are always let pass.
-    """
-
-    max_broken_share: float = 0.01
-    min_seen: int = 200
-    _counts: torch.Tensor = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_broken_share <= 1:
-            raise ValueError(f"`max_broken_share` must be between 0 and 1, got {self.max_broken_share!r}.")
-        # One row (seen, broken) a worker, so that no two processes write to the same number.
-        self._counts = torch.zeros((_MAX_WORKERS + 1, 2), dtype=torch.int64).share_memory_()
-
-    @property
-    def seen(self) -> int:
-        """Images read so far, the broken ones included."""
-        return int(self._counts[:, 0].sum())
-
-    @property
-    def broken(self) -> int:
-        """Images dropped so far."""
-        return int(self._counts[:, 1].sum())
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch.
-
-        Args:
-            rows: What `with_image_transform` yields.
-
-        Returns:
-            {"pixel_values": (B, 3, H, W) float32} and, where the rows have labels, {"labels": (B,) int64}; B is
-            smaller than the number of rows when some were broken.
-
-        Raises:
-            RuntimeError: More than `max_broken_share` of the images are broken, or all of this batch.
-            ValueError: The images differ in size, or only some have a label.
-        """
-        errors = [row["error"] for row in rows if "error" in row]
-        self._count(len(rows), errors)
-        rows = [row for row in rows if "error" not in row]
-        if not rows:
-            raise RuntimeError(
-                f"all {len(errors)} images of a batch are broken, for example {errors[-1]}; repair or remove them, or "
-                "use larger batches."
-            )
-        batch = {"pixel_values": _stack([row["pixel_values"] for row in rows])}
-        labels = [row["labels"] for row in rows if "labels" in row]
-        if labels:
-            batch["labels"] = _stack_labels(labels, len(rows))
-        return batch
-
-    def _count(self, num_rows: int, errors: list[str]) -> None:
-        worker = get_worker_info()
-        slot = worker.id % _MAX_WORKERS + 1 if worker else 0
-        self._counts[slot] += torch.tensor([num_rows, len(errors)])
-        if errors and self.broken > self.max_broken_share * max(self.seen, self.min_seen):
-            raise RuntimeError(
-                f"{self.broken} of the {self.seen} images read so far are broken, more than `max_broken_share` = "
-                f"{self.max_broken_share:g} allows; the last one: {errors[-1]}. Repair or remove them."
-            )
-
-
-def _read_row(row: dict, transform: Callable, seed: tuple[int, ...], where: str) -> dict[str, Any]:
+def _load_row(row: dict, transform: Callable, seed: tuple[int, ...], where: str) -> dict[str, Any]:
     try:
-        image = ImageFeature().decode_example(row["image"])
+        image = datasets.Image().decode_example(row["image"])
         pixel_values = _seeded(transform, image, seed)
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files.
         path = row["image"].get("path") if isinstance(row["image"], dict) else None
@@ -163,7 +149,7 @@ def _read_row(row: dict, transform: Callable, seed: tuple[int, ...], where: str)
 
 
 def _seeded(transform: Callable, image: Any, seed: tuple[int, ...]) -> torch.Tensor:
-    """Run a transform on random numbers of its own, leaving the process's generator where it was."""
+    """Apply a transform with its own random numbers and restore the state of the process's generator."""
     state = torch.get_rng_state()
     try:
         # Not `torch.manual_seed`, which would reseed the accelerator too.
@@ -171,16 +157,3 @@ def _seeded(transform: Callable, image: Any, seed: tuple[int, ...]) -> torch.Ten
         return transform(image)
     finally:
         torch.set_rng_state(state)
-
-
-def _stack(images: list[torch.Tensor]) -> torch.Tensor:
-    shapes = sorted({tuple(image.shape) for image in images})
-    if len(shapes) > 1:
-        raise ValueError(f"`transform` must give all images one shape, got {shapes}; end it with a crop.")
-    return torch.stack(images).float()
-
-
-def _stack_labels(labels: list[int], num_rows: int) -> torch.Tensor:
-    if len(labels) < num_rows:
-        raise ValueError(f"`labels` must be given for all images or none, got {len(labels)} for {num_rows} images.")
-    return torch.tensor(labels, dtype=torch.int64)

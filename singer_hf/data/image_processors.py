@@ -1,4 +1,4 @@
-"""Image processors: size, normalisation and interpolation, and the one that fits a model."""
+"""Image processors: their size, normalisation and interpolation, and the processor of a model."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from torchvision.transforms import InterpolationMode
 from transformers import AutoImageProcessor, ViTImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
-# Two sizes, so that a processor that keeps the size of its input is noticed; a colour, so that swapped channels are.
+# Two sizes detect a processor that keeps the size of its input; a colour detects swapped channels.
 _PROBE_SIZES = (48, 72)
-
 _PROBE_COLOUR = (200, 100, 50)
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What an image processor makes of an image.
+    """Size, normalisation and interpolation of an image processor.
 
-    Args:
+    Attributes:
         size: Height and width of the output in pixels.
         mean: Per-channel mean, in units of pixels scaled to 0..1.
-        std: Per-channel standard deviation, in the same units. A pixel value v of 0..255 becomes
-            (v / 255 - mean) / std, whatever mix of rescaling and normalisation the processor uses to get there.
-        interpolation: How the processor resizes.
+        std: Per-channel standard deviation, in the same units. The processor maps a pixel value v of 0..255 to
+            (v / 255 - mean) / std.
+        interpolation: Interpolation mode of the resize.
     """
 
     size: tuple[int, int]
@@ -39,10 +38,10 @@ class ImageSpec:
 
 
 def image_spec(processor: Any) -> ImageSpec:
-    """Read size, normalisation and interpolation off an image processor.
+    """Measure size, normalisation and interpolation of an image processor.
 
-    Size, mean and std are measured on plain-coloured squares, since processors spell them in many ways (`size` or
-    `crop_size`, a dictionary or an edge, `crop_pct`, rescaling twice) and only what comes out counts.
+    Size, mean and std are measured on plain-coloured squares instead of taken from the processor's fields, because
+    processors name these fields differently (`size` or `crop_size`, a dictionary or an edge, `crop_pct`, ...).
 
     Args:
         processor: An image processor of `transformers`, its timm wrapper included.
@@ -51,8 +50,8 @@ def image_spec(processor: Any) -> ImageSpec:
         The measured specification.
 
     Raises:
-        ValueError: The processor has no `image_mean`, returns no (1, 3, H, W) `pixel_values`, keeps the size of its
-            input, or does more to a pixel than scale and shift it.
+        ValueError: The processor has no `image_mean`, does not return (1, 3, H, W) `pixel_values`, keeps the size of
+            its input, or changes pixels in another way than scaling and shifting each channel.
     """
     timm_config = getattr(processor, "data_config", None)
     if timm_config is None and getattr(processor, "image_mean", None) is None:
@@ -91,7 +90,7 @@ def _output_size(processor: Any) -> tuple[int, int]:
     sizes = {tuple(_plain_square(processor, (0, 0, 0), edge).shape[-2:]) for edge in _PROBE_SIZES}
     if len(sizes) > 1:
         raise ValueError(
-            f"`processor` must resize or crop every image to one size, got {_name(processor)} that keeps the "
+            f"`processor` must resize or crop every image to one size, got {_name(processor)}, which keeps the "
             "size of its input; set `do_resize=True` and a `size`."
         )
     return sizes.pop()
@@ -100,7 +99,7 @@ def _output_size(processor: Any) -> tuple[int, int]:
 def _check_colour(processor: Any, expected: np.ndarray, measured: np.ndarray) -> None:
     if not np.allclose(expected, measured, atol=1e-3):
         raise ValueError(
-            f"`processor` must only resize, crop, rescale and normalise, got {_name(processor)} that turns the "
+            f"`processor` must only resize, crop, rescale and normalise, got {_name(processor)}, which turns the "
             f"colour {_PROBE_COLOUR} into {measured.round(3).tolist()} instead of {expected.round(3).tolist()} "
             "(does it swap the channels?); pass a transform of your own."
         )
@@ -112,7 +111,11 @@ def _interpolation(resample: str | int) -> InterpolationMode:
 
 
 def load_image_processor(name: str | None) -> BaseImageProcessor | None:
-    """The image processor saved with a model; None without a name or where nothing was saved."""
+    """Load the image processor saved with a model; None without a name or if none was saved.
+
+    Args:
+        name: Local folder or Hub id.
+    """
     if name is None or (Path(name).exists() and not _saves_processor(Path(name))):
         return None
     try:
@@ -122,7 +125,7 @@ def load_image_processor(name: str | None) -> BaseImageProcessor | None:
 
 
 def _saves_processor(folder: Path) -> bool:
-    # Without this look transformers would make up one with the defaults of the model's family.
+    # Without a saved processor transformers would create one with the defaults of the model's family.
     config = folder / "config.json"
     is_timm = config.is_file() and "pretrained_cfg" in config.read_text(encoding="utf-8")
     return is_timm or (folder / "preprocessor_config.json").is_file()
@@ -131,7 +134,12 @@ def _saves_processor(folder: Path) -> bool:
 def student_image_processor(
     student: nn.Module, teacher_processor: BaseImageProcessor | None
 ) -> BaseImageProcessor | None:
-    """A processor for a student that has none: the teacher's normalisation at the size in the student's config."""
+    """Create a processor for a student without one: the teacher's normalisation, the size in the student's config.
+
+    Args:
+        student: The student model.
+        teacher_processor: Processor of the teacher. If None, the result is None.
+    """
     size = getattr(getattr(student, "config", None), "image_size", None)
     if teacher_processor is None:
         return None

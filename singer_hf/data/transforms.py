@@ -1,4 +1,4 @@
-"""From a PIL image of any mode to the normalised tensor a model expects, as its image processor says."""
+"""Transforms from a PIL image of any mode to the normalised tensor that a model expects."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def train_transform(
     """Build the training transform: random resized crop, flip, optional colour jitter, normalisation.
 
     Args:
-        processor: The student's image processor; it gives size, interpolation, mean and std.
+        processor: The student's image processor; it defines size, interpolation, mean and std.
         scale: Smallest and largest share of the image's area a crop may cover, 0 < low <= high <= 1. The default is
             that of torchvision, timm and DeiT for training on ImageNet ("Going deeper with convolutions", 2015).
         ratio: Smallest and largest width / height of a crop before it is resized.
         hflip: Whether to mirror half of the images.
-        color_jitter: Strength of brightness, contrast and saturation jitter, at least 0; 0 leaves the colours alone.
+        color_jitter: Strength of brightness, contrast and saturation jitter, at least 0; 0 keeps the colours.
 
     Returns:
         A picklable transform: PIL image of any mode and size -> float32 tensor (3, H, W).
 
     Raises:
-        ValueError: A range is out of bounds, or the processor cannot be read (see `image_spec`).
+        ValueError: A range is out of bounds, or the processor is not supported (see `image_spec`).
     """
     _check_range("scale", scale, upper=1.0)
     _check_range("ratio", ratio, upper=float("inf"))
@@ -69,14 +69,14 @@ def eval_transform(processor: Any) -> v2.Compose:
         processor: The image processor of the model that is evaluated.
 
     Returns:
-        A picklable transform: PIL image of any mode and size -> float32 tensor (3, H, W), equal to what a user of the
-        saved model gets from the processor. Where the processor only resizes the shorter edge, the centre of its
-        output is cropped, since a batch needs one size.
+        A picklable transform: PIL image of any mode and size -> float32 tensor (3, H, W), equal to the output of the
+        processor. If the processor only resizes the shorter edge, the centre of its output is cropped, because a
+        batch needs one size.
 
     Raises:
-        ValueError: The processor cannot be read (see `image_spec`).
+        ValueError: The processor is not supported (see `image_spec`).
     """
-    # The crop does nothing, except after a processor that only resizes the shorter edge.
+    # The crop only has an effect after a processor that only resizes the shorter edge.
     return v2.Compose([to_rgb, partial(_run_processor, processor), v2.CenterCrop(image_spec(processor).size)])
 
 
@@ -84,13 +84,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to 8-bit RGB.
 
     Args:
-        image: Transparent parts are laid on white; 16-bit, 32-bit and float greyscale is rescaled, not clipped.
+        image: Image of any mode. Transparent parts become white; 16-bit, 32-bit and float greyscale is rescaled, not
+            clipped.
 
     Returns:
         The image in mode "RGB".
 
     Raises:
-        ValueError: Pillow cannot convert the mode.
+        ValueError: Pillow cannot convert the mode to RGB.
     """
     if image.mode in _DEEP_MODES:
         image = _to_eight_bit(image)
@@ -107,7 +108,7 @@ def _to_eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _white_level(mode: str, peak: float) -> float:
-    """Value that means white: 16 bits for integers; for floats the smallest usual range (1, 255, 65535) that fits."""
+    """Value of white: 65535 for integers; for floats the smallest usual range (1, 255, 65535) that holds the peak."""
     ranges = (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,)
     return next((top for top in ranges if peak <= top), peak)
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from singer_hf.vit.features import FeatureCapture
 from singer_hf.vit.inference import evaluation_mode
-from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import keep_tokens, map_to_tokens
+from singer_hf.vit.view import ViTView
 
 DEFAULT_IMAGE_SIZE = (224, 224)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from singer_hf.distillation.student_features import make_student_extractor
 from singer_hf.vit.features import FeatureCapture
-from singer_hf.vit.structure import ViTView
+from singer_hf.vit.view import ViTView
 
 # (mean, std) of each colour channel, as image processors give them.
 Normalization = tuple[Sequence[float], Sequence[float]]

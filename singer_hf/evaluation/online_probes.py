@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from singer_hf.data.datasets import select_image_columns
-from singer_hf.data.image_dataset import with_image_transform
+from singer_hf.data.columns import select_image_and_label
+from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.transforms import eval_transform
 from singer_hf.evaluation.features.feature_batches import ModelFeatures, in_order
 from singer_hf.evaluation.features.frozen_features import FrozenFeatures
@@ -78,7 +78,7 @@ class OnlineProbes:
         parts = []
         for name, dataset in (("train_dataset", train_dataset), ("test_dataset", test_dataset)):
             part = _fixed_share(dataset, name, share, max_images, seed, image_column, label_column)
-            parts.append((with_image_transform(part, transform), torch.as_tensor(part["label"][:])))
+            parts.append((transform_images(part, transform), torch.as_tensor(part["label"][:])))
         (self.train_rows, self.train_labels), (self.test_rows, self.test_labels) = parts
         check_same_classes(self.train_labels, self.test_labels)
         self.k = min(k, len(self.train_labels))
@@ -117,7 +117,7 @@ def _fixed_share(
             f"`{argument}` must be a dataset of the `datasets` library that is not streamed, got "
             f"{type(dataset).__name__}"
         )
-    dataset = select_image_columns(dataset, image_column=image_column, label_column=label_column)
+    dataset = select_image_and_label(dataset, image_column=image_column, label_column=label_column)
     if "label" not in dataset.column_names:
         raise ValueError(f"`{argument}` must have labels for the evaluators, got the columns {dataset.column_names}")
     wanted = min(share, max_images / len(dataset))

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from singer_hf.baselines.method import Method
-from singer_hf.data.image_dataset import ImageCollator
+from singer_hf.data.image_collator import ImageCollator
+from singer_hf.data.image_dataset import prepare_image_dataset
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
-from singer_hf.data.pixel_values import image_rows
 from singer_hf.distillation.artifact_metrics import artifact_metrics
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.training.arguments import SingerTrainingArguments
@@ -109,8 +109,10 @@ class SingerDistillationTrainer(SavingMixin, Trainer):
         super().__init__(
             model=build_distiller(self.method, student, teacher, args, processor, teacher_processor),
             args=args,
-            train_dataset=image_rows(train_dataset, processor, train=True, color_jitter=args.color_jitter, **columns),
-            eval_dataset=image_rows(eval_dataset, processor, train=False, **columns),
+            train_dataset=prepare_image_dataset(
+                train_dataset, processor, train=True, color_jitter=args.color_jitter, **columns
+            ),
+            eval_dataset=prepare_image_dataset(eval_dataset, processor, train=False, **columns),
             processing_class=processor,
             data_collator=data_collator or ImageCollator(),
             **kwargs,

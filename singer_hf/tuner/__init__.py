@@ -10,7 +10,7 @@ __all__ = ["SingerConfig", "SingerLayer", "SingerModel", "SingerPeftType"]
 
 
 def _register() -> None:
-    # `peft.utils.register_peft_method` only takes members of its own enum, so the mappings are filled here.
+    # `peft.utils.register_peft_method` only accepts members of PEFT's enum, so the mappings are filled here.
     entries = (
         (PEFT_TYPE_TO_CONFIG_MAPPING, SingerConfig),
         (PEFT_TYPE_TO_TUNER_MAPPING, SingerModel),

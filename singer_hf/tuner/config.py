@@ -11,41 +11,44 @@ from singer_hf.vit.block_indices import default_layers, resolve_layers
 
 INIT_WEIGHTS = ("nullspace", "reference", "random", "identity")
 
-# Made anew for every model, or of use only while an adapter is created: not part of what is saved.
+# Not saved: set anew for every model, or only used while an adapter is created.
 _NOT_SAVED = ("target_modules", "exclude_modules", "calibration_images")
 
 
 class SingerPeftType(StrEnum):
-    """PEFT's own enum cannot be extended; a string enum of the same form serves transformers and PEFT alike."""
+    """The PEFT type of SiNGER; PEFT's own enum cannot be extended, but accepts a string enum of the same form."""
 
     SINGER = "SINGER"
 
 
 @dataclass
 class SingerConfig(PeftConfig):
-    """A low-rank refinement of the patch tokens behind chosen blocks of a ViT (SiNGER, arXiv 2509.20986).
+    """Configuration of a low-rank refinement of the patch tokens after chosen blocks of a ViT (arXiv 2509.20986).
 
-    ``F̂ = F + (F Φ_down) Φ_up`` on patch tokens; prefix tokens pass untouched. With ``init_weights="nullspace"`` the
-    map is NOT the identity at the start: it adds ``init_scale`` times the tokens' component in the null space.
+    ``F̂ = F + (F Φ_down) Φ_up`` on patch tokens; prefix tokens are unchanged. With ``init_weights="nullspace"`` the
+    initial map is NOT the identity: it adds ``init_scale`` times the component of each token in the null space.
 
     Args:
         r: Rank of the adapter, from 1 to the teacher's hidden size.
         layers_to_transform: 0-based indices of the blocks whose outputs are refined; negative ones count from the
-            end. None: ``[round(0.75 L) - 1, L - 1]`` for L blocks. Attaching resolves and saving keeps plain indices.
-        init_weights: ``"nullspace"``: Φ_down = Ñ, Φ_up = ``init_scale`` Ñᵀ, Ñ the r directions that the next block
-            reads least. ``"reference"``: the released code's choice, see :func:`singer_hf.tuner.nullspace.reference_basis`.
-            ``"random"``: the same with a random orthonormal Ñ. ``"identity"``: Φ_down as in ``"nullspace"``, Φ_up = 0.
-        nullspace_source: What counts as reading, see :func:`singer_hf.tuner.nullspace_sources.source_gram`: ``"mlp"`` (paper), ``"block"``
-            or ``"jacobian"``. ``"reference"`` knows ``"mlp"`` only.
-        init_scale: Factor on Φ_up at the start; -1 removes the null-space component instead of doubling it.
-        null_threshold: Absolute singular value, > 0, below which a direction counts as not read. None: 0.05 for
-            ``"reference"`` (as released), 0.05 times the largest singular value otherwise. Chooses the directions
-            of ``"reference"``; for the others it only decides when a warning says that r is too large.
-        num_prefix_tokens: Class, distillation and register tokens in front of the patches. None: read off the model.
-        exclude_modules: Names (or one regular expression) of blocks to leave out, as in other PEFT methods.
+            end. None: ``[round(0.75 L) - 1, L - 1]`` for L blocks. Attaching the adapter replaces them by plain
+            indices, which are saved.
+        init_weights: Initial weights. ``"nullspace"``: Φ_down = Ñ and Φ_up = ``init_scale`` Ñᵀ, where Ñ holds the r
+            directions with the smallest singular values of the null-space source. ``"reference"``: the same with the
+            released code's Ñ, see :func:`singer_hf.tuner.nullspace.reference_basis`. ``"random"``: the same with a
+            random orthonormal Ñ. ``"identity"``: Φ_down as in ``"nullspace"``, Φ_up = 0.
+        nullspace_source: What the null space is computed from: ``"mlp"`` (paper), ``"block"`` or ``"jacobian"``, see
+            :func:`singer_hf.tuner.nullspace_sources.source_gram`. ``"reference"`` only supports ``"mlp"``.
+        init_scale: Factor on the initial Φ_up; 1 doubles the null-space component, -1 removes it.
+        null_threshold: Absolute singular value, > 0, below which a direction counts as null. None: 0.05 for
+            ``"reference"`` (released code), 0.05 times the largest singular value otherwise. It selects the directions
+            of ``"reference"``; otherwise it only controls the warning about a too large ``r``.
+        num_prefix_tokens: Number of class, distillation and register tokens before the patches. None: taken from the
+            model.
+        exclude_modules: Names (or one regular expression) of blocks without an adapter, as in other PEFT methods.
         calibration_images: Iterable of batches of pixel values (B, 3, H, W), or one batch, normalised for the teacher,
             for ``nullspace_source="jacobian"``. Never saved.
-        init_seed: Seed of random directions and probes.
+        init_seed: Seed of random directions and of the probes of ``"jacobian"``.
 
     Raises:
         ValueError: If an argument is out of its range; the message names it.
@@ -60,12 +63,12 @@ class SingerConfig(PeftConfig):
     nullspace_source: str = field(default="mlp", metadata={"help": f"One of {', '.join(NULLSPACE_SOURCES)}."})
     init_scale: float = field(default=1.0, metadata={"help": "Factor on the up projection at the start."})
     null_threshold: float | None = field(
-        default=None, metadata={"help": "Absolute singular value below which a direction counts as not read, > 0."}
+        default=None, metadata={"help": "Absolute singular value below which a direction counts as null, > 0."}
     )
     num_prefix_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens before the patches. Default: read off the model."}
+        default=None, metadata={"help": "Tokens before the patches. Default: taken from the model."}
     )
-    exclude_modules: list[str] | None = field(default=None, metadata={"help": "Blocks to leave out, by name."})
+    exclude_modules: list[str] | None = field(default=None, metadata={"help": "Blocks without an adapter, by name."})
     calibration_images: Any = field(
         default=None, repr=False, metadata={"help": 'Pixel values for `nullspace_source="jacobian"`; never saved.'}
     )
@@ -75,7 +78,7 @@ class SingerConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = SingerPeftType.SINGER
-        # Saved configurations say `inference_mode: true`; their weights come from a file even if trained on.
+        # Saved configurations have `inference_mode: true`; their weights come from a file, even for further training.
         self.restores_weights = self.inference_mode
         if isinstance(self.layers_to_transform, int) and not isinstance(self.layers_to_transform, bool):
             self.layers_to_transform = [self.layers_to_transform]
@@ -94,8 +97,8 @@ class SingerConfig(PeftConfig):
             raise ValueError(f"`num_prefix_tokens` must be an integer of at least 0, got {count!r}")
         if self.init_weights == "reference" and self.nullspace_source != "mlp":
             raise ValueError(
-                '`nullspace_source` must be "mlp" with `init_weights="reference"`, the released code knows no other; '
-                f"got {self.nullspace_source!r}"
+                '`nullspace_source` must be "mlp" with `init_weights="reference"`, the only source of the released '
+                f"code; got {self.nullspace_source!r}"
             )
 
     def _check_layers(self) -> None:
@@ -111,7 +114,7 @@ class SingerConfig(PeftConfig):
         self.layers_to_transform = list(layers)
 
     def resolve_layers(self, num_blocks: int) -> list[int]:
-        """The refined blocks of a model with ``num_blocks`` blocks as sorted indices from 0.
+        """Returns the refined blocks of a model with ``num_blocks`` blocks as sorted 0-based indices.
 
         Raises:
             ValueError: If an index is out of range or names a block twice.
@@ -121,7 +124,7 @@ class SingerConfig(PeftConfig):
         return sorted(resolve_layers("layers_to_transform", self.layers_to_transform, num_blocks))
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as it is saved: block indices and prefix count, no module paths and no images."""
+        """Returns the fields that are saved: no module paths and no images."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _NOT_SAVED}
 
 

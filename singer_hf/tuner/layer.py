@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class SingerLayer(nn.Module, BaseTunerLayer):
-    """Wraps one block of the teacher; its output tokens are refined by every active adapter (paper, ΔF).
+    """A block of the teacher whose output tokens are refined by every active adapter.
 
     Args:
         base_layer: The block.
@@ -27,7 +27,7 @@ class SingerLayer(nn.Module, BaseTunerLayer):
         self.singer_down = nn.ModuleDict()
         self.singer_up = nn.ModuleDict()
         self.num_prefix_tokens: dict[str, int] = {}
-        # While set, the block passes on its raw tokens; unlike `disable_adapter()` this leaves `requires_grad` alone.
+        # While True, the block returns its raw tokens; unlike `disable_adapter()` this leaves `requires_grad` alone.
         self.passthrough = False
         self._disable_adapters = False
         self._active_adapter = []
@@ -39,10 +39,10 @@ class SingerLayer(nn.Module, BaseTunerLayer):
         """Adds an adapter in float32.
 
         Args:
-            adapter_name: Its name.
+            adapter_name: Name of the adapter.
             down: Φ_down, (D, r).
             up: Φ_up, (r, D).
-            num_prefix_tokens: Leading tokens that are never refined.
+            num_prefix_tokens: Number of leading tokens that are not refined.
             inference_mode: Whether the adapter is frozen.
         """
         self.num_prefix_tokens[adapter_name] = num_prefix_tokens
@@ -56,13 +56,13 @@ class SingerLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def refine(self, hidden_states: Tensor) -> Tensor:
-        """``F̂ = F + (F Φ_down) Φ_up`` on the patch tokens, summed over the active adapters (paper, section 3).
+        """Computes ``F̂ = F + ΔF``, ``ΔF = (F Φ_down) Φ_up`` on patch tokens, summed over the active adapters (paper).
 
         Args:
             hidden_states: Tokens (B, P+N, D), P prefix tokens first.
 
         Returns:
-            Tokens of the same shape and dtype; the prefix tokens are bit for bit those that came in.
+            Refined tokens (B, P+N, D) of the same dtype; the prefix tokens are bit for bit those of the input.
         """
         refined = hidden_states
         if self.disable_adapters:
@@ -78,27 +78,27 @@ class SingerLayer(nn.Module, BaseTunerLayer):
         return refined
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
-        """Φ_down and Φ_up of every adapter."""
+        """Yields Φ_down and Φ_up of every adapter."""
         yield from self.singer_down.parameters()
         yield from self.singer_up.parameters()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The block's output with its tokens refined; arguments and further outputs are those of the block."""
+        """Runs the block and refines its tokens; arguments and further outputs are those of the block."""
         output = self.base_layer(*args, **kwargs)
         if self.passthrough or self.disable_adapters or not self.active_adapters:
             return output
-        if isinstance(output, tuple):  # some families return their attention weights along
+        if isinstance(output, tuple):  # some families also return their attention weights
             return (self.refine(output[0]), *output[1:])
         return self.refine(output)
 
     def merge(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not possible: the refinement follows a residual block, no weight of the block can hold it.
+        """Not supported: the refinement follows a residual block and cannot be absorbed by its weights.
 
         Raises:
             NotImplementedError: Always.
         """
         raise NotImplementedError(
-            "a SiNGER adapter cannot be merged: it acts behind a residual block, on patch tokens only. Use `unload()` "
+            "a SiNGER adapter cannot be merged: it acts after a residual block, on patch tokens only. Use `unload()` "
             "to get the plain teacher back or `disable_adapter()` to bypass the adapter"
         )
 
@@ -111,19 +111,19 @@ class SingerLayer(nn.Module, BaseTunerLayer):
 
 
 def named_singer_layers(model: nn.Module) -> list[tuple[str, int, SingerLayer]]:
-    """(module path, 0-based block index, layer) of every wrapped block in a model."""
+    """Returns (module path, 0-based block index, layer) of every wrapped block in a model."""
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, SingerLayer))
     return [(name, int(name.rpartition(".")[2]), module) for name, module in layers]
 
 
 def find_singer_layers(model: nn.Module) -> dict[int, SingerLayer]:
-    """The wrapped blocks of any model with SiNGER adapters in it, by their 0-based index; empty if there are none."""
+    """Returns the wrapped blocks of a model by their 0-based index; empty for a model without SiNGER adapters."""
     return {index: layer for _, index, layer in named_singer_layers(model)}
 
 
 @contextmanager
 def raw_features(layers: Iterable[SingerLayer]) -> Iterator[None]:
-    """Within it the layers pass on their block's raw tokens; adapters, gradients and flags are left alone."""
+    """Context in which the layers return the raw tokens of their blocks; adapters and gradient flags do not change."""
     layers = list(layers)
     before = [layer.passthrough for layer in layers]
     for layer in layers:

@@ -1,4 +1,4 @@
-"""The SiNGER tuner: which blocks get an adapter, how it starts, and how it finds its blocks again when loaded."""
+"""The SiNGER tuner: which blocks get an adapter, its initial weights, and how saved weights find their blocks."""
 
 import re
 import warnings
@@ -11,22 +11,19 @@ from torch import Tensor, nn
 
 from singer_hf.tuner.config import SingerConfig
 from singer_hf.tuner.layer import SingerLayer, find_singer_layers, named_singer_layers, raw_features
-from singer_hf.tuner.nullspace import Spectrum, random_basis, reference_basis
-from singer_hf.tuner.nullspace_sources import mlp_product, source_gram
-from singer_hf.vit.structure import ViTView, view_vit
-
-# A direction read at most this much as strongly as the most-read one counts as null.
-RELATIVE_TOLERANCE = 0.05
-RELEASED_THRESHOLD = 0.05
+from singer_hf.tuner.nullspace import NULL_TOLERANCE, RELEASED_THRESHOLD, Spectrum, random_basis, reference_basis
+from singer_hf.tuner.nullspace_sources import linearized_mlp, source_gram
+from singer_hf.vit.structure import view_vit
+from singer_hf.vit.view import ViTView
 
 _ADAPTER_KEY = re.compile(r"(?:^|\.)(\d+)\.(singer_down|singer_up)\.weight$")
 
 
 class SingerModel(BaseTuner):
-    """Puts a :class:`SingerLayer` around the chosen blocks of a vision transformer.
+    """Wraps the chosen blocks of a vision transformer in :class:`SingerLayer`.
 
     Args:
-        model: Any vision transformer that :func:`singer_hf.vit.structure.view_vit` accepts.
+        model: Any vision transformer supported by :func:`singer_hf.vit.structure.view_vit`.
         config: A :class:`SingerConfig`.
         adapter_name: Name of the adapter.
         low_cpu_mem_usage: Create the adapter on the meta device; its weights must then be loaded.
@@ -44,14 +41,20 @@ class SingerModel(BaseTuner):
 
     @property
     def singer_layers(self) -> dict[int, SingerLayer]:
-        """The wrapped blocks by their 0-based index."""
+        """The wrapped blocks of all adapters by their 0-based index."""
         return find_singer_layers(self.model)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adds the adapter ``adapter_name`` of ``self.peft_config`` to the model.
 
+        Args:
+            model: The model.
+            adapter_name: Name of the adapter.
+            *args: Further arguments of PEFT's method.
+            **kwargs: Further keyword arguments of PEFT's method.
+
         Raises:
-            ValueError: If the name would be mistaken for a part of the paths under which adapters are saved.
+            ValueError: If the name could be mistaken for a part of the keys under which adapters are saved.
         """
         _check_adapter_name(adapter_name, self.prefix, view_vit(model).blocks_path)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -63,7 +66,7 @@ class SingerModel(BaseTuner):
         layers = peft_config.resolve_layers(view.num_blocks)
         names = {i: view.block_name(i) for i in layers}
         peft_config.target_modules = list(names.values())
-        # What PEFT says of a name that is targeted is false only if `exclude_modules` matches it.
+        # For a targeted name PEFT's check only fails if `exclude_modules` matches it.
         peft_config.layers_to_transform = [i for i in layers if check_target_module_exists(peft_config, names[i])]
         if peft_config.num_prefix_tokens is None:
             peft_config.num_prefix_tokens = view.num_prefix_tokens
@@ -105,7 +108,7 @@ class SingerModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Finds the blocks by index, so that an adapter fits other heads and other versions' module paths."""
+        """Finds the blocks by index, so that an adapter also fits a model with another head or other module paths."""
         expected = {
             (index, kind): f"{name}.{kind}.{adapter_name}.weight"
             for name, index, layer in named_singer_layers(model)
@@ -137,7 +140,7 @@ def _check_adapter_name(name: str, prefix: str, blocks_path: str) -> None:
 def _parse_key(key: str) -> tuple[int, str]:
     match = _ADAPTER_KEY.search(key)
     if match is None:
-        raise ValueError(f"{key!r} in the adapter file is no weight of a SiNGER adapter")
+        raise ValueError(f"{key!r} in the adapter file is not a weight of a SiNGER adapter")
     return int(match[1]), match[2]
 
 
@@ -152,9 +155,9 @@ def _check_keys(expected: set[tuple[int, str]], found: set[tuple[int, str]]) -> 
 
 
 def _initial_weights(config: SingerConfig, view: ViTView, index: int, is_meta: bool) -> tuple[Tensor, Tensor]:
-    """Φ_down (D, r) and Φ_up (r, D) of the adapter behind block ``index``."""
+    """Initial Φ_down (D, r) and Φ_up (r, D) of the adapter after block ``index``."""
     if is_meta or config.inference_mode or config.restores_weights:
-        # The weights come from a file: until then the adapter changes nothing.
+        # The weights are loaded from a file later; until then the adapter is the identity.
         zeros = torch.zeros(view.hidden_size, config.r)
         return zeros, zeros.T
     basis = _initial_basis(config, view, index).float()
@@ -168,7 +171,7 @@ def _initial_basis(config: SingerConfig, view: ViTView, index: int) -> Tensor:
         return random_basis(view.hidden_size, config.r, generator)
     if config.init_weights == "reference":
         threshold = config.null_threshold or RELEASED_THRESHOLD
-        weight = mlp_product(view, view.next_block(index))
+        weight = linearized_mlp(view, view.next_block(index))
         return reference_basis(weight, config.r, threshold, generator)
     gram = source_gram(view, index, config.nullspace_source, config.calibration_images, generator)
     spectrum = Spectrum.of_gram(gram)
@@ -178,22 +181,22 @@ def _initial_basis(config: SingerConfig, view: ViTView, index: int) -> Tensor:
 
 def _warn_if_rank_exceeds_null_space(config: SingerConfig, spectrum: Spectrum, index: int) -> None:
     if config.null_threshold is None:
-        dimension = spectrum.effective_null_dimension(RELATIVE_TOLERANCE)
-        rule = f"{RELATIVE_TOLERANCE} times the largest singular value"
+        dimension = spectrum.effective_null_dimension()
+        rule = f"{NULL_TOLERANCE} times the largest singular value"
     else:
         dimension = int((spectrum.singular_values < config.null_threshold).sum())
         rule = f"the `null_threshold` {config.null_threshold}"
     if config.r > dimension:
         warnings.warn(
-            f"block {index}: `r` = {config.r} exceeds the effective null dimension {dimension} (directions that "
-            f'`nullspace_source="{config.nullspace_source}"` reads below {rule}): the adapter starts with directions '
-            "that the next block does read",
+            f"block {index}: `r` = {config.r} exceeds the effective null dimension {dimension} (singular values of "
+            f'`nullspace_source="{config.nullspace_source}"` below {rule}), so the initial adapter also changes what '
+            "the next block computes; lower `r`",
             stacklevel=2,
         )
 
 
 def attach_adapter(teacher: nn.Module, config: SingerConfig | None) -> nn.Module:
-    """The teacher with a new adapter; the teacher itself where no configuration is given.
+    """Attaches a new adapter to the teacher; returns the teacher unchanged if ``config`` is None.
 
     Raises:
         ValueError: If a configuration is given for a teacher that already has SiNGER adapters.

@@ -1,8 +1,8 @@
-"""Directions that a linear map, or a block of a network, reads least; and measures of how little it reads them.
+"""Null spaces of linear maps and of transformer blocks, and metrics of how much a subspace affects a block.
 
-Everything works on the D x D Gram matrix ``G = WᵀW`` of a read ``W`` (rows are outputs), so that a wide stack of reads
-never has to be held or decomposed: the eigenvalues of G are the squared singular values of W, its eigenvectors the
-right singular vectors. (METHOD: for row vectors ``x ↦ x W̃`` these are the left singular vectors of ``W̃ = Wᵀ``.)
+All functions use the D x D Gram matrix ``G = WᵀW`` of a linear map ``W`` (out_features, D), so a wide stack of maps is
+never held or decomposed: the eigenvalues of G are the squared singular values of W, its eigenvectors the right
+singular vectors. (In the paper's row-vector convention ``x ↦ x W̃`` these are the left singular vectors of ``W̃ = Wᵀ``.)
 """
 
 from collections.abc import Callable, Iterable
@@ -11,18 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ROWS = 512  # rows of a read that are held in float64 at once
+# A direction counts as null up to this share of the largest singular value (ours) ...
+NULL_TOLERANCE = 0.05
+# ... or below this absolute singular value (released code).
+RELEASED_THRESHOLD = 0.05
+_ROWS = 512  # rows of a linear map that are held in float64 at once
 
 
 def accumulate_gram(matrices: Iterable[Tensor], hidden_size: int) -> Tensor:
-    """The Gram matrix of a stack of reads, in float64 on the CPU, row block by row block.
+    """Computes the Gram matrix of a stack of linear maps.
 
     Args:
-        matrices: Reads (out_features, D) of any floating type on any device.
-        hidden_size: D.
+        matrices: Linear maps W (out_features, D) of any floating type on any device.
+        hidden_size: Width D.
 
     Returns:
-        ``Σ WᵀW``, (D, D).
+        ``Σ WᵀW``, (D, D), float64, on the CPU.
     """
     gram = torch.zeros(hidden_size, hidden_size, dtype=torch.float64)
     for matrix in matrices:
@@ -34,11 +38,11 @@ def accumulate_gram(matrices: Iterable[Tensor], hidden_size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What a read does to the D directions of its input, the least-read first.
+    """Singular values and right singular vectors of a linear map with D inputs, in ascending order.
 
     Attributes:
-        singular_values: Ascending, (D,), float64.
-        directions: Orthonormal columns, one per singular value, (D, D), float64.
+        singular_values: (D,), ascending, float64.
+        directions: Right singular vectors as orthonormal columns, (D, D), float64.
     """
 
     singular_values: Tensor
@@ -46,67 +50,79 @@ class Spectrum:
 
     @classmethod
     def of_gram(cls, gram: Tensor) -> "Spectrum":
-        """Decomposes a Gram matrix (D, D), symmetric and positive semi-definite."""
+        """Decomposes a symmetric, positive semi-definite Gram matrix (D, D)."""
         eigenvalues, eigenvectors = torch.linalg.eigh(gram.to("cpu", torch.float64))
         return cls(eigenvalues.clamp(min=0).sqrt(), eigenvectors)
 
     def smallest(self, r: int) -> Tensor:
-        """Orthonormal basis (D, r) of the ``r`` directions with the smallest singular values (paper, Ñ)."""
+        """Orthonormal basis (D, r) of the ``r`` directions with the smallest singular values (Ñ of the paper)."""
         return self.directions[:, :r]
 
     def largest(self, r: int) -> Tensor:
         """Orthonormal basis (D, r) of the ``r`` directions with the largest singular values."""
         return self.directions[:, -r:]
 
-    def effective_null_dimension(self, tolerance: float = 0.05) -> int:
-        """Number of directions read at most ``tolerance`` times as strongly as the most-read one."""
+    def effective_null_dimension(self, tolerance: float = NULL_TOLERANCE) -> int:
+        """Number of singular values of at most ``tolerance`` times the largest one."""
         return int((self.singular_values <= tolerance * self.singular_values[-1]).sum())
 
 
 def reference_basis(
-    weight: Tensor, r: int, threshold: float = 0.05, generator: torch.Generator | None = None
+    weight: Tensor, r: int, threshold: float = RELEASED_THRESHOLD, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The released code's choice of directions: of those read below an absolute threshold, the MOST read ones first.
+    """Selects directions as the released code does, which differs from the paper.
 
-    Rows are filled with unit-norm random directions when fewer than ``r`` singular values lie below the threshold.
+    Of all directions with a singular value below an absolute threshold, the released code takes the r with the LARGEST
+    singular values, and adds random unit vectors if there are fewer than r.
 
     Args:
-        weight: The read W (out_features, D).
-        r: Number of directions.
+        weight: The linear map W (out_features, D).
+        r: Number of directions, at least 1.
         threshold: Absolute bound on the singular values, > 0.
-        generator: Source of the random directions.
+        generator: Random generator for the added directions (on the CPU).
 
     Returns:
-        Basis (D, r) in float32; its columns are orthonormal only if none had to be filled in.
+        Basis (D, r) in float32; its columns are orthonormal only if no random ones were added.
     """
     # Float64: the directions below the threshold lie so close together that float32 mixes them.
     _, singular_values, directions = torch.linalg.svd(weight.detach().to("cpu", torch.float64), full_matrices=True)
     padded = torch.zeros(directions.shape[0])
     padded[: len(singular_values)] = singular_values
-    chosen = directions[padded < threshold][:r].float()  # descending order: the largest below the threshold come first
+    chosen = directions[padded < threshold][:r].float()  # singular values descend: the largest come first
     missing = r - len(chosen)
     random = torch.nn.functional.normalize(torch.randn(missing, weight.shape[1], generator=generator), dim=1)
     return torch.cat([chosen, random]).T.contiguous()
 
 
 def random_basis(hidden_size: int, r: int, generator: torch.Generator | None = None) -> Tensor:
-    """Orthonormal basis (D, r) of a uniformly random subspace, float32."""
+    """Draws an orthonormal basis of a uniformly random subspace.
+
+    Args:
+        hidden_size: Width D.
+        r: Number of directions, 1 to D.
+        generator: Random generator (on the CPU).
+
+    Returns:
+        Basis (D, r), float32.
+    """
     return torch.linalg.qr(torch.randn(hidden_size, r, generator=generator)).Q
 
 
 def jacobian_gram(
     write: Callable[[Tensor], Tensor], hidden_states: Tensor, probes: int = 4, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Σ over tokens of JᵀJ for one batch, J the Jacobian of what is written with respect to the tokens read.
+    """Estimates the sum of JᵀJ over the tokens of one batch, J the Jacobian of a block's update u at a token.
 
-    Unbiased: for a probe v ~ N(0, I) over all outputs, g = Jᵀv has E[g_i g_iᵀ] = J_iᵀJ_i at every token i, so vector-
-    Jacobian products suffice and no Jacobian is ever held. Add up the results of all batches.
+    The estimate is unbiased: for a probe v ~ N(0, I) over all outputs, g = Jᵀv has E[g_i g_iᵀ] = J_iᵀJ_i at every
+    token i, so vector-Jacobian products are enough and no Jacobian is held in memory. Add up the results of all
+    batches.
 
     Args:
-        write: What the block adds to its tokens: (B, T, D) -> (B, T, D).
-        hidden_states: Tokens (B, T, D) that enter the block.
-        probes: Random cotangents for the batch, at least 1. The error falls with the square root of probes x tokens.
-        generator: Source of the probes (on the CPU).
+        write: The block's update ``u(x) = block(x) - x``: (B, T, D) -> (B, T, D).
+        hidden_states: Input tokens of the block (B, T, D).
+        probes: Number of random cotangents for the batch, at least 1. The error falls with the square root of
+            probes x tokens.
+        generator: Random generator of the probes (on the CPU).
 
     Returns:
         Gram matrix (D, D), float64, on the CPU.
@@ -120,19 +136,21 @@ def jacobian_gram(
 
 
 def energy_shares(basis: Tensor, spectrum: Spectrum, r: int | None = None) -> dict[str, float]:
-    """How much of an adapter's energy lies in the most-read and in the least-read directions (paper, E_prob, E_safe).
+    """Computes the shares of an adapter's energy in problematic and in safe directions (paper, E_prob and E_safe).
 
-    For ``Φ`` (D, k) and orthonormal ``N`` (D, r) the share is ``‖NᵀΦ‖²_F / ‖Φ‖²_F``, in [0, 1]: 1 when every column of
-    Φ lies in the span of N, r/D on average for random directions. The figures printed in the paper are consistent with
+    Problematic are the r directions with the largest singular values of the next block, safe the r directions with the
+    smallest. For ``Φ`` (D, k) and orthonormal ``N`` (D, r) the share is ``‖NᵀΦ‖²_F / ‖Φ‖²_F``: 1 if every column of Φ
+    lies in the span of N, r/D on average for random directions. The values printed in the paper are consistent with
     its square root (random directions, r = 64, D = 1024: √(64/1024) = .25).
 
     Args:
-        basis: Φ_down (D, k) or Φ_upᵀ (D, k): columns are directions in token space.
-        spectrum: Spectrum of the read.
-        r: Number of directions that count as most and as least read; k when None.
+        basis: Φ_down (D, k) or Φ_upᵀ (D, k); columns are directions in token space.
+        spectrum: Spectrum of the null-space source.
+        r: Number r of problematic and of safe directions, 1 to D; k if None.
 
     Returns:
-        ``{"e_prob": share in the r most-read, "e_safe": share in the r least-read directions}``.
+        ``{"e_prob": share in the problematic directions, "e_safe": share in the safe ones}``, both in [0, 1]; NaN for
+        a Φ of zeros.
     """
     basis = basis.detach().to("cpu", torch.float64)
     r = basis.shape[1] if r is None else r
@@ -150,20 +168,20 @@ def leakage(
     num_prefix_tokens: int = 0,
     generator: torch.Generator | None = None,
 ) -> float:
-    """True leakage of a subspace: how much a perturbation inside it changes what a non-linear block writes.
+    """Computes the leakage of a subspace: how much a perturbation inside it changes the update of a non-linear block.
 
     Every patch token x_i is moved by ``relative_size * ‖x_i‖`` along a random direction of the subspace.
 
     Args:
-        write: What the block adds to its tokens: ``u(x) = block(x) - x``, (B, P+N, D) -> same shape.
-        hidden_states: Tokens (B, P+N, D) that enter the block.
+        write: The block's update ``u(x) = block(x) - x``: (B, P+N, D) -> (B, P+N, D).
+        hidden_states: Input tokens of the block (B, P+N, D).
         basis: Orthonormal basis (D, r) of the subspace.
         relative_size: Length of the perturbation in units of the token's own norm, > 0.
-        num_prefix_tokens: Leading tokens that stay as they are.
-        generator: Source of the random directions (on the CPU).
+        num_prefix_tokens: Number P of leading tokens that are not moved.
+        generator: Random generator of the directions (on the CPU).
 
     Returns:
-        ``‖u(x+δ) - u(x)‖ / ‖u(x)‖`` over the whole batch.
+        ``‖u(x+δ) - u(x)‖ / ‖u(x)‖`` over the whole batch, at least 0.
     """
     coefficients = torch.randn(*hidden_states.shape[:-1], basis.shape[1], generator=generator).to(hidden_states)
     direction = torch.nn.functional.normalize(coefficients @ basis.to(hidden_states).T, dim=-1)

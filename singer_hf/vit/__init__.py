@@ -1,5 +1,6 @@
-"""One structural view of any vision transformer: its blocks, its features, how it is loaded."""
+"""Vision transformers: the structural view of any ViT, its features, and how it is loaded."""
 
-from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.structure import view_vit
+from singer_hf.vit.view import ViTView
 
 __all__ = ["ViTView", "view_vit"]

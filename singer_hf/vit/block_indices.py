@@ -1,23 +1,23 @@
-"""Block indices as users give them: defaults, negative indices, checks."""
+"""Block indices: the default ones, negative ones, and their checks."""
 
 from collections.abc import Sequence
 
 
 def default_layers(num_blocks: int) -> list[int]:
-    """The distilled blocks of a teacher with ``num_blocks`` blocks: ``[round(0.75 L) - 1, L - 1]`` (ViT-L: 17, 23)."""
+    """The default distilled blocks of a teacher with L blocks: ``[round(0.75 L) - 1, L - 1]`` (ViT-L: 17, 23)."""
     return sorted({max(round(0.75 * num_blocks) - 1, 0), num_blocks - 1})
 
 
 def resolve_layers(name: str, layers: Sequence[int], num_blocks: int) -> list[int]:
-    """Turns block indices, negatives counting from the end, into plain ones, in the order given.
+    """Resolves negative block indices, which count from the end; the order is kept.
 
     Args:
-        name: The argument's name, for messages.
-        layers: Block indices.
-        num_blocks: Number of blocks of the model.
+        name: Name of the argument, for error messages.
+        layers: Block indices from -L to L - 1.
+        num_blocks: Number L of blocks of the model.
 
     Raises:
-        ValueError: If an index is no integer, out of range, or names a block twice.
+        ValueError: If an index is not an integer or out of range, or two indices name the same block.
     """
     for index in layers:
         if isinstance(index, bool) or not isinstance(index, int):

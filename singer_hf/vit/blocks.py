@@ -1,4 +1,4 @@
-"""What a transformer block is made of: its attention, its MLP and its norms, found by structure."""
+"""Parts of a transformer block: its attention, its MLP and its norms, found by structure."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class InputProjection:
-    """A linear map applied to normed tokens: ``x -> weight @ (gain * center(x))`` up to the token's own scale.
+    """A linear layer applied to normed tokens, ``x -> weight @ (gain * center(x))`` up to the token's own scale.
 
     Attributes:
         name: Name of the linear layer inside its block.
         weight: Weight of the layer, (out_features, D).
-        gain: The γ of the norm before it, (D,), or None for a norm without weights.
+        gain: Weight γ of the norm before the layer, (D,), or None for a norm without weights.
         centered: Whether the norm subtracts the mean over channels (LayerNorm does, RMSNorm does not).
     """
 
@@ -22,7 +22,7 @@ class InputProjection:
     centered: bool
 
     def matrix(self) -> Tensor:
-        """The read as one float32 matrix (out_features, D) with γ and the centring applied."""
+        """The projection of unnormed tokens as one float32 matrix (out_features, D): γ and centring are included."""
         matrix = self.weight.detach().float()
         if self.gain is not None:
             matrix = matrix * self.gain.detach().float()
@@ -30,7 +30,7 @@ class InputProjection:
 
 
 def is_block(module: nn.Module) -> bool:
-    """Whether a module has an attention and an MLP of at least two linear layers that ends at its input's width."""
+    """Whether a module has an attention and an MLP of at least two linear layers with equal input and output width."""
     linears = mlp_linears(module) if _attention(module) is not None else []
     return len(linears) >= 2 and linears[-1][1].out_features == linears[0][1].in_features
 
@@ -46,18 +46,18 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def owner_of(block: nn.Module, child: nn.Module) -> nn.Module:
-    """The module of a block whose direct child ``child`` is."""
+    """The parent module of ``child`` inside a block."""
     return next(module for module in block.modules() if any(child is own for own in module.children()))
 
 
 def attention_linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """(name inside the block, layer) of the attention's linear layers, the output projection last."""
+    """Linear layers of the attention as (name inside the block, layer), the output projection last."""
     inside_attention = set(map(id, _attention(block).modules()))
     return [item for item in _linears(block) if id(item[1]) in inside_attention]
 
 
 def mlp_linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """(name inside the block, layer) of the linear layers outside the attention."""
+    """Linear layers outside the attention as (name inside the block, layer)."""
     inside_attention = set(map(id, _attention(block).modules()))
     return [item for item in _linears(block) if id(item[1]) not in inside_attention]
 

@@ -1,4 +1,4 @@
-"""Capture of block outputs and block calls in one forward pass, and the way from tokens to maps and back."""
+"""Capture of block outputs and block calls in one forward pass."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -6,19 +6,20 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.structure import view_vit
+from singer_hf.vit.view import ViTView
 
 
 class _StopForwardError(Exception):
-    """Ends a forward pass behind the last block that is needed."""
+    """Ends a forward pass after the last block that is needed."""
 
 
 @dataclass
 class BlockCall:
-    """The recorded call of one block: its tokens and everything else it was given (rotary embeddings, biases, ...).
+    """The recorded call of one block: its tokens and its other arguments (rotary embeddings, biases, ...).
 
     Attributes:
-        hidden_states: The tokens that went in, (B, P+N, D).
+        hidden_states: Input tokens, (B, P+N, D).
         args: The other positional arguments.
         kwargs: The other keyword arguments.
     """
@@ -28,17 +29,17 @@ class BlockCall:
     kwargs: dict = field(default_factory=dict)
 
     def replay(self, block: nn.Module, hidden_states: Tensor) -> Tensor:
-        """Runs ``block`` on other tokens (B, P+N, D) with the recorded arguments; returns its tokens."""
+        """Runs ``block`` on other tokens (B, P+N, D) with the recorded arguments and returns its output tokens."""
         return first_tensor(block(hidden_states, *self.args, **self.kwargs))
 
     def write(self, block: nn.Module, hidden_states: Tensor) -> Tensor:
-        """What ``block`` adds to the tokens (B, P+N, D): its output minus the skip path."""
+        """What ``block`` adds to tokens x (B, P+N, D) with the recorded arguments: ``u(x) = block(x) - x``."""
         return self.replay(block, hidden_states) - hidden_states
 
 
 @dataclass(frozen=True)
 class CapturedFeatures:
-    """What one forward pass gave.
+    """Tokens and calls captured in one forward pass.
 
     Attributes:
         outputs: Block index -> tokens (B, P+N, D) after the block, before the final norm.
@@ -50,16 +51,16 @@ class CapturedFeatures:
 
 
 class FeatureCapture:
-    """Captures the raw tokens after given blocks, and the calls of given blocks, in one forward pass.
+    """Captures the tokens after given blocks, and the calls of given blocks, in one forward pass.
 
     The forward pass ends after the last block that is needed: no later block, norm or head is computed. The hooks are
-    on the model during a call only, and no tensor is kept after it. Used as a context manager, the capture keeps its
-    hooks on the model for the whole block of code, as compilation needs:
+    attached only during a call, and no tensor is kept after it. As a context manager the capture keeps its hooks
+    attached for the whole ``with`` statement, which compilation needs:
 
         with capture:
             features = torch.compile(capture)(pixel_values)
 
-    The hooks are bound partials, so a model that carries them can be copied, pickled and compiled.
+    The hooks are partial functions instead of closures, so a model with hooks can be copied, pickled and compiled.
 
     Args:
         view: The view of the model.
@@ -89,10 +90,10 @@ class FeatureCapture:
             self._handles = []
 
     def __call__(self, pixel_values: Tensor) -> CapturedFeatures:
-        """Runs the model on ``pixel_values`` (B, 3, H, W) up to the last needed block.
+        """Runs the model on ``pixel_values`` (B, 3, H, W) up to the last block that is needed.
 
         Raises:
-            ValueError: If the number of tokens is not prefix tokens plus patch grid.
+            ValueError: If the tokens are not prefix tokens followed by one token for each cell of the patch grid.
         """
         with self:
             features = self.features = CapturedFeatures({}, {})
@@ -120,7 +121,7 @@ class FeatureCapture:
         expected = (len(pixel_values), self.view.num_prefix_tokens + rows * columns, self.view.hidden_size)
         if shape != expected:
             raise ValueError(
-                f"{type(self.view.backbone).__name__} gave tokens of shape {shape} for images of shape "
+                f"{type(self.view.backbone).__name__} returned tokens of shape {shape} for images of shape "
                 f"{tuple(pixel_values.shape)}, expected {expected}: {self.view.num_prefix_tokens} prefix tokens and a "
                 f"{rows} x {columns} grid. Its tokens cannot be laid out on a grid"
             )
@@ -145,15 +146,15 @@ def _keep_call(capture: FeatureCapture, index: int, module: nn.Module, args: tup
 
 
 def first_tensor(output: object) -> Tensor:
-    """The tokens of a block's output, which some families wrap into a tuple."""
+    """The tokens (B, P+N, D) in the output of a block, which is a tuple in some model families."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def capture_features(model: nn.Module, pixel_values: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
-    """Raw tokens (B, P+N, D) after the given blocks, before the final norm, by one forward pass.
+    """Returns the tokens (B, P+N, D) after the given blocks, before the final norm, from one forward pass.
 
     Args:
-        model: Any vision transformer; adapters in it stay active, so blocks behind an adapter see refined tokens.
+        model: Any vision transformer. Its adapters stay active, so blocks after an adapter get refined tokens.
         pixel_values: Images (B, 3, H, W), normalised for the model.
         layers: 0-based block indices.
     """

@@ -1,4 +1,4 @@
-"""What every inspection needs to run a model: batches, modes, adapters bypassed, too little memory recognised."""
+"""Running a model for measurements: evaluation mode, the model inside a PeftModel, batches of images."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ _MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def pixel_batches(images: Iterable) -> Iterator[Tensor]:
-    """The pixel values of batches, whatever they come in.
+    """Yields pixel values (B, 3, H, W) from batches in any of the supported forms; empty batches are skipped.
 
     Args:
-        images: Batches of pixel values (B, 3, H, W), dicts with ``"pixel_values"``, or one batch.
+        images: Batches of pixel values (B, 3, H, W), dicts with ``"pixel_values"``, or a single batch.
 
     Raises:
         ValueError: If pixel values do not have four dimensions.
@@ -29,20 +29,20 @@ def pixel_batches(images: Iterable) -> Iterator[Tensor]:
 
 
 def count_batches(images: Iterable) -> int | None:
-    """How many batches there are, None where a stream does not tell."""
+    """Number of batches of pixel values (B, 3, H, W), or None for a stream of unknown length."""
     if isinstance(images, Tensor):
         return 1
     return len(images) if hasattr(images, "__len__") else None
 
 
 def unwrap_peft(model: nn.Module) -> nn.Module:
-    """The model itself, without the ``PeftModel`` around it."""
+    """The model inside a ``PeftModel``; any other model unchanged."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """A context with the model in eval mode and without gradients; afterwards every module is in its mode again."""
+    """Context with the model in eval mode and without gradients; every module gets its own mode back afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Models and image processors by module, local folder or Hub id."""
+"""Models by module, local folder, Hub id or config."""
 
 import inspect
 from pathlib import Path
@@ -10,15 +10,15 @@ _NO_POOLER = "add_pooling_layer"
 
 
 def load_model(model: nn.Module | str, argument: str, **kwargs: object) -> nn.Module:
-    """The module itself, or the model of a local folder or Hub id (transformers or ``timm/``), without a pooler.
+    """Loads a model (transformers or ``timm/``) from a folder or the Hub without its pooler; modules pass through.
 
     Args:
-        model: A module, a folder or an id.
-        argument: The argument's name, for messages.
-        **kwargs: For ``from_pretrained``: ``revision``, ``token``, ``trust_remote_code``.
+        model: A module, a local folder or a Hub id.
+        argument: Name of the argument, for error messages.
+        **kwargs: Keyword arguments of ``from_pretrained``: ``revision``, ``token``, ``trust_remote_code``.
 
     Raises:
-        FileNotFoundError: If neither a folder nor a Hub model of that name can be read.
+        FileNotFoundError: If there is no such folder or Hub model.
     """
     if isinstance(model, nn.Module):
         return model
@@ -33,7 +33,11 @@ def load_model(model: nn.Module | str, argument: str, **kwargs: object) -> nn.Mo
 
 
 def model_from_config(config: str | Path, argument: str = "student_config") -> PreTrainedModel:
-    """A model with random weights from a config: a JSON file, a folder with config.json, or a Hub id.
+    """Creates a model with random weights.
+
+    Args:
+        config: A JSON file, a folder with config.json, or a Hub id.
+        argument: Name of the argument, for error messages.
 
     Raises:
         FileNotFoundError: If there is no such config.
@@ -44,12 +48,12 @@ def model_from_config(config: str | Path, argument: str = "student_config") -> P
         raise FileNotFoundError(
             f"`{argument}` must be a JSON file, a folder with config.json, or a Hub id, got {str(config)!r}: {error}"
         ) from error
-    loaded.name_or_path = ""  # it has none of the weights that may lie there
+    loaded.name_or_path = ""  # the model does not have the weights of that folder
     return AutoModel.from_config(loaded, **_without_pooler(loaded))
 
 
 def _without_pooler(config: object) -> dict[str, bool]:
-    # A pooler reads the final norm's output, which no feature distillation trains.
+    # A pooler follows the final norm, which feature distillation does not train.
     model_class = AutoModel._model_mapping.get(type(config), None)
     if inspect.isclass(model_class) and _NO_POOLER in inspect.signature(model_class.__init__).parameters:
         return {_NO_POOLER: False}

@@ -1,4 +1,4 @@
-"""Token sequences as prefix and patch tokens, and patch tokens as feature maps."""
+"""Conversions between token sequences, prefix and patch tokens, and feature maps."""
 
 import torch
 from torch import Tensor
@@ -11,14 +11,23 @@ def split_tokens(hidden_states: Tensor, num_prefix_tokens: int) -> tuple[Tensor,
 
 
 def keep_tokens(hidden_states: Tensor, num_kept: int, num_prefix_tokens: int) -> Tensor:
-    """The first ``num_kept`` prefix tokens and all patches of tokens (B, P+N, D), without a copy if that is all."""
+    """Keeps the first prefix tokens and all patch tokens.
+
+    Args:
+        hidden_states: Tokens (B, P+N, D).
+        num_kept: Number K of prefix tokens to keep, 0 to P.
+        num_prefix_tokens: Number P of prefix tokens.
+
+    Returns:
+        Tokens (B, K+N, D); ``hidden_states`` itself if K = P.
+    """
     if num_kept == num_prefix_tokens:
         return hidden_states
     return torch.cat([hidden_states[:, :num_kept], hidden_states[:, num_prefix_tokens:]], dim=1)
 
 
 def tokens_to_map(patch_tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Patch tokens (B, N, D) -> feature map (B, D, rows, columns).
+    """Reshapes patch tokens (B, N, D) to a feature map (B, D, rows, columns).
 
     Raises:
         ValueError: If N is not rows * columns.
@@ -29,12 +38,24 @@ def tokens_to_map(patch_tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def map_to_tokens(feature_map: Tensor) -> Tensor:
-    """Feature map (B, D, rows, columns) -> patch tokens (B, rows * columns, D)."""
+    """Reshapes a feature map (B, D, rows, columns) to patch tokens (B, rows * columns, D)."""
     return feature_map.flatten(2).transpose(1, 2)
 
 
 def resize_tokens(patch_tokens: Tensor, grid: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Patch tokens (B, N, D) on ``grid``, interpolated bilinearly (antialiased) to the ``target`` grid."""
+    """Resizes the grid of patch tokens by bilinear interpolation with antialiasing.
+
+    Args:
+        patch_tokens: Patch tokens (B, N, D).
+        grid: Their (rows, columns), N = rows * columns.
+        target: The new (rows, columns).
+
+    Returns:
+        Patch tokens (B, N', D) on the target grid; ``patch_tokens`` itself if the grids are equal.
+
+    Raises:
+        ValueError: If N is not rows * columns of ``grid``.
+    """
     if grid == target:
         return patch_tokens
     feature_map = tokens_to_map(patch_tokens, grid)

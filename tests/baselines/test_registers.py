@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from singer_hf.artifacts.outliers import OutlierRule
 from singer_hf.baselines.register_neurons import find_register_neurons
 from singer_hf.baselines.registers import TestTimeRegisters, install_test_time_registers
-from singer_hf.tuner.nullspace_sources import block_calls
+from singer_hf.tuner.nullspace_sources import record_block_calls
 from singer_hf.vit.features import FeatureCapture, capture_features
 from singer_hf.vit.structure import view_vit
 
@@ -178,7 +178,7 @@ def test_a_capture_that_was_there_before_sees_prefix_and_patches():
 def test_a_capture_of_calls_alone_sees_prefix_and_patches():
     model = zoo.tiny("vit")
     install_test_time_registers(model, {0: [0]})
-    [call] = block_calls(view_vit(model), 2, [zoo.images()])
+    [call] = record_block_calls(view_vit(model), 2, [zoo.images()])
     assert call.hidden_states.shape == (2, 17, zoo.HIDDEN)
 
 

@@ -10,7 +10,7 @@ from singer_hf.vit.structure import view_vit
 
 
 def attach(model: nn.Module, **config: object) -> PeftModel:
-    """A PeftModel in eval mode whose adapters are no null space: any change shows."""
+    """A PeftModel in eval mode with random adapter directions, so that refinement changes later blocks."""
     config = {"r": 4, "init_weights": "random", **config}
     return get_peft_model(model, SingerConfig(**config)).eval()
 

@@ -1,4 +1,4 @@
-"""Tiny random models of every supported family, and what the structural view must say of each. All offline."""
+"""Tiny random models of every supported family, and what their structural view must contain. All offline."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ RELATIVE_BIAS = {"use_relative_position_bias": True, "use_mask_token": False}
 
 @dataclass(frozen=True)
 class Family:
-    """How to build a tiny model and what its view must say.
+    """How to build a tiny model and what its view must contain.
 
-    ``gate`` is the way a gated MLP holds its gate: "separate" from the value weights, or "packed" with them.
+    ``gate``: whether a gated MLP stores its gate "separate" from the value weights or "packed" with them.
     """
 
     build: Callable[[], nn.Module]
@@ -35,20 +35,20 @@ class Family:
     layer_scale: bool = False
     final_norm: bool = True
     fixed_size: bool = False
-    reads_per_block: int = 4
+    num_input_projections: int = 4
     centered: bool = True
 
 
-def _timm(name: str, **extra: object) -> hf.TimmWrapperModel:
+def timm_model(name: str, **extra: object) -> hf.TimmWrapperModel:
     pytest.importorskip("timm")
     sizes = {"img_size": IMAGE, "patch_size": PATCH, "embed_dim": HIDDEN, "depth": BLOCKS, "num_heads": 2}
     return hf.TimmWrapperModel(hf.TimmWrapperConfig(architecture=name, model_args={**sizes, **extra}))
 
 
 def _timm_family(name: str, **expected: object) -> Family:
-    values = {"mlp_width": 128, "fixed_size": True, "reads_per_block": 2, **expected}
+    values = {"mlp_width": 128, "fixed_size": True, "num_input_projections": 2, **expected}
     extra = values.pop("extra", {})
-    return Family(lambda: _timm(name, **extra), "timm_model.blocks", **values)
+    return Family(lambda: timm_model(name, **extra), "timm_model.blocks", **values)
 
 
 FAMILIES = {
@@ -68,7 +68,7 @@ FAMILIES = {
         mlp_width=48,
         gate="separate",
         layer_scale=True,
-        reads_per_block=5,
+        num_input_projections=5,
     ),
     "dinov3": Family(
         lambda: hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**SIZES, num_register_tokens=4)),
@@ -82,7 +82,7 @@ FAMILIES = {
         prefix=5,
         gate="separate",
         layer_scale=True,
-        reads_per_block=5,
+        num_input_projections=5,
     ),
     "clip": Family(lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**SIZES)), "encoder.layers"),
     "siglip": Family(lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**SIZES)), "encoder.layers", prefix=0),
@@ -111,7 +111,7 @@ FAMILIES = {
         "eva02_tiny_patch14_224",
         mlp_width=85,
         gate="separate",
-        reads_per_block=5,
+        num_input_projections=5,
         extra={"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True},
     ),
 }
@@ -120,7 +120,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def fill(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random values in every parameter, so that norms' gains, biases, prefix tokens and LayerScale all matter."""
+    """Fills every parameter with random values, so that gains, biases, prefix tokens and LayerScale have an effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -149,10 +149,10 @@ def images(height: int = IMAGE, width: int = IMAGE, batch: int = 2, seed: int = 
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-_TEXT = {key: SIZES[key] for key in ("hidden_size", "num_attention_heads", "intermediate_size")}
-_TEXT = {**_TEXT, "num_hidden_layers": 2, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
+TEXT = {key: SIZES[key] for key in ("hidden_size", "num_attention_heads", "intermediate_size")}
+TEXT = {**TEXT, "num_hidden_layers": 2, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
 _NO_BLOCKS = "it has no list of transformer blocks (an attention and an MLP of two linear layers)"
-_NO_PATCHES = "it has no patch embedding (a Conv2d that writes tokens of the blocks' width) on a fixed grid"
+_NO_PATCHES = "it has no patch embedding (a Conv2d whose output has the blocks' width) on a fixed grid"
 
 REFUSED = {
     "cnn": (
@@ -163,9 +163,9 @@ REFUSED = {
         lambda: hf.ConvNextModel(hf.ConvNextConfig(depths=[1, 1], hidden_sizes=[8, 16], num_stages=2)),
         f"ConvNextModel is not supported: {_NO_BLOCKS}",
     ),
-    "text": (lambda: hf.BertModel(hf.BertConfig(**_TEXT)), f"BertModel is not supported: {_NO_PATCHES}"),
+    "text": (lambda: hf.BertModel(hf.BertConfig(**TEXT)), f"BertModel is not supported: {_NO_PATCHES}"),
     "clip_text": (
-        lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**_TEXT)),
+        lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT)),
         f"CLIPTextModel is not supported: {_NO_PATCHES}",
     ),
     "naflex": (
@@ -177,7 +177,7 @@ REFUSED = {
         f"Siglip2VisionModel is not supported: {_NO_PATCHES}",
     ),
     "timm_naflex": (
-        lambda: _timm("naflexvit_base_patch16_gap"),
+        lambda: timm_model("naflexvit_base_patch16_gap"),
         f"TimmWrapperModel is not supported: {_NO_PATCHES}",
     ),
     "shuffling_mae": (

@@ -1,4 +1,3 @@
-import io
 import socket
 from functools import partial
 from pathlib import Path
@@ -6,10 +5,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
-from PIL import Image
+from datasets import Dataset, DatasetDict, IterableDataset
+from grey_images import grey_images, grey_levels, grey_png
 
-from singer_hf.data.datasets import load_image_dataset, select_image_columns
+from singer_hf.data.datasets import load_image_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -23,35 +22,14 @@ def _offline(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05)
 
 
-def png(level):
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (level, level, level)).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def images(count=6, column="image", **columns):
-    data = {column: [{"bytes": png(level), "path": None} for level in range(count)], **columns}
-    dataset = Dataset.from_dict(data)
-    return dataset.cast_column(column, datasets.Image(decode=True))
-
-
 def write_image_folder(root: Path, count=3):
     for split, levels in (("train", range(count)), ("test", range(100, 102))):
         for name in ("cat", "dog"):
             folder = root / split / name
             folder.mkdir(parents=True)
             for level in levels:
-                (folder / f"{level}.png").write_bytes(png(level))
+                (folder / f"{level}.png").write_bytes(grey_png(level))
     return root
-
-
-def levels(dataset):
-    """The grey level of every image: which images are there, in which order."""
-    rows = (row["image"] for row in dataset)
-    return [
-        Image.open(row["path"] if row["bytes"] is None else io.BytesIO(row["bytes"])).getpixel((0, 0))[0]
-        for row in rows
-    ]
 
 
 def as_image_folder(root):
@@ -61,13 +39,13 @@ def as_image_folder(root):
 
 def as_parquet(root):
     root.mkdir()
-    images().to_parquet(root / "train-00000.parquet")
+    grey_images().to_parquet(root / "train-00000.parquet")
     return [0, 1, 2, 3, 4, 5]
 
 
 def as_arrow(root):
     root.mkdir()
-    images().save_to_disk(root / "saved")
+    grey_images().save_to_disk(root / "saved")
     (root / "saved" / "data-00000-of-00001.arrow").rename(root / "train.arrow")
     for file in (root / "saved").iterdir():
         file.unlink()
@@ -76,16 +54,49 @@ def as_arrow(root):
 
 
 def as_saved(root):
-    images().save_to_disk(root)
+    grey_images().save_to_disk(root)
     return [0, 1, 2, 3, 4, 5]
 
 
 def as_saved_dict(root):
-    DatasetDict(train=images(), test=images(2)).save_to_disk(root)
+    DatasetDict(train=grey_images(), test=grey_images(2)).save_to_disk(root)
     return [0, 1, 2, 3, 4, 5]
 
 
-KINDS = [as_image_folder, as_parquet, as_arrow, as_saved, as_saved_dict]
+def as_captioned_images(root):
+    root.mkdir()
+    for level in range(3):
+        (root / f"{level}.png").write_bytes(grey_png(level))
+        (root / f"{level}.txt").write_text("a caption")
+    return [0, 1, 2]
+
+
+def as_annotated_splits(root):
+    write_image_folder(root)
+    for index in range(9):
+        (root / "train" / f"{index}.json").write_text("{}")
+    return [0, 1, 2, 0, 1, 2]
+
+
+def as_parquet_beside_pictures(root):
+    (root / "assets").mkdir(parents=True)
+    for level in range(3):
+        (root / "assets" / f"{level}.png").write_bytes(grey_png(200))
+    (root / "data").mkdir()
+    grey_images().to_parquet(root / "data" / "train-00000-of-00001.parquet")
+    return [0, 1, 2, 3, 4, 5]
+
+
+KINDS = [
+    as_image_folder,
+    as_captioned_images,
+    as_annotated_splits,
+    as_parquet,
+    as_parquet_beside_pictures,
+    as_arrow,
+    as_saved,
+    as_saved_dict,
+]
 
 
 @pytest.mark.parametrize("write", KINDS)
@@ -95,88 +106,53 @@ def test_every_kind_of_local_folder_loads_without_a_connection(tmp_path, write, 
     dataset = load_image_dataset(tmp_path / "data", streaming=streaming)
     assert isinstance(dataset, IterableDataset) is streaming
     assert dataset.features["image"] == datasets.Image(decode=False)
-    assert levels(dataset) == expected
+    assert grey_levels(dataset) == expected
 
 
 def test_a_single_parquet_file_loads(tmp_path):
-    images(3).to_parquet(tmp_path / "some.parquet")
-    assert levels(load_image_dataset(str(tmp_path / "some.parquet"))) == [0, 1, 2]
+    grey_images(3).to_parquet(tmp_path / "some.parquet")
+    assert grey_levels(load_image_dataset(str(tmp_path / "some.parquet"))) == [0, 1, 2]
 
 
 def test_image_folder_with_a_table_of_metadata_stays_an_image_folder(tmp_path):
     write_image_folder(tmp_path / "data")
     Dataset.from_dict({"file_name": ["cat/0.png"]}).to_parquet(tmp_path / "data" / "train" / "metadata.parquet")
-    assert levels(load_image_dataset(tmp_path / "data", max_samples=1)) == [0]
+    assert grey_levels(load_image_dataset(tmp_path / "data", max_samples=1)) == [0]
 
 
 def test_class_folders_become_labels_and_splits(tmp_path):
     dataset = load_image_dataset(write_image_folder(tmp_path / "data"), split="test")
     assert dataset.features["label"].names == ["cat", "dog"]
     assert dataset["label"][:] == [0, 0, 1, 1]
-    assert levels(dataset) == [100, 101, 100, 101]
+    assert grey_levels(dataset) == [100, 101, 100, 101]
     assert len(load_image_dataset(tmp_path / "data", split="train[:50%]+test")) == 3 + 4
 
 
-def test_columns_are_found_by_type_and_renamed():
-    dataset = images(2, column="img", text=["a", "b"], fine=[4, 5]).cast_column("fine", ClassLabel(num_classes=9))
-    chosen = select_image_columns(dataset)
-    assert chosen.column_names == ["image", "label"]
-    assert chosen["label"][:] == [4, 5]
-
-
-@pytest.mark.parametrize("label", [["a", "b"], [0.5, 1.5]])
-def test_a_label_column_without_class_indices_is_left_out(label):
-    assert select_image_columns(images(2, label=label)).column_names == ["image"]
-
-
-def test_image_column_among_several_is_the_one_called_image_or_the_named_one():
-    two = images(2).add_column("mask", [{"bytes": png(9), "path": None}] * 2).cast_column("mask", datasets.Image())
-    assert levels(select_image_columns(two)) == [0, 1]
-    assert levels(select_image_columns(two, image_column="mask")) == [9, 9]
-    with pytest.raises(
-        ValueError, match=r"^`image_column` must say which of the image columns \['photo', 'mask'\] to use"
-    ):
-        select_image_columns(two.rename_column("image", "photo"))
-
-
-def test_encoded_bytes_plain_structs_and_paths_hold_images_too(tmp_path):
-    (tmp_path / "7.png").write_bytes(png(7))
-    assert levels(select_image_columns(Dataset.from_dict({"raw": [png(5)]}), image_column="raw")) == [5]
-    assert levels(
-        select_image_columns(
-            Dataset.from_dict({"x": [{"bytes": png(6), "path": None}]}).cast(
-                Features({"x": {"bytes": Value("binary"), "path": Value("string")}})
-            )
-        )
-    ) == [6]
-    assert levels(select_image_columns(Dataset.from_dict({"f": [str(tmp_path / "7.png")]}), image_column="f")) == [7]
-
-
 def test_subset_is_seeded_sorted_and_nested(tmp_path):
-    images(40).to_parquet(tmp_path / "train.parquet")
+    grey_images(40).to_parquet(tmp_path / "train.parquet")
     load = partial(load_image_dataset, tmp_path / "train.parquet")
-    ten = levels(load(max_samples=10, seed=3))
+    ten = grey_levels(load(max_samples=10, seed=3))
     assert ten == sorted(np.random.default_rng(3).permutation(40)[:10].tolist())
-    assert ten == levels(load(max_samples=10, seed=3))
-    assert ten != levels(load(max_samples=10, seed=4))
-    assert set(levels(load(max_samples=5, seed=3))) < set(ten)
+    assert ten == grey_levels(load(max_samples=10, seed=3))
+    assert ten != grey_levels(load(max_samples=10, seed=4))
+    assert set(grey_levels(load(max_samples=5, seed=3))) < set(ten)
     assert len(load(max_samples=99)) == 40
 
 
 def test_streamed_subset_is_seeded_and_the_same_in_every_epoch(tmp_path):
     (tmp_path / "data").mkdir()
     for shard in range(4):
-        images(40).select(range(10 * shard, 10 * shard + 10)).to_parquet(tmp_path / "data" / f"{shard}.parquet")
+        grey_images(40).select(range(10 * shard, 10 * shard + 10)).to_parquet(tmp_path / "data" / f"{shard}.parquet")
     load = partial(load_image_dataset, tmp_path / "data", streaming=True, max_samples=8)
     stream = load(seed=1, shuffle_buffer=8)
-    first = levels(stream)
-    assert sorted(first) == sorted(levels(load(seed=1)))
+    first = grey_levels(stream)
+    assert sorted(first) == sorted(grey_levels(load(seed=1)))
     assert len(first) == 8
     stream.set_epoch(1)
-    second = levels(stream)
+    second = grey_levels(stream)
     assert sorted(second) == sorted(first)
     assert second != first
-    assert levels(load(seed=1)) != levels(load(seed=2))
+    assert grey_levels(load(seed=1)) != grey_levels(load(seed=2))
 
 
 def write_text(root):
@@ -186,7 +162,7 @@ def write_text(root):
 
 def write_empty(root):
     root.mkdir()
-    images(1).select([]).to_parquet(root / "train.parquet")
+    grey_images(1).select([]).to_parquet(root / "train.parquet")
 
 
 def write_table(root):
@@ -195,17 +171,17 @@ def write_table(root):
 
 
 def write_saved_test_split(root):
-    Dataset.from_dict(images(2).to_dict(), split="test").save_to_disk(root)
+    Dataset.from_dict(grey_images(2).to_dict(), split="test").save_to_disk(root)
 
 
 NO_FOLDER = "`dataset_name` must be an existing folder or a Hub id, got 'ROOT': no such folder."
 NO_IMAGES = "`dataset_name` must hold images, parquet or arrow files, got 'ROOT' with none of them."
 EMPTY = "`dataset_name` must hold images, got 'ROOT' with an empty split 'train'."
-NO_COLUMN = "`dataset` must have a column of images, got the columns ['a', 'b']; name it by `image_column`."
+NO_COLUMN = "`dataset` must have a column of images, got the columns ['a', 'b']; name it with `image_column`."
 NO_SPLIT = "`split` must be one of ['train', 'test'] of 'ROOT', got 'val'."
 NOT_AN_IMAGE = "`image_column` must hold images, got 'label' of type ClassLabel(names=['cat', 'dog'])."
 NOT_A_CLASS = (
-    "`label_column` must hold class indices, got 'b' of type Value('string'); for names use "
+    "`label_column` must hold class indices, got 'b' of type Value('string'); convert class names with "
     "`dataset.class_encode_column`."
 )
 ERRORS = [

@@ -188,14 +188,14 @@ ERRORS = [
     ),
     (
         lambda: image_spec(ViTImageProcessor(do_resize=False)),
-        "`processor` must resize or crop every image to one size, got ViTImageProcessor that keeps the size of its "
+        "`processor` must resize or crop every image to one size, got ViTImageProcessor, which keeps the size of its "
         "input; set `do_resize=True` and a `size`.",
     ),
     (
         lambda: image_spec(MobileViTImageProcessor()),
-        "`processor` must only resize, crop, rescale and normalise, got MobileViTImageProcessor that turns the colour "
-        "(200, 100, 50) into [0.196, 0.392, 0.784] instead of [0.784, 0.392, 0.196] (does it swap the channels?); "
-        "pass a transform of your own.",
+        "`processor` must only resize, crop, rescale and normalise, got MobileViTImageProcessor, which turns the "
+        "colour (200, 100, 50) into [0.196, 0.392, 0.784] instead of [0.784, 0.392, 0.196] (does it swap the "
+        "channels?); pass a transform of your own.",
     ),
     (
         lambda: train_transform(ViTImageProcessor(), scale=(0.0, 1.0)),

@@ -60,7 +60,7 @@ def test_defaults_are_the_papers():
         ),
         (
             {"init_weights": "reference", "nullspace_source": "block"},
-            '`nullspace_source` must be "mlp" with `init_weights="reference"`, the released code knows no other; '
+            '`nullspace_source` must be "mlp" with `init_weights="reference"`, the only source of the released code; '
             "got 'block'",
         ),
         ({"num_prefix_tokens": -1}, "`num_prefix_tokens` must be an integer of at least 0, got -1"),

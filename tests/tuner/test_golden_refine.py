@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import ViTModel
 
 from singer_hf import SingerConfig
-from singer_hf.tuner.nullspace_sources import mlp_product
+from singer_hf.tuner.nullspace_sources import linearized_mlp
 from singer_hf.vit.features import capture_features
 from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import split_tokens
@@ -46,7 +46,7 @@ def test_block_outputs_are_the_released_codes(teacher, tensors, layer):
 @pytest.mark.parametrize("layer", [3, 5])
 def test_singular_values_of_the_mlp_product_are_the_released_codes(teacher, expected, layer):
     view = view_vit(teacher)
-    values = torch.linalg.svdvals(mlp_product(view, view.next_block(layer)))
+    values = torch.linalg.svdvals(linearized_mlp(view, view.next_block(layer)))
     torch.testing.assert_close(values, torch.tensor(expected["singular_values"][str(layer)]), atol=1e-5, rtol=1e-4)
 
 

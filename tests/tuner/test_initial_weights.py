@@ -14,17 +14,17 @@ D = zoo.HIDDEN
 pytestmark = pytest.mark.filterwarnings("ignore:.*exceeds the effective null dimension")
 
 
-def _oracle_least_read(model: nn.Module, reader: int, r: int) -> torch.Tensor:
-    mlp = model.layers[reader].mlp
+def _oracle_directions(model: nn.Module, next_block: int, r: int) -> torch.Tensor:
+    mlp = model.layers[next_block].mlp
     _, _, directions = torch.linalg.svd(mlp.fc2.weight.double() @ mlp.fc1.weight.double())
     return directions[-r:].T.float().detach()
 
 
 @pytest.mark.parametrize("scale", [1.0, -1.0, 0.25])
-@pytest.mark.parametrize(("layer", "reader"), [(1, 2), (3, 3)])
-def test_nullspace_start_adds_a_multiple_of_the_component_in_the_least_read_directions(scale, layer, reader):
+@pytest.mark.parametrize(("layer", "next_block"), [(1, 2), (3, 3)])
+def test_nullspace_start_adds_a_multiple_of_the_component_in_the_null_space(scale, layer, next_block):
     model = tiny_vit()
-    oracle = _oracle_least_read(model, reader, 4)
+    oracle = _oracle_directions(model, next_block, 4)
     down, up = weights(attach(model, layers_to_transform=[layer], init_weights="nullspace", init_scale=scale), layer)
     torch.testing.assert_close(up, scale * down.T)
     torch.testing.assert_close(down.T @ down, torch.eye(4), atol=1e-5, rtol=0)
@@ -33,7 +33,7 @@ def test_nullspace_start_adds_a_multiple_of_the_component_in_the_least_read_dire
 
 def test_identity_start_changes_nothing_and_can_learn():
     model = tiny_vit()
-    expected, oracle = last_hidden_state(model), _oracle_least_read(model, 2, 4)
+    expected, oracle = last_hidden_state(model), _oracle_directions(model, 2, 4)
     peft_model = attach(model, init_weights="identity", layers_to_transform=[1])
     down, up = weights(peft_model, 1)
     torch.testing.assert_close(down @ down.T, oracle @ oracle.T, atol=1e-4, rtol=0)
@@ -64,23 +64,23 @@ def test_minus_one_removes_the_component():
 @pytest.mark.parametrize("source", ["block", "jacobian"])
 def test_other_sources_reach_the_adapter(source):
     model = tiny_vit()
-    with torch.no_grad():  # block 2 reads nothing of channels 0 and 1's difference
-        unread = torch.zeros(D)
-        unread[0], unread[1] = 0.5**0.5, -(0.5**0.5)
+    with torch.no_grad():  # block 2 does not depend on the difference of channels 0 and 1
+        unused = torch.zeros(D)
+        unused[0], unused[1] = 0.5**0.5, -(0.5**0.5)
         block = model.layers[2]
         for norm in (block.layernorm_before, block.layernorm_after):
             norm.weight.fill_(1.0)
         for linear in (block.attention.q_proj, block.attention.k_proj, block.attention.v_proj, block.mlp.fc1):
-            linear.weight -= torch.outer(linear.weight @ unread, unread)
+            linear.weight -= torch.outer(linear.weight @ unused, unused)
     config = {"calibration_images": [images(seed=seed) for seed in range(4)]} if source == "jacobian" else {}
     peft_model = attach(
         model, r=4, layers_to_transform=[1], init_weights="nullspace", nullspace_source=source, **config
     )
     down, _ = weights(peft_model, 1)
-    assert (down.T @ unread).square().sum() > 0.95
+    assert (down.T @ unused).square().sum() > 0.95
 
 
-def test_calibration_sees_the_raw_teacher_also_behind_another_adapter():
+def test_calibration_sees_the_raw_teacher_after_another_adapter_too():
     config = {"init_weights": "nullspace", "nullspace_source": "jacobian", "calibration_images": images()}
     alone = attach(tiny_vit(), layers_to_transform=[2], **config)
     both = attach(tiny_vit(), layers_to_transform=[0, 2], init_scale=5.0, **config)
@@ -98,11 +98,11 @@ def test_a_rank_above_the_effective_null_dimension_is_warned_of_with_both_figure
     with pytest.warns(UserWarning, match="effective null dimension") as caught:
         attach(copy.deepcopy(model), r=4, layers_to_transform=[1], init_weights="nullspace")
     assert str(caught[0].message) == (
-        'block 1: `r` = 4 exceeds the effective null dimension 3 (directions that `nullspace_source="mlp"` reads '
-        "below 0.05 times the largest singular value): the adapter starts with directions that the next block does "
-        "read"
+        'block 1: `r` = 4 exceeds the effective null dimension 3 (singular values of `nullspace_source="mlp"` '
+        "below 0.05 times the largest singular value), so the initial adapter also changes what the next block "
+        "computes; lower `r`"
     )
-    with pytest.warns(UserWarning, match="effective null dimension 0 .* reads below the `null_threshold` 0.005"):
+    with pytest.warns(UserWarning, match="effective null dimension 0 .* below the `null_threshold` 0.005"):
         attach(copy.deepcopy(model), r=4, layers_to_transform=[1], init_weights="nullspace", null_threshold=0.005)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -130,7 +130,7 @@ def test_active_adapters_add_up_on_the_same_raw_tokens():
     torch.testing.assert_close(refined[:, 1:], tokens[:, 1:] + change)
 
 
-def test_raw_features_end_also_behind_an_error():
+def test_raw_features_end_after_an_error_too():
     peft_model = attach(tiny_vit())
     refined = last_hidden_state(peft_model)
     with pytest.raises(ValueError, match="channel"), raw_features(find_singer_layers(peft_model).values()):
@@ -157,7 +157,7 @@ def test_merging_is_refused_and_says_what_to_do_instead(merge):
     with pytest.raises(NotImplementedError, match="cannot be merged") as error:
         getattr(peft_model, merge)()
     assert str(error.value) == (
-        "a SiNGER adapter cannot be merged: it acts behind a residual block, on patch tokens only. Use `unload()` to "
+        "a SiNGER adapter cannot be merged: it acts after a residual block, on patch tokens only. Use `unload()` to "
         "get the plain teacher back or `disable_adapter()` to bypass the adapter"
     )
     assert len(peft_model.base_model.singer_layers) == 2  # the failed call left everything in place

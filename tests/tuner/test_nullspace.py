@@ -1,4 +1,4 @@
-"""Null-space bases and measures against oracles written out here."""
+"""Null-space bases and their metrics against oracles."""
 
 import math
 
@@ -23,8 +23,8 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _read(singular_values: list[float], rows: int = 20, seed: int = 0) -> Tensor:
-    """A read (rows, D) with the given singular values along random directions."""
+def _linear_map(singular_values: list[float], rows: int = 20, seed: int = 0) -> Tensor:
+    """A linear map (rows, D) with the given singular values along random directions."""
     generator = _generator(seed)
     left = torch.linalg.qr(torch.randn(rows, D, generator=generator, dtype=torch.float64)).Q
     right = torch.linalg.qr(torch.randn(D, D, generator=generator, dtype=torch.float64)).Q
@@ -37,7 +37,7 @@ def _projector(basis: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("rows", [4, D, 50], ids=["fewer rows than D", "square", "wide stack"])
 @pytest.mark.parametrize("r", [1, 5, D])
-def test_least_read_directions_are_the_smallest_of_an_svd_and_orthonormal(rows, r):
+def test_smallest_directions_are_those_of_an_svd_and_orthonormal(rows, r):
     weight = torch.randn(rows, D, generator=_generator())
     spectrum = Spectrum.of_gram(accumulate_gram([weight], D))
     basis = spectrum.smallest(r)
@@ -45,25 +45,25 @@ def test_least_read_directions_are_the_smallest_of_an_svd_and_orthonormal(rows, 
     padded = torch.cat([values, torch.zeros(D - len(values))])
     torch.testing.assert_close(spectrum.singular_values, padded.flip(0), atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(basis.T @ basis, torch.eye(r, dtype=torch.float64))
-    # The smallest possible read of any r-dimensional subspace is the sum of the r smallest squared singular values.
+    # The smallest output energy of any r-dimensional subspace: the sum of the r smallest squared singular values.
     least = padded.flip(0)[:r].square().sum()
     torch.testing.assert_close((weight.double() @ basis).square().sum(), least, atol=1e-9, rtol=1e-6)
     if D - rows in (0, r) or r == D or rows > D:  # the subspace is unique
         torch.testing.assert_close(_projector(basis), _projector(directions[D - r :].T), atol=1e-6, rtol=0)
 
 
-def test_most_read_directions_are_the_largest_of_an_svd():
+def test_largest_directions_are_those_of_an_svd():
     weight = torch.randn(20, D, generator=_generator())
     _, _, directions = torch.linalg.svd(weight.double())
     basis = Spectrum.of_gram(weight.T @ weight).largest(3)
     torch.testing.assert_close(_projector(basis), _projector(directions[:3].T), atol=1e-5, rtol=0)
 
 
-def test_the_gram_of_a_stack_is_that_of_the_concatenated_reads():
-    reads = [torch.randn(rows, D, generator=_generator(rows)) for rows in (3, 12, 31)]
-    stacked = torch.cat(reads).double()
-    gram = accumulate_gram((read.bfloat16() if len(read) == 3 else read for read in reads), D)
-    stacked[:3] = reads[0].bfloat16().double()
+def test_the_gram_of_a_stack_is_that_of_the_concatenated_maps():
+    maps = [torch.randn(rows, D, generator=_generator(rows)) for rows in (3, 12, 31)]
+    stacked = torch.cat(maps).double()
+    gram = accumulate_gram((item.bfloat16() if len(item) == 3 else item for item in maps), D)
+    stacked[:3] = maps[0].bfloat16().double()
     assert gram.dtype == torch.float64
     torch.testing.assert_close(gram, stacked.T @ stacked)
 
@@ -74,7 +74,7 @@ def test_rounding_below_zero_gives_singular_value_zero():
 
 
 def test_effective_null_dimension_counts_what_lies_below_a_share_of_the_largest():
-    weight = _read([2.0] * 5 + [0.5] * 3 + [0.11, 0.09, 0.0, 0.0])
+    weight = _linear_map([2.0] * 5 + [0.5] * 3 + [0.11, 0.09, 0.0, 0.0])
     spectrum = Spectrum.of_gram(accumulate_gram([weight], D))
     assert spectrum.effective_null_dimension() == 3  # 0.05 x 2.0 = 0.1
     assert spectrum.effective_null_dimension(0.06) == 4
@@ -82,8 +82,8 @@ def test_effective_null_dimension_counts_what_lies_below_a_share_of_the_largest(
     assert spectrum.effective_null_dimension(1e-4) == 2
 
 
-def test_reference_takes_the_most_read_directions_below_the_threshold_first():
-    weight = _read([3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.04, 0.03, 0.02, 0.01])
+def test_reference_takes_the_largest_singular_values_below_the_threshold_first():
+    weight = _linear_map([3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.04, 0.03, 0.02, 0.01])
     _, _, directions = torch.linalg.svd(weight, full_matrices=True)
     basis = reference_basis(weight, r=2)
     torch.testing.assert_close(_projector(basis), _projector(directions[8:10].T), atol=1e-4, rtol=0)
@@ -92,7 +92,7 @@ def test_reference_takes_the_most_read_directions_below_the_threshold_first():
 
 
 def test_reference_fills_up_with_random_unit_rows():
-    weight = _read([3.0] * 10 + [0.02, 0.01])
+    weight = _linear_map([3.0] * 10 + [0.02, 0.01])
     basis, again = (reference_basis(weight, r=4, generator=_generator(seed)) for seed in (1, 2))
     torch.testing.assert_close(basis.norm(dim=0), torch.ones(4))
     torch.testing.assert_close(basis[:, :2], again[:, :2])
@@ -100,8 +100,8 @@ def test_reference_fills_up_with_random_unit_rows():
     torch.testing.assert_close((weight @ basis[:, :2]).norm(dim=0), torch.tensor([0.02, 0.01]), atol=1e-5, rtol=0)
 
 
-def test_reference_counts_directions_beyond_the_rank_of_a_flat_read():
-    weight = torch.eye(D)[:9]  # three directions are not read at all
+def test_reference_counts_directions_beyond_the_rank_of_a_flat_map():
+    weight = torch.eye(D)[:9]  # three directions have no singular value
     basis = reference_basis(weight, r=3)
     torch.testing.assert_close(_projector(basis), torch.diag(torch.tensor([0.0] * 9 + [1.0] * 3)).double())
 
@@ -116,14 +116,14 @@ def test_random_basis_is_orthonormal_and_repeatable():
 @pytest.mark.parametrize(
     ("columns", "e_prob", "e_safe"),
     [
-        ([10, 11], 1.0, 0.0),  # the two most read
-        ([0, 1], 0.0, 1.0),  # the two least read
+        ([10, 11], 1.0, 0.0),  # the two largest singular values
+        ([0, 1], 0.0, 1.0),  # the two smallest
         ([5, 6], 0.0, 0.0),  # neither
         ([0, 11], 0.5, 0.5),
     ],
 )
 def test_energy_shares_of_hand_made_subspaces(columns, e_prob, e_safe):
-    spectrum = Spectrum.of_gram(torch.diag(torch.arange(1.0, D + 1)))  # channel i is read more the larger i
+    spectrum = Spectrum.of_gram(torch.diag(torch.arange(1.0, D + 1)))  # the singular value grows with the channel
     shares = energy_shares(torch.eye(D)[:, columns], spectrum)
     assert shares == pytest.approx({"e_prob": e_prob, "e_safe": e_safe})
 
@@ -131,7 +131,7 @@ def test_energy_shares_of_hand_made_subspaces(columns, e_prob, e_safe):
 def test_energy_shares_weigh_columns_by_their_energy_and_take_any_r():
     spectrum = Spectrum.of_gram(torch.diag(torch.arange(1.0, D + 1)))
     basis = torch.zeros(D, 2)
-    basis[0, 0], basis[11, 1] = 3.0, 1.0  # energy 9 in the least, 1 in the most read direction
+    basis[0, 0], basis[11, 1] = 3.0, 1.0  # energy 9 in the smallest, 1 in the largest direction
     assert energy_shares(basis, spectrum, r=1) == pytest.approx({"e_prob": 0.1, "e_safe": 0.9})
     assert energy_shares(basis, spectrum, r=D) == pytest.approx({"e_prob": 1.0, "e_safe": 1.0})
 
@@ -193,7 +193,7 @@ def test_jacobian_gram_works_under_no_grad_and_leaves_no_gradients():
 
 
 def _ignoring(ignored: Tensor) -> nn.Module:
-    """A non-linear write that does not see the subspace of the orthonormal columns ``ignored``."""
+    """A non-linear map that does not depend on the subspace of the orthonormal columns ``ignored``."""
     weight = torch.randn(D, D, generator=_generator(3)) @ (torch.eye(D) - ignored @ ignored.T)
     return lambda tokens: torch.tanh(tokens @ weight.T)
 

@@ -249,7 +249,9 @@ def test_weights_of_another_method_are_named(saved):
     weights["base_model.model.layers.1.lora_A.weight"] = torch.zeros(4, 32)
     save_file(weights, saved / WEIGHTS)
     message = _message_of_loading(saved)
-    assert message == "'base_model.model.layers.1.lora_A.weight' in the adapter file is no weight of a SiNGER adapter"
+    assert (
+        message == "'base_model.model.layers.1.lora_A.weight' in the adapter file is not a weight of a SiNGER adapter"
+    )
 
 
 def test_another_hidden_size_gives_both_shapes(saved):

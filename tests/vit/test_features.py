@@ -108,7 +108,7 @@ def test_write_is_the_output_without_the_skip_path():
     assert torch.equal(written, features.outputs[2] - features.outputs[1])
 
 
-def test_no_block_behind_the_last_needed_one_is_run():
+def test_no_block_after_the_last_needed_one_is_run():
     model = zoo.tiny("vit_classifier")
     ran = []
     for index, block in enumerate(model.vit.layers):
@@ -175,16 +175,16 @@ def test_tokens_that_are_not_prefix_plus_grid_are_refused():
     with pytest.raises(ValueError, match="cannot be laid out on a grid") as error:
         FeatureCapture(view, [1])(zoo.images())
     assert str(error.value) == (
-        "ViTModel gave tokens of shape (2, 17, 32) for images of shape (2, 3, 32, 32), expected (2, 19, 32): 3 prefix "
-        "tokens and a 4 x 4 grid. Its tokens cannot be laid out on a grid"
+        "ViTModel returned tokens of shape (2, 17, 32) for images of shape (2, 3, 32, 32), expected (2, 19, 32): 3 "
+        "prefix tokens and a 4 x 4 grid. Its tokens cannot be laid out on a grid"
     )
 
 
-def test_a_masking_autoencoder_behind_the_views_back_is_refused():
+def test_a_masking_autoencoder_changed_after_the_view_was_taken_is_refused():
     model = zoo.tiny("vit_mae")
     view = view_vit(model)
     model.config.mask_ratio = 0.75
-    with pytest.raises(ValueError, match=r"gave tokens of shape \(2, 5, 32\)"):
+    with pytest.raises(ValueError, match=r"returned tokens of shape \(2, 5, 32\)"):
         FeatureCapture(view, [1])(zoo.images())
 
 

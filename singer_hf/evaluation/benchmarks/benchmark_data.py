@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
-from singer_hf.data.datasets import read_split, select_image_columns
+from singer_hf.data.columns import select_image_and_label
+from singer_hf.data.datasets import load_split
 from singer_hf.data.drawn_scenes import scene_dataset
 from singer_hf.evaluation.benchmarks.catalog import DRAWN, Benchmark
 from singer_hf.evaluation.benchmarks.dense_data import select_dense_columns
@@ -110,7 +111,7 @@ def _read(
     if not name:
         raise _unreachable(benchmark, "", split, "no public copy of it is known")
     try:
-        dataset = read_split(name, split, benchmark.config_name, False, None)
+        dataset = load_split(name, split, benchmark.config_name, False, None)
     except (FileNotFoundError, ConnectionError) as error:
         raise _unreachable(benchmark, name, split, str(error).rstrip(".")) from error
     if max_samples is None or max_samples >= len(dataset):
@@ -161,7 +162,7 @@ def _labelled(dataset: Dataset, benchmark: Benchmark) -> tuple[Dataset, list[str
     column = benchmark.target_column
     if column in dataset.column_names and getattr(dataset.features[column], "dtype", "") in ("string", "large_string"):
         dataset = dataset.class_encode_column(column)
-    dataset = select_image_columns(dataset, image_column=benchmark.image_column, label_column=column)
+    dataset = select_image_and_label(dataset, image_column=benchmark.image_column, label_column=column)
     if "label" not in dataset.column_names:
         raise ValueError(f"`dataset_name` of {benchmark.name!r} must have labels, got only {dataset.column_names}")
     feature = dataset.features["label"]

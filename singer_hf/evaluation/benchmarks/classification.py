@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from singer_hf.data.image_dataset import with_image_transform
+from singer_hf.data.image_dataset import transform_images
 from singer_hf.evaluation.benchmarks.benchmark_data import BenchmarkData, data_fingerprint
 from singer_hf.evaluation.benchmarks.bootstrap import ClassificationOutcomes, CountedOutcomes, knn_outcomes
 from singer_hf.evaluation.benchmarks.catalog import Benchmark
@@ -151,7 +151,7 @@ def _center(subject: Subject, settings: RunSettings) -> View:
 
 def _model_source(subject: Subject, dataset: object, view: View, settings: RunSettings) -> ModelFeatures:
     features_fn, _, _ = subject.linear_features(settings.protocol)
-    rows = with_image_transform(dataset, view, seed=settings.seed)
+    rows = transform_images(dataset, view, seed=settings.seed)
     return ModelFeatures(subject.model, rows, features_fn, num_workers=settings.num_workers)
 
 

@@ -16,8 +16,9 @@ from singer_hf.inspection.measure.token_sums import StreamingSums, measure_batch
 from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.vit.features import FeatureCapture
 from singer_hf.vit.inference import count_batches, evaluation_mode, is_memory_error, pixel_batches, unwrap_peft
-from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import split_tokens
+from singer_hf.vit.view import ViTView
 
 
 def audit(

@@ -9,7 +9,7 @@ from singer_hf.artifacts.directions import defect_directions
 from singer_hf.artifacts.outliers import OutlierRule
 from singer_hf.inspection.measure.audit_result import QUANTILES, BlockAudit
 from singer_hf.inspection.measure.token_sums import StreamingSums, coarse_histogram, edge_masks, histogram_quantile
-from singer_hf.vit.structure import ViTView
+from singer_hf.vit.view import ViTView
 
 # A norm of 0 is no use as a denominator, and JSON knows no infinity.
 _TINY = 1e-12

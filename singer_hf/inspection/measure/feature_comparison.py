@@ -14,8 +14,9 @@ from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.vit.block_indices import default_layers, resolve_layers
 from singer_hf.vit.features import FeatureCapture
 from singer_hf.vit.inference import count_batches, evaluation_mode, pixel_batches
-from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import map_to_tokens, resize_tokens, split_tokens, tokens_to_map
+from singer_hf.vit.view import ViTView
 
 # Patch tokens (B, N, D) by block, and the grid (rows, columns) they lie on.
 _Side = tuple[dict[int, Tensor], tuple[int, int]]

@@ -12,8 +12,9 @@ from singer_hf.tuner.nullspace import Spectrum, energy_shares, leakage, random_b
 from singer_hf.tuner.nullspace_sources import source_gram
 from singer_hf.vit.features import CapturedFeatures, FeatureCapture
 from singer_hf.vit.inference import evaluation_mode, pixel_batches, unwrap_peft
-from singer_hf.vit.structure import ViTView, view_vit
+from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import split_tokens
+from singer_hf.vit.view import ViTView
 
 
 def report_nullspace(model: nn.Module, images: Iterable, *, source: str = "block", seed: int = 0) -> dict:

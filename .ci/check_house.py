@@ -22,6 +22,7 @@ SHAPE = re.compile(r"\((?:\.\.\.|[A-Z0-9][\w'+*/ -]*)(?:, ?[\w'+*/ -]*)*,?\)|sca
 
 
 def check_file(file: Path) -> Iterator[str]:
+    """Yields the findings in one file."""
     text = file.read_text(encoding="utf-8")
     lines, limit = text.count("\n"), MAX_FILE if PACKAGE in file.parents else MAX_TEST_FILE
     if lines > limit:
@@ -36,6 +37,7 @@ def check_file(file: Path) -> Iterator[str]:
 
 
 def check_rooms() -> Iterator[str]:
+    """Yields the rooms with too many files."""
     for room in {file.parent for file in PACKAGE.rglob("*.py")} - {PACKAGE}:
         count = sum(file.name != "__init__.py" for file in room.glob("*.py"))
         if count > MAX_ROOM:
@@ -84,6 +86,7 @@ def _raised(node: ast.AST) -> str | None:
 
 
 def main() -> None:
+    """Prints the findings and exits with 1 if there are any."""
     given = [Path(name).resolve() for name in sys.argv[1:]]
     folders = given or [PACKAGE, TESTS]
     files = sorted({file for path in folders for file in ([path] if path.is_file() else path.rglob("*.py"))})

@@ -12,16 +12,16 @@ from singer_hf.vit.view import ViTView
 
 @dataclass(frozen=True)
 class ClipNorm:
-    """Scales patch tokens that are longer than a threshold down to it; their direction is kept.
+    """Scales patch tokens whose norm exceeds a threshold down to it; the direction does not change.
 
     Args:
         num_prefix_tokens: Leading tokens that are never refined, P.
-        quantile: In (0, 1): the threshold is this quantile of the patch norms. Where the share of outliers is larger
-            than ``1 - quantile`` they are kept, for the quantile is then one of them.
-        rule: The threshold is this rule's. Neither of the two: ``OutlierRule()``.
-        scope: Whose patches the threshold is taken over: ``"image"``, each image's own, or ``"batch"``, those of all
-            images of the call. Outliers gather in some images; where they come close to half of the patches, the
-            image's own median and MAD rise with them and even the rule passes them over, which the batch's does not.
+        quantile: In (0, 1): the threshold is this quantile of the norms. Outliers that make up a larger share
+            than ``1 - quantile`` are not clipped: the quantile is then an outlier's norm.
+        rule: The outlier rule that gives the threshold. With neither of the two: ``OutlierRule()``.
+        scope: Patches over which the threshold is computed: ``"image"``, those of each image, or ``"batch"``, those of
+            all images of the call. If outliers make up nearly half of an image's patches, the median and MAD of that
+            image rise with them and the rule misses them; those of the batch do not.
 
     Raises:
         ValueError: If both are given, the quantile is out of range or the scope unknown.
@@ -36,7 +36,7 @@ class ClipNorm:
         check_threshold("rule", self.quantile, self.rule, self.scope)
 
     def refine(self, hidden_states: Tensor) -> Tensor:
-        """Tokens (B, P+N, D) -> same shape and dtype; prefix and short patch tokens bit for bit as they came."""
+        """Tokens (B, P+N, D) -> same shape and dtype; prefix and shorter patch tokens are unchanged bit for bit."""
         prefix, patches = split_tokens(hidden_states, self.num_prefix_tokens)
         norms, thresholds = norms_and_thresholds(patches, self.quantile, self.rule, self.scope)
         clipped = patches.float() * (thresholds / norms).unsqueeze(-1)

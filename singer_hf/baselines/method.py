@@ -30,7 +30,7 @@ class Method:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "Method":
-        """Makes the method from its settings by name, as they stand in a YAML file.
+        """Makes the method from its settings by name, as in a YAML file.
 
         Raises:
             ValueError: If a value is out of its range.
@@ -53,7 +53,7 @@ class Method:
         raise NotImplementedError
 
     def prepare(self, teacher: nn.Module, images: Iterable[Tensor] = (), seed: int = 0) -> nn.Module:
-        """Returns the teacher as the method needs it, changed in place.
+        """Prepares the teacher for the method, in place, and returns it.
 
         Args:
             teacher: The plain teacher.
@@ -68,7 +68,7 @@ class Method:
         Args:
             student: The student.
             teacher: The prepared teacher.
-            args: The training arguments, read for ``objective_fields``.
+            args: The training arguments with the fields ``objective_fields``.
             **inputs: ``image_size``, ``student_normalization`` and ``teacher_normalization`` of the distiller.
         """
         return FeatureDistiller(student, teacher, **self.objective(args), **inputs)

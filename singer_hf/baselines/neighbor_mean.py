@@ -15,15 +15,15 @@ from singer_hf.vit.view import ViTView
 class NeighborMean:
     """Replaces outlier patch tokens by the mean of the inlier tokens among their 8 neighbours on the grid.
 
-    Where all neighbours are outliers too, the mean is taken over the inliers on the nearest ring that has some; an
-    image without any inlier is left as it is.
+    If all neighbours are outliers, the mean is taken over the inliers on the nearest ring that has some. An image
+    without inliers is not changed.
 
     Args:
         num_prefix_tokens: Leading tokens that are never refined, P.
         grid: (rows, columns) of the patches.
         quantile: In (0, 1): an outlier is longer than this quantile of the patch norms.
-        rule: What counts as an outlier, as in :class:`ClipNorm`. Neither of the two: ``OutlierRule()``.
-        scope: Whose patches the threshold is taken over, as in :class:`ClipNorm`.
+        rule: The outlier rule, as in :class:`ClipNorm`. With neither of the two: ``OutlierRule()``.
+        scope: Patches over which the threshold is computed, as in :class:`ClipNorm`.
 
     Raises:
         ValueError: If both are given, the quantile is out of range or the scope unknown.
@@ -39,7 +39,7 @@ class NeighborMean:
         check_threshold("rule", self.quantile, self.rule, self.scope)
 
     def refine(self, hidden_states: Tensor) -> Tensor:
-        """Tokens (B, P+N, D) -> same shape and dtype; prefix tokens and inliers bit for bit as they came.
+        """Tokens (B, P+N, D) -> same shape and dtype; prefix tokens and inliers are unchanged bit for bit.
 
         Raises:
             ValueError: If N is not rows * columns.

@@ -26,7 +26,7 @@ class RefinerMethod(Method):
 
     Args:
         quantile: In (0, 1): an outlier is longer than this quantile of the patch norms.
-        mad_factor: k of an :class:`OutlierRule`, > 0. Neither of the two: ``OutlierRule()``.
+        mad_factor: k of an :class:`OutlierRule`, > 0. With neither of the two: ``OutlierRule()``.
         scope: Patches over which the threshold is taken: those of each ``"image"`` or of the whole ``"batch"``.
 
     Raises:

@@ -75,20 +75,20 @@ def find_register_neurons(
     num_neurons: int,
     rule: OutlierRule | None = None,
 ) -> dict[int, Tensor]:
-    """The hidden MLP units that are the most active where outliers are (arXiv:2506.08010, register neurons).
+    """Finds the hidden MLP units that are most active at outliers (register neurons, arXiv:2506.08010).
 
-    A unit's score is the mean magnitude of what it passes to the MLP's output map at the outliers of an image, as a
-    mean over the images that have some. The units of blocks 0 to ``outlier_block`` are ranked together.
+    A unit's score is the mean magnitude of its activation at the outliers of an image, averaged over the images with
+    outliers. The units of blocks 0 to ``outlier_block`` are ranked together.
 
     Args:
         model: Any vision transformer, without test-time registers.
         images: Batches (B, 3, H, W), normalised for the model.
-        outlier_block: The block behind which the outliers are read, negatives allowed: the first that has them all.
-        num_neurons: How many units to choose, > 0.
-        rule: What counts as an outlier; None: ``OutlierRule()``.
+        outlier_block: Block after which the outliers are detected, negatives allowed: the first with all of them.
+        num_neurons: Number of units, > 0.
+        rule: The outlier rule; None: ``OutlierRule()``.
 
     Returns:
-        Block index -> indices of its chosen units, ascending, int64 on the CPU; blocks without any are left out.
+        Block index -> indices (K,) of its units, ascending, int64 on the CPU; only blocks with such units.
 
     Raises:
         ValueError: If a number is out of range or no image has outliers.
@@ -112,12 +112,12 @@ def _score_units(view: ViTView, images: Iterable[Tensor], last: int, rule: Outli
         view.mlp_layers(i)[1].register_forward_pre_hook(partial(_keep_activations, activations, i))
         for i in range(last + 1)
     ]
-    scores, seen = torch.zeros(last + 1, view.mlp_layers(last)[1].in_features, device=weight.device), 0
+    scores, found = torch.zeros(last + 1, view.mlp_layers(last)[1].in_features, device=weight.device), 0
     try:
         for batch in images:
             tokens = capture(batch.to(weight.device, weight.dtype)).outputs[last]
             outliers = rule.mask(tokens[:, view.num_prefix_tokens :].float().norm(dim=-1))
-            seen += int(outliers.any(dim=1).sum())
+            found += int(outliers.any(dim=1).sum())
             shares = outliers / outliers.sum(dim=1, keepdim=True).clamp(min=1)
             for i, score in enumerate(scores):
                 magnitudes = activations[i][:, view.num_prefix_tokens :].abs().float()
@@ -125,9 +125,9 @@ def _score_units(view: ViTView, images: Iterable[Tensor], last: int, rule: Outli
     finally:
         for handle in handles:
             handle.remove()
-    if not seen:
+    if not found:
         raise ValueError(
-            f"`images` must have outliers behind block {last}: nothing to move; take more, or a lower rule"
+            f"`images` must have outliers after block {last}, got none; use more images or a lower threshold"
         )
     return scores
 

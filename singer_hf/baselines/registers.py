@@ -17,13 +17,13 @@ from singer_hf.vit.view import ViTView
 class TestTimeRegisters:
     """An additional token that takes the activations of register neurons off the patches, while installed.
 
-    Made by :func:`install_test_time_registers`. The token stands directly behind the prefix tokens while a block runs;
-    before and after it everybody sees P+N tokens. The hooks are bound partials, so a model that carries them can be
-    copied and pickled.
+    Made by :func:`install_test_time_registers`. The token is directly after the prefix tokens while a block runs;
+    outside of the blocks the sequence has P+N tokens. The hooks are bound partials, so a model with them can be copied
+    and pickled.
 
     Attributes:
-        states: Block index -> the token (B, 1, D) behind that block in the model's last forward pass; nobody needs the
-            one behind the last block.
+        states: Block index -> the token (B, 1, D) after that block in the model's last forward pass, except for the
+            last block.
     """
 
     __test__ = False  # the name is the paper's; it is no test
@@ -31,12 +31,12 @@ class TestTimeRegisters:
     def __init__(self, view: ViTView, neurons: dict[int, Tensor]) -> None:
         self.num_prefix_tokens, self.blocks = view.num_prefix_tokens, view.blocks
         self.states: dict[int, Tensor] = {}
-        # A block that runs out of turn is replayed, and its token is not kept.
+        # A block that runs out of order is a replay, and its token is not stored.
         self._next_block = 0
         self._insertions: list = []
         self._handles = [view.patch_embedding.register_forward_pre_hook(partial(_begin_pass, self))]
         for i, block in enumerate(view.blocks):
-            # The first of the forward hooks, so that captures that were there before see P+N tokens as well.
+            # The first of the forward hooks, so that captures attached earlier get P+N tokens as well.
             self._handles.append(block.register_forward_hook(partial(_strip, self, i), prepend=True))
         for i, units in neurons.items():
             fc_out = view.mlp_layers(i)[1]
@@ -44,12 +44,12 @@ class TestTimeRegisters:
             self._handles.append(fc_out.register_forward_pre_hook(hook))
 
     def remove(self) -> None:
-        """Takes the hooks off the model."""
+        """Removes the hooks from the model."""
         for handle in (*self._handles, *self._insertions):
             handle.remove()
 
     def start_pass(self) -> None:
-        """Forgets the last forward pass, and moves the insertions behind all other hooks in front of the blocks."""
+        """Clears the states of the last pass, and registers the insertions as the last pre-hooks of the blocks."""
         self._next_block = 0
         self.states.clear()
         for handle in self._insertions:
@@ -60,10 +60,10 @@ class TestTimeRegisters:
         ]
 
     def insert(self, index: int, hidden_states: Tensor) -> Tensor:
-        """Tokens (B, P+N, D) that go into block ``index`` -> (B, P+1+N, D).
+        """Inserts the register: input tokens (B, P+N, D) of block ``index`` -> (B, P+1+N, D).
 
         Raises:
-            ValueError: If the token is not known: the last forward pass did not get here or had another batch size.
+            ValueError: If the last forward pass did not reach this block or had another batch size.
         """
         if index == 0:
             token = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[-1])
@@ -74,12 +74,12 @@ class TestTimeRegisters:
                     f"block {index} needs the test-time register of a forward pass on the same {len(hidden_states)} "
                     "images; run the model on them first"
                 )
-            self.states[index - 1] = token.detach()  # a replay must not hold on to the graph of the pass
+            self.states[index - 1] = token.detach()  # a replay must not keep the graph of the pass
         prefix, patches = split_tokens(hidden_states, self.num_prefix_tokens)
         return torch.cat([prefix, token, patches], dim=1)
 
     def strip(self, index: int, hidden_states: Tensor) -> Tensor:
-        """Tokens (B, P+1+N, D) that come out of block ``index`` -> (B, P+N, D)."""
+        """Removes the register: output tokens (B, P+1+N, D) of block ``index`` -> (B, P+N, D)."""
         place = self.num_prefix_tokens
         if index == self._next_block < len(self.blocks) - 1:
             self.states[index] = hidden_states[:, place : place + 1].clone()  # a view would keep all tokens
@@ -112,14 +112,14 @@ def _move_activations(place: int, units: Tensor, module: nn.Module, args: tuple)
 
 
 def install_test_time_registers(model: nn.Module, neurons: dict[int, Tensor]) -> TestTimeRegisters:
-    """Gives a trained model one register token without training (Jiang, Dravid, Efros, Gandelsman, arXiv:2506.08010).
+    """Adds one register token to a trained model without training (Jiang et al., arXiv:2506.08010).
 
-    One token of zeros is added to the sequence. In the MLPs of the given blocks, a register neuron's activation of
-    the largest magnitude over an image's patches is moved to it, and the neuron is set to zero at all patches; class
-    tokens are left alone. The paper's code puts the token last; here it stands behind the prefix tokens, where rotary
-    embeddings leave it alone. Install once. What a block returns beside its tokens, such as attention maps, counts
-    the token. A block replayed on other tokens (:class:`singer_hf.vit.features.BlockCall`) gets the token of the last
-    forward pass.
+    One token of zeros is added to the sequence. In the MLPs of the given blocks, the activation of a register neuron
+    with the largest magnitude over an image's patches moves to it, and the neuron is set to zero at all patches; class
+    tokens are not changed. The paper's code appends the token; here it follows the prefix tokens, where rotary
+    embeddings are not applied. Install it once. Further outputs of a block, such as attention maps, include the token.
+    A block replayed on other tokens (:class:`singer_hf.vit.features.BlockCall`) gets the token of the last forward
+    pass.
 
     Args:
         model: Any vision transformer whose blocks take any number of tokens; changed in place.

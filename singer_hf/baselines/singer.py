@@ -43,8 +43,9 @@ class Singer(Method):
     training_fields = ("kd_weight", "student_layers", *_ADAPTER_OBJECTIVE, "adapter_warmup_steps")
     card = CardMethod(
         "singer",
-        "with SiNGER ([paper](https://arxiv.org/abs/2509.20986)): a low-rank adapter lowered the norm of the teacher's "
-        "outlier patch tokens while keeping the output of the next block, and the student learned the refined features.",
+        "with SiNGER ([paper](https://arxiv.org/abs/2509.20986)): a low-rank adapter lowered the norm of the "
+        "teacher's outlier patch tokens and preserved the output of the next block, and the student learned the "
+        "refined features.",
     )
 
     adapter: Mapping[str, Any] = field(default_factory=dict)

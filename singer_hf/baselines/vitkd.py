@@ -32,9 +32,9 @@ class ViTKD(Method):
     name = "vitkd"
     card = CardMethod(
         "vitkd",
-        "with ViTKD ([paper](https://arxiv.org/abs/2209.02432)): the student matched the teacher's features of shallow "
-        "blocks, and those of its deepest block were generated from the student's with a part of its patches masked; "
-        "high-norm tokens were not refined.",
+        "with ViTKD ([paper](https://arxiv.org/abs/2209.02432)): the student matched the teacher's features of "
+        "shallow blocks, and those of its deepest block were generated from the student's with a part of its patches "
+        "masked; high-norm tokens were not refined.",
     )
 
     generation_weight: float = 0.05

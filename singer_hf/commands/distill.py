@@ -45,6 +45,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @dataclass
 class ScriptArguments:
+    """Flags of the command beside those of SingerTrainingArguments and SingerConfig.
+
+    Raises:
+        ValueError: If flags contradict each other or the method's settings are out of range.
+    """
+
     teacher_name_or_path: str = field(metadata={"help": "Teacher: Hub id (transformers or timm/) or local folder."})
     dataset_name: str = field(metadata={"help": "Images: Hub id, imagefolder, or folder of parquet or arrow files."})
     student_name_or_path: str | None = field(default=None, metadata={"help": "Student with weights to start from."})
@@ -55,7 +61,9 @@ class ScriptArguments:
     dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the dataset on the Hub."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; none by default."})
-    image_column: str | None = field(default=None, metadata={"help": "Column with the images; found by itself."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column with the images. Default: the only image column."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on a seeded subset of this size."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on a seeded subset of this size."})
     evaluators: list[str] = field(
@@ -66,7 +74,7 @@ class ScriptArguments:
     shuffle_buffer: int = field(default=1000, metadata={"help": "Images to shuffle within when streaming."})
     image_processor: str | None = field(
         default=None,
-        metadata={"help": "Image processor of the student. Default: its own, else made after the teacher's."},
+        metadata={"help": "Image processor of the student. Default: its own, else the teacher's normalisation."},
     )
     method: str = field(default="singer", metadata={"help": f"One of {', '.join(METHODS)}."})
     method_settings: str = field(
@@ -80,7 +88,7 @@ class ScriptArguments:
     num_calibration_images: int = field(
         default=32, metadata={"help": "Training images for `--nullspace_source jacobian` and test_time_register."}
     )
-    resume: bool = field(default=False, metadata={"help": "Go on from the last complete checkpoint in output_dir."})
+    resume: bool = field(default=False, metadata={"help": "Resume from the last complete checkpoint in output_dir."})
 
     def __post_init__(self) -> None:
         if (self.student_name_or_path is None) == (self.student_config is None):
@@ -112,6 +120,7 @@ class ScriptArguments:
 
 
 def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
+    """Parses the command line: a YAML file first, if given, then the flags; flags win over the file."""
     parser = HfArgumentParser([ScriptArguments, SingerTrainingArguments, SingerConfig])
     given = sys.argv[1:]
     if given and given[0].endswith((".yaml", ".yml")):
@@ -135,6 +144,14 @@ def _flags(settings: dict) -> list[str]:
 
 
 def load_split(script: ScriptArguments, split: str, max_samples: int | None, seed: int) -> datasets.Dataset:
+    """Loads the images of a split.
+
+    Args:
+        script: The flags.
+        split: Name of the split.
+        max_samples: At most this many images.
+        seed: Seed of the subset.
+    """
     return load_image_dataset(
         script.dataset_name,
         split=split,
@@ -149,7 +166,11 @@ def load_split(script: ScriptArguments, split: str, max_samples: int | None, see
 
 
 def calibration_images(script: ScriptArguments, seed: int) -> list[torch.Tensor]:
-    """Training images, normalised for the teacher, in batches of 8."""
+    """Returns training images in batches (8, 3, H, W), normalised for the teacher.
+
+    Raises:
+        ValueError: If the teacher has no image processor.
+    """
     processor = load_image_processor(script.teacher_name_or_path)
     if processor is None:
         raise ValueError("calibration on training images needs an image processor saved with the teacher")
@@ -161,8 +182,8 @@ def calibration_images(script: ScriptArguments, seed: int) -> list[torch.Tensor]
 
 def prepare_teacher(
     script: ScriptArguments, args: SingerTrainingArguments, peft_config: SingerConfig
-) -> tuple[Method, nn.Module | str]:
-    """Returns the method, and the teacher as it needs it.
+) -> tuple[Method, nn.Module]:
+    """Returns the method and the prepared teacher.
 
     Args:
         script: The script's flags.
@@ -180,7 +201,7 @@ def prepare_teacher(
 
 
 def demo() -> None:
-    """The demo is small: one process and one GPU, however many the launcher started and the machine has."""
+    """Runs the demo in one process and on one GPU, however many the launcher started."""
     if os.environ.get("RANK", "0") != "0":
         return
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -190,6 +211,7 @@ def demo() -> None:
 
 
 def main() -> None:
+    """Runs the command; without arguments the demo."""
     if len(sys.argv) == 1:
         demo()
         return
@@ -211,12 +233,7 @@ def main() -> None:
         eval_dataset=script.eval_split and load_split(script, script.eval_split, script.max_eval_samples, args.seed),
         processing_class=processor,
         method=method,
-        teacher_processing_class=load_image_processor(script.teacher_name_or_path),
-        run_facts={
-            "dataset": script.dataset_name,
-            "dataset_revision": script.dataset_revision or "",
-            "teacher": script.teacher_name_or_path,
-        },
+        run_facts={"dataset": script.dataset_name, "dataset_revision": script.dataset_revision or ""},
     )
     if script.evaluators:
         train, test = (load_split(script, split, None, args.seed) for split in (script.train_split, script.eval_split))

@@ -33,7 +33,7 @@ _NOT_OF_A_CELL = ("methods", "output_dir", "seeds", "baseline", "grid", "num_cos
 
 
 def run_cell(study: Study, method: str, seed: int, quiet: bool = False) -> dict[str, Any]:
-    """Trains and measures one cell, or reads what was measured before; an interrupted one goes on where it stopped.
+    """Trains and measures one cell, or loads its finished result; an interrupted cell is resumed.
 
     Args:
         study: The comparison.
@@ -66,12 +66,15 @@ def run_cell(study: Study, method: str, seed: int, quiet: bool = False) -> dict[
 
 
 def run_reference(study: Study, name: str, model: str) -> dict[str, Any]:
-    """What is measured of a teacher itself, as of the students.
+    """Measures a teacher with the probes of the students.
 
     Args:
         study: The comparison.
-        name: What it is called.
-        model: Its folder or id.
+        name: Name in tables.
+        model: Folder or Hub id of the teacher.
+
+    Raises:
+        ValueError: If the teacher has no image processor.
     """
     folder = Path(study.output_dir) / "references" / name.replace(" ", "_")
     settings = hashlib.sha256(repr((model, _shared_settings(study))).encode()).hexdigest()[:16]
@@ -117,7 +120,18 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 def prepare_trainer(
     study: Study, method: str, seed: int, args: SingerTrainingArguments, **options: Any
 ) -> SingerDistillationTrainer:
-    """The trainer of a cell: every method with one seed starts from the same student and sees the same images."""
+    """Returns the trainer of a cell. With one seed all methods start from the same student and use the same images.
+
+    Args:
+        study: The comparison.
+        method: Name of the method.
+        seed: The seed.
+        args: The training arguments.
+        **options: Further arguments of the trainer.
+
+    Raises:
+        ValueError: If the teacher has no image processor.
+    """
     entry = study.methods[method]
     teacher_name = entry.teacher_name_or_path or study.teacher_name_or_path
     teacher_processor = load_image_processor(teacher_name)

@@ -1,4 +1,4 @@
-"""What a comparison compares: one teacher, one student, one set of images, many methods and seeds."""
+"""The definition of a comparison: one teacher, one student, one set of images, many methods and seeds."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ from singer_hf.baselines.methods import make_method, method_class
 from singer_hf.baselines.recipes import recipe_settings
 from singer_hf.training.arguments import SingerTrainingArguments
 
-# What every method must share; the study says it once.
+# Shared by all methods and set by the study.
 _SHARED = ("seed", "output_dir", "run_name", "max_steps", "num_train_epochs")
 _GRID_NAMES = 2
 _REQUIRED = ("teacher_name_or_path", "student_config", "dataset_name", "max_steps")
@@ -83,7 +83,7 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Study:
-    """A comparison as its YAML file says it.
+    """A comparison, with the fields of its YAML file.
 
     Attributes:
         teacher_name_or_path: The teacher that all methods distil from.
@@ -156,7 +156,7 @@ def read_study(file: str | Path, **overrides: Any) -> Study:
     if unknown := sorted(set(given) - known):
         raise ValueError(f"{str(file)!r} has unknown names {unknown}; known are {sorted(known)}")
     if missing := [name for name in _REQUIRED if name not in given]:
-        raise ValueError(f"{str(file)!r} must say {', '.join(missing)}")
+        raise ValueError(f"{str(file)!r} must have {', '.join(missing)}")
     grid = given.pop("grid", None)
     entries = dict(given.pop("methods", None) or {}) | (_grid_entries(grid) if grid else {})
     methods = {name: StudyMethod.parse(name, entry) for name, entry in entries.items()}

@@ -28,7 +28,7 @@ from singer_hf.tuner import SingerConfig
 BANNER = """
 singer-hf demo. Everything here is SYNTHETIC: the images are scenes drawn in this process, and the teacher is a small
 ViT trained on such scenes in which high-norm artifact tokens were PLANTED. It shows how the software works; the
-figures say nothing about photographs. For your own data: examples/distill.py --help
+numbers say nothing about photographs. For your own data: examples/distill.py --help
 """
 PICTURES = 4
 RANK = 24  # a quarter of the teacher's width
@@ -138,7 +138,7 @@ def _student(teacher: str) -> PreTrainedModel:
     return AutoModel.from_config(config, add_pooling_layer=False)
 
 
-def _readers(trainers: dict[str, SingerDistillationTrainer]) -> dict[str, Callable[[Tensor], tuple[Tensor, int]]]:
+def _extractors(trainers: dict[str, SingerDistillationTrainer]) -> dict[str, Callable[[Tensor], tuple[Tensor, int]]]:
     """Name of the model -> images to (tokens after its last block, before the norm; number of prefix tokens)."""
     singer, fitnet = trainers["singer"].distiller, trainers["fitnet"].distiller
     last, prefix = singer.teacher_layers[-1], singer.teacher_view.num_prefix_tokens
@@ -159,11 +159,11 @@ def _readers(trainers: dict[str, SingerDistillationTrainer]) -> dict[str, Callab
 
 
 @torch.no_grad()
-def _features(read: Callable[[Tensor], tuple[Tensor, int]], images: Tensor) -> tuple[Tensor, Tensor]:
+def _features(extract: Callable[[Tensor], tuple[Tensor, int]], images: Tensor) -> tuple[Tensor, Tensor]:
     """(class token and mean patch side by side (M, 2 D), norms of the patches (M, N)) of images (M, 3, H, W)."""
     features, norms = [], []
     for batch in images.split(250):
-        tokens, prefix = read(batch)
+        tokens, prefix = extract(batch)
         patches = tokens[:, prefix:]
         features.append(torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=1))
         norms.append(patches.norm(dim=-1))
@@ -178,9 +178,9 @@ def _measure(
     images, test_images = _pixel_values(train, transform), _pixel_values(test, transform)
     labels, test_labels = torch.tensor(train["label"]), torch.tensor(test["label"])
     rows = {}
-    for name, read in tqdm(_readers(trainers).items(), desc="linear probes"):
-        features, _ = _features(read, images)
-        test_features, norms = _features(read, test_images)
+    for name, extract in tqdm(_extractors(trainers).items(), desc="linear probes"):
+        features, _ = _features(extract, images)
+        test_features, norms = _features(extract, test_images)
         accuracy = linear_probe(features, labels, test_features, test_labels)
         rows[name] = {"outlier_ratio": float(outlier_ratio_of_norms(norms)), "probe_top1": accuracy}
     rows["FitNet student"]["seconds"], rows["SiNGER student"]["seconds"] = seconds["fitnet"], seconds["singer"]
@@ -196,7 +196,7 @@ def _draw(trainers: dict[str, SingerDistillationTrainer], test: Dataset, folder:
     scenes = test.select(range(PICTURES))
     images = _pixel_values(scenes, eval_transform(trainers["singer"].processing_class))
     grid = trainers["singer"].distiller.teacher_input.grid
-    norms = {name: _features(read, images)[1].unflatten(1, grid) for name, read in _readers(trainers).items()}
+    norms = {name: _features(extract, images)[1].unflatten(1, grid) for name, extract in _extractors(trainers).items()}
     pictures = (
         torch.stack([pil_to_tensor(image.convert("RGB")) for image in scenes["image"]]).permute(0, 2, 3, 1) / 255
     )

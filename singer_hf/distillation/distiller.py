@@ -35,8 +35,8 @@ class SingerDistiller(FeatureDistiller):
 
     Args:
         student: A vision transformer, or a model that returns feature maps (CNNs, Swin).
-        teacher: A vision transformer with SiNGER adapters, as from ``get_peft_model``; it is distilled at the adapters'
-            blocks. A bare one is distilled without refinement (FitNet).
+        teacher: A vision transformer with SiNGER adapters, as from ``get_peft_model``, distilled at their blocks. A
+            bare one is distilled without refinement (FitNet).
         teacher_layers: Distilled blocks of a bare teacher, 0-based, negatives allowed.
         outlier_weight: λ_outlier, >= 0.
         info_weight: λ_info, >= 0.

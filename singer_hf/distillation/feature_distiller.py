@@ -29,11 +29,11 @@ class Refiner(Protocol):
 
 @dataclass
 class DistillerOutput(ModelOutput):
-    """Losses of one distillation step. Components are unweighted and averaged over the distilled blocks.
+    """Losses of one distillation step, scalars. Components are unweighted and averaged over the distilled blocks.
 
     Attributes:
-        loss: Σ weight x component, scalar.
-        kd_loss: L_KD, scalar.
+        loss: Σ weight x component.
+        kd_loss: L_KD.
     """
 
     loss: Tensor | None = None
@@ -95,11 +95,13 @@ class FeatureDistiller(nn.Module):
         size = image_size or self.student_extractor.image_size
         self.pairs = self._pair_blocks(teacher_layers, student_layers, size)
         self.refiners = self._refiners_by_block(refiners)
-        normalizations = (student_normalization, teacher_normalization)
-        self.teacher_input = TeacherInput(self.teacher_view, size, self.pairs[-1].grid, *normalizations)
+        self.teacher_input = TeacherInput(
+            self.teacher_view, size, self.pairs[-1].grid, student_normalization, teacher_normalization
+        )
         self.projectors = self._make_projectors()
         self._freeze_teacher()
-        self._teacher_capture = self._make_teacher_capture()
+        following = [i + 1 for i in self.refiners if i + 1 < self.teacher_view.num_blocks]  # replayed for L_info
+        self._teacher_capture = FeatureCapture(self.teacher_view, [*self.teacher_layers, *following], calls=following)
         self.student_extractor.select(self.student_layers)
 
     @property
@@ -111,6 +113,11 @@ class FeatureDistiller(nn.Module):
     def student_layers(self) -> list[int]:
         """The student block for each distilled teacher block."""
         return [pair.student for pair in self.pairs]
+
+    @property
+    def num_common_class_tokens(self) -> int:
+        """Number of class tokens that both student and teacher have."""
+        return min(self.student_extractor.num_class_tokens, self.teacher_view.num_class_tokens)
 
     @property
     def singer_layers(self) -> dict[int, SingerLayer]:
@@ -126,10 +133,9 @@ class FeatureDistiller(nn.Module):
 
     @torch.no_grad()
     def teacher_features(self, pixel_values: Tensor) -> CapturedFeatures:
-        """F_l and the calls of the next blocks, for images (B, 3, H, W) normalised for the student.
+        """F_l, raw tokens (B, P+N, D_T) after the distilled blocks and after those that follow refined ones.
 
-        The outputs are the raw tokens (B, P+N, D_T) after the distilled blocks and, where they are refined, after the
-        blocks that follow them.
+        The images (B, 3, H, W) are normalised for the student; the calls of the following blocks are captured too.
         """
         with raw_features(self.singer_layers.values()):
             return self._teacher_capture(self.teacher_input(pixel_values))
@@ -139,12 +145,12 @@ class FeatureDistiller(nn.Module):
         return {i: self.refiners[i].refine(raw[i]) if i in self.refiners else raw[i] for i in self.teacher_layers}
 
     def replay_next(self, block: int, refined: Tensor, features: CapturedFeatures) -> Tensor:
-        """``block_{l+1}(F̂_l)``: the next block on refined tokens, with the arguments of its recorded call.
+        """``block_{l+1}(F̂_l)``, with the further arguments of that block's recorded call.
 
         Args:
             block: l, 0-based index of a refined block that is not the last.
             refined: F̂_l, (B, P+N, D_T).
-            features: What :meth:`teacher_features` gave for the same images.
+            features: The output of :meth:`teacher_features` for the same images.
         """
         return features.calls[block + 1].replay(self.teacher_view.blocks[block + 1], refined)
 
@@ -174,18 +180,12 @@ class FeatureDistiller(nn.Module):
             tokens = torch.cat([tokens[:, :common], patches], dim=1)
         return self.projectors[str(pair.teacher)](tokens)
 
-    @property
-    def num_common_class_tokens(self) -> int:
-        """Class tokens that both student and teacher have."""
-        return min(self.student_extractor.num_class_tokens, self.teacher_view.num_class_tokens)
-
     def _pair_blocks(
         self, teacher_layers: Sequence[int] | None, student_layers: Sequence[int] | None, size: tuple[int, int]
     ) -> tuple[BlockPair, ...]:
         number, extractor = self.teacher_view.num_blocks, self.student_extractor
-        if teacher_layers is None:
-            teacher_layers = default_layers(number)
-        teacher_layers = sorted(resolve_layers("teacher_layers", teacher_layers, number))
+        chosen = default_layers(number) if teacher_layers is None else teacher_layers
+        teacher_layers = sorted(resolve_layers("teacher_layers", chosen, number))
         student_layers = pair_student_layers(teacher_layers, number, extractor.num_blocks, student_layers)
         pairs = zip(teacher_layers, student_layers, strict=True)
         return tuple(BlockPair(i, j, extractor.grid(j, size)) for i, j in pairs)
@@ -207,8 +207,8 @@ class FeatureDistiller(nn.Module):
 
     def _make_projectors(self) -> nn.ModuleDict:
         device, width = self.teacher_view.patch_embedding.weight.device, self.teacher_view.hidden_size
-        widths = self.student_extractor.widths
-        return nn.ModuleDict({str(i): nn.Linear(widths[j], width, device=device) for i, j, _ in self.pairs})
+        own = self.student_extractor.widths
+        return nn.ModuleDict({str(i): nn.Linear(own[j], width, device=device) for i, j, _ in self.pairs})
 
     def _freeze_teacher(self) -> None:
         trained = {id(p) for layer in self.singer_layers.values() for p in layer.adapter_parameters()}
@@ -217,13 +217,7 @@ class FeatureDistiller(nn.Module):
                 parameter.requires_grad_(False)
         self.teacher.eval()
 
-    def _make_teacher_capture(self) -> FeatureCapture:
-        """Captures up to the last distilled block, or the block after it where that is replayed."""
-        following = [i + 1 for i in self.refiners if i + 1 < self.teacher_view.num_blocks]
-        return FeatureCapture(self.teacher_view, [*self.teacher_layers, *following], calls=following)
-
     # What the Trainer, compilation and FSDP need.
-
     accepts_loss_kwargs = False
     main_input_name = "pixel_values"
 
@@ -245,11 +239,11 @@ class FeatureDistiller(nn.Module):
         return self
 
     def activation_checkpointing_enable(self, *args: object, **kwargs: object) -> None:
-        """Enables activation checkpointing in the student; the teacher's main pass keeps no activations."""
+        """Enables activation checkpointing in the student; the teacher's main pass stores no activations."""
         self.student.activation_checkpointing_enable(*args, **kwargs)
 
     @property
     def _no_split_modules(self) -> list[str]:
         # FSDP shards modules of these classes one by one: the blocks themselves, not the adapters around them.
-        views = [self.teacher_view, getattr(self.student_extractor, "view", None)]
-        return sorted({type(view.blocks[0]).__name__ for view in views if view is not None})
+        views = filter(None, (self.teacher_view, getattr(self.student_extractor, "view", None)))
+        return sorted({type(view.blocks[0]).__name__ for view in views})

@@ -1,4 +1,4 @@
-"""The teacher's view of the student's batch: same pixels, the teacher's own normalisation, a size whose grid fits."""
+"""The teacher's images from the student's batch: the teacher's normalisation, and a size whose patch grid fits."""
 
 import math
 from collections.abc import Sequence
@@ -11,34 +11,34 @@ from singer_hf.distillation.student_features import make_student_extractor
 from singer_hf.vit.features import FeatureCapture
 from singer_hf.vit.view import ViTView
 
-# (mean, std) of each colour channel, as image processors give them.
+# (mean, std) of each colour channel, as in image processors.
 Normalization = tuple[Sequence[float], Sequence[float]]
 
-# Grids whose aspect ratios differ by more than this factor do not show the same parts of an image in the same places.
+# With aspect ratios that differ by more than this factor, patches at the same place show different parts of an image.
 _MAX_ASPECT_FACTOR = 1.1
 
 
 class TeacherInput(nn.Module):
-    """Turns images (B, 3, H, W) normalised for the student into images for the teacher.
+    """Converts images (B, 3, H, W) normalised for the student to images for the teacher.
 
-    The size is the first that the teacher takes of: the one that gives it the student's patch grid; the student's own
-    size, rounded to whole patches; the size in the teacher's config. Where the grids still differ, the student's
-    feature map is interpolated by the distiller.
+    The size is the first of these that the teacher accepts: the size at which it has the student's patch grid; the
+    student's own size, rounded to whole patches; the size in the teacher's config. If the grids still differ, the
+    distiller interpolates the student's feature map.
 
     Args:
         view: View of the teacher.
         image_size: (height, width) of the student's images in pixels.
         student_grid: (rows, columns) of the student's tokens at that size.
-        student_normalization: (mean, std) with which the images come.
-        teacher_normalization: (mean, std) that the teacher expects. None for either: left as it comes.
+        student_normalization: (mean, std) of the incoming images.
+        teacher_normalization: (mean, std) that the teacher expects. None for either: no re-normalisation.
 
     Attributes:
-        image_size: (height, width) of the images that come in.
-        teacher_image_size: (height, width) of those that go out.
+        image_size: (height, width) of the incoming images.
+        teacher_image_size: (height, width) of the converted images.
         grid: (rows, columns) of the teacher's patches.
 
     Raises:
-        ValueError: If the teacher takes none of the sizes, or only one of another aspect ratio.
+        ValueError: If the teacher accepts none of the sizes, or only one of another aspect ratio.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TeacherInput(nn.Module):
         """Images (B, 3, H, W) for the student -> images (B, 3, H', W') for the teacher, in the teacher's dtype.
 
         Raises:
-            ValueError: If the images do not have the size that was planned for.
+            ValueError: If the images do not have the size ``image_size``.
         """
         if tuple(pixel_values.shape[-2:]) != self.image_size:
             raise ValueError(
@@ -83,7 +83,7 @@ class TeacherInput(nn.Module):
 def _choose_size(view: ViTView, image_size: tuple[int, int], student_grid: tuple[int, int]) -> tuple[int, int]:
     matching = tuple(count * size for count, size in zip(student_grid, view.patch_size, strict=True))
     rounded = tuple(max(side // size, 1) * size for side, size in zip(image_size, view.patch_size, strict=True))
-    # A coarse feature map (a CNN's) would make the teacher look at a thumbnail: it sees the full image instead.
+    # To match the coarse feature map of a CNN, the image would shrink to a thumbnail: the teacher gets the full size.
     wanted = [matching, rounded] if min(matching) >= min(rounded) // 2 else [rounded]
     candidates = [size for size in (*wanted, view.image_size) if size is not None]
     errors = []

@@ -85,6 +85,6 @@ def explain_failed_upload(repo_id: str, folder: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise RuntimeError(
-            f"the upload failed ({type(error).__name__}: {error}). Everything is saved in {folder!r}; upload it without "
-            f'training: hf upload {repo_id} {folder} --exclude "checkpoint-*"'
+            f"the upload failed ({type(error).__name__}: {error}). Everything is saved in {folder!r}; upload it "
+            f'without training: hf upload {repo_id} {folder} --exclude "checkpoint-*"'
         ) from error

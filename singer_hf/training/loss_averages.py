@@ -70,6 +70,6 @@ def stop_if_not_finite(outputs: DistillerOutput, state: TrainerState, args: Trai
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     raise FloatingPointError(
-        f"`{name}` is not finite at step {step} (batch {batch} of this session); written to {str(file)!r}. Nothing was "
-        "saved since the last checkpoint. Lower `learning_rate`, use bf16 instead of fp16, or check the batch"
+        f"`{name}` is not finite at step {step} (batch {batch} of this session); written to {str(file)!r}. Nothing "
+        "was saved since the last checkpoint. Lower `learning_rate`, use bf16 instead of fp16, or check the batch"
     )

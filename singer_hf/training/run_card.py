@@ -1,4 +1,4 @@
-"""The model card of a run, filled from the Trainer's own record of it."""
+"""The model card of a run, filled from the Trainer's state."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -29,14 +29,14 @@ def write_card(trainer: "Trainer", folder: str | Path) -> None:
     """Writes ``README.md`` into ``folder``.
 
     Args:
-        trainer: The trainer; its ``run_facts`` win over what is read off it.
+        trainer: The trainer; its ``run_facts`` replace values of the run.
         folder: The run's folder or a checkpoint.
     """
     student_card(card_info(trainer, folder)).save(Path(folder) / "README.md")
 
 
 def card_info(trainer: "Trainer", folder: str | Path) -> CardInfo:
-    """What the trainer knows about its run."""
+    """Returns the content of the card from the trainer's run."""
     distiller: FeatureDistiller = trainer.distiller
     history = trainer.state.log_history
     facts = {

@@ -69,10 +69,10 @@ def test_units_are_ranked_by_magnitude_at_the_outliers_of_each_image_alike():
 
 def test_nothing_to_find_is_an_error():
     model, images = planted.planted_vit(), [planted.planted_images(batch=1)]
-    with pytest.raises(ValueError, match="nothing to move") as error:
+    with pytest.raises(ValueError, match="must have outliers") as error:
         find_register_neurons(model, images, outlier_block=0, num_neurons=1)
     assert str(error.value) == (
-        "`images` must have outliers behind block 0: nothing to move; take more, or a lower rule"
+        "`images` must have outliers after block 0, got none; use more images or a lower threshold"
     )
     with pytest.raises(ValueError, match="`num_neurons`") as error:
         find_register_neurons(model, images, outlier_block=1, num_neurons=17)

@@ -168,11 +168,11 @@ def test_two_processes_give_the_same_figures_and_one_cell_that_fails_leaves_the_
     _, results = straight
     monkeypatch.setattr(runner.os, "cpu_count", lambda: 2)  # one thread for each
     study = tiny_study(file, "side_by_side", seeds=[0])
-    with pytest.raises(RuntimeError, match="nothing to move") as error:
+    with pytest.raises(RuntimeError, match="must have outliers") as error:
         runner.run_study(study, num_processes=2)
     start = "1 of 5 cells failed; run again to repeat them:\nimpossible, 0: "
     assert str(error.value).startswith(start)
-    assert "ValueError: `images` must have outliers behind block 3: nothing to move" in str(error.value)
+    assert "ValueError: `images` must have outliers after block 3, got none" in str(error.value)
     monkeypatch.setattr(cells, "SingerDistillationTrainer", not_again)
     for method in METHODS:
         assert run_cell(study, method, 0) == results[method, 0]
@@ -181,7 +181,7 @@ def test_two_processes_give_the_same_figures_and_one_cell_that_fails_leaves_the_
 
 def test_a_cell_that_fails_leaves_the_others_in_turn_too(straight, file):
     study = replace(straight[0], methods=tiny_study(file, "straight").methods, seeds=(0,))
-    with pytest.raises(RuntimeError, match="nothing to move") as error:
+    with pytest.raises(RuntimeError, match="must have outliers") as error:
         runner.run_study(study)
     assert str(error.value).startswith("1 of 5 cells failed; run again to repeat them:\nimpossible, 0: Traceback")
     assert not (study.cell_folder("impossible", 0) / "result.json").exists()

@@ -67,10 +67,10 @@ def test_an_unknown_name_is_refused_with_those_that_are_known(read):
 
 
 def test_what_must_be_said_is_asked_for(read):
-    with refuse(f"{str(read.file)!r} must say student_config, max_steps"):
+    with refuse(f"{str(read.file)!r} must have student_config, max_steps"):
         read({"teacher_name_or_path": "t", "dataset_name": "d", "methods": METHODS})
     read.file.write_text("# nothing yet\n")
-    with refuse(f"{str(read.file)!r} must say teacher_name_or_path, student_config, dataset_name, max_steps"):
+    with refuse(f"{str(read.file)!r} must have teacher_name_or_path, student_config, dataset_name, max_steps"):
         read_study(read.file)
 
 

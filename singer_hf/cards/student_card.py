@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
-from numbers import Integral, Real
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from singer_hf.cards.markdown import markdown_table
 from singer_hf.cards.privacy import public_settings, without_paths
 from singer_hf.version import __version__
 
@@ -28,6 +28,7 @@ HUB_TASKS = {
 # Names under which `datasets` reads local files: no data set on the Hub.
 FILE_FORMATS = {"arrow", "csv", "imagefolder", "json", "parquet", "webdataset"}
 LOSS_ROWS = 6  # points of the loss curve that are shown
+_FLOATS = ".4g"
 
 
 def library_versions() -> dict[str, str]:
@@ -141,11 +142,11 @@ def student_card(info: CardInfo) -> ModelCard:
         teacher_source=sources["teacher"] or "path/to/the/teacher",
         teacher=_origin(info.teacher, clean.teacher, sources["teacher"], clean.teacher_class),
         student=_origin(info.student, clean.student, sources["student"]),
-        training_table=_table(("", ""), _training_rows(clean, sources["dataset"], info.dataset)),
-        settings_table=_table(("Setting", "Value"), ((f"`{k}`", f"`{v}`") for k, v in clean.settings.items())),
+        training_table=markdown_table(("", ""), _training_rows(clean, sources["dataset"], info.dataset), _FLOATS),
+        settings_table=markdown_table(("Setting", "Value"), ((f"`{k}`", f"`{v}`") for k, v in clean.settings.items())),
         loss_table=_loss_table(clean.loss_curve),
-        norm_table=_table(("Features of", "p99 / median norm"), clean.norms.items()),
-        evaluation_table=_table(("Task", "Data", "Metric", "Value"), clean.evaluations),
+        norm_table=markdown_table(("Features of", "p99 / median norm"), clean.norms.items(), _FLOATS),
+        evaluation_table=markdown_table(("Task", "Data", "Metric", "Value"), clean.evaluations, _FLOATS),
         versions=", ".join(f"{library} {number}" for library, number in clean.versions.items()),
         package_version=__version__,
     )
@@ -224,19 +225,7 @@ def _loss_table(curve: Sequence[Mapping[str, float]]) -> str:
     count = min(LOSS_ROWS, len(curve))
     points = [curve[round(i * (len(curve) - 1) / max(count - 1, 1))] for i in range(count)]
     names = list(dict.fromkeys(["step", *(name for point in points for name in point)]))
-    return _table(names, ([point.get(name, "") for name in names] for point in points))
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A markdown table; an empty string when there are no rows."""
-    lines = [f"| {' | '.join(_cell(value) for value in row)} |" for row in rows]
-    header = list(header)
-    return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *lines]) if lines else ""
-
-
-def _cell(value: Any) -> str:
-    text = f"{value:.4g}" if isinstance(value, Real) and not isinstance(value, Integral) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return markdown_table(names, ([point.get(name, "") for name in names] for point in points), _FLOATS)
 
 
 def _origin(given: str, shown: str, identifier: str | None, class_name: str = "") -> str:

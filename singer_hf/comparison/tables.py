@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from singer_hf.cards.markdown import markdown_table
 from singer_hf.comparison.metric_table import QUALITY, get_metric, in_order
 from singer_hf.comparison.summary import excludes_zero, sentence, with_half_width
 
@@ -55,7 +56,7 @@ def _section(
         row = [method, *(_cell(figures.get(column), column, len(summary["seeds"])) for column in names)]
         rows.append([*row, _cost(step_costs.get(method))] if step_costs else row)
     header = ["method", *map(_heading, names), *(["step cost ↓"] if step_costs else [])]
-    return [title, _table(header, rows), _legend(names, summary["baseline"] if step_costs else None)]
+    return [title, markdown_table(header, rows), _legend(names, summary["baseline"] if step_costs else None)]
 
 
 def _paired_section(summary: Mapping, names: Sequence[str]) -> list[str]:
@@ -72,12 +73,7 @@ def _paired_section(summary: Mapping, names: Sequence[str]) -> list[str]:
     ]
     level = f"{100 * summary['level']:g} %"
     note = f"Method minus {baseline}, with the {level} interval; shares in points. Bold: the interval excludes 0."
-    return [title, _table(["method", *map(_heading, names)], rows), note]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    return [title, markdown_table(["method", *map(_heading, names)], rows), note]
 
 
 def _heading(name: str) -> str:

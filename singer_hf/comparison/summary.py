@@ -29,8 +29,8 @@ def summarise(cells: Sequence[Mapping], *, baseline: str = "fitnet", level: floa
     Returns:
         ``baseline``, ``level``, ``seeds`` (all, ascending), ``metrics`` (names in the order of the table) and
 
-        - ``methods``: method -> metric -> ``n``, ``mean``, ``sd`` (n - 1 in the denominator), ``low``, ``high`` (bounds
-          of the Student t interval), ``seeds``, ``values``. With one seed ``sd``, ``low`` and ``high`` are None.
+        - ``methods``: method -> metric -> ``n``, ``mean``, ``sd`` (n - 1 in the denominator), ``low``, ``high`` (the
+          Student t interval), ``seeds``, ``values``. With one seed ``sd``, ``low`` and ``high`` are None.
         - ``paired``: method -> metric -> the same of the differences method - baseline at equal seeds, with
           ``all_seeds_better`` and ``all_seeds_worse`` (None where neither direction is good) and ``verdict``:
           "better" or "worse" where the interval excludes 0, "no difference seen" where it does not, "not comparable"

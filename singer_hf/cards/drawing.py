@@ -27,7 +27,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def log_ticks(axis: object, low: float, high: float) -> None:
-    """Labels a logarithmic axis with plain numbers: 1, 2, 5, 10, ... over a short range, powers of ten over a long one.
+    """Sets plain numbers as ticks of a logarithmic axis: 1, 2, 5, ... over a short range, else powers of ten.
 
     Args:
         axis: The ``xaxis`` or ``yaxis`` of an ``Axes``.

@@ -58,7 +58,7 @@ class CardInfo:
         dataset: Hub id or folder of the images.
         dataset_revision: Revision of the data set on the Hub.
         synthetic_data: Whether the images are the drawn scenes of the demo.
-        has_adapter: Whether the folder ``singer`` with the adapter of the teacher exists: the card shows how to load it.
+        has_adapter: Whether there is a folder ``singer`` with the teacher's adapter: the card shows how to load it.
         method: Tag and text of the distillation method; None: the card names no method.
         num_images: Training images.
         num_steps: Optimiser steps.

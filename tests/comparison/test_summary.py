@@ -245,8 +245,8 @@ def test_sentences_about_other_metrics():
     )
     neither = summarise(cells("cka_teacher", fitnet=FITNET, singer=SINGER))
     assert sentence(neither, "singer", "cka_teacher") == (
-        "singer: +0.120 compared with fitnet (95 % interval 0.070 to 0.170, 3 seeds) on CKA with the teacher, where neither "
-        "direction is better."
+        "singer: +0.120 compared with fitnet (95 % interval 0.070 to 0.170, 3 seeds) on CKA with the teacher, where "
+        "neither direction is better."
     )
 
 

@@ -17,7 +17,7 @@ def comparison_markdown(
     facts: Mapping[str, str],
     metric: str = "probe_cls",
 ) -> str:
-    """Writes the page of a comparison.
+    """Returns the markdown page of a comparison.
 
     Args:
         summary: From :func:`singer_hf.comparison.summary.summarise`.

@@ -4,6 +4,8 @@
         examples/configs/teachers/vit-6x64-patch4-32px.json --num_train_epochs 30 --output_dir outputs/teacher
     python examples/train_teacher.py --dataset_name path/to/cifar10 --trained_teacher outputs/teacher/unplanted \
         --planted_direction leading --output_dir outputs/teacher_leading
+
+The flags are listed by `--help`. Every field of transformers.TrainingArguments is a flag.
 """
 
 import sys

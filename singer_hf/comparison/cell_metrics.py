@@ -15,7 +15,7 @@ from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.image_processors import image_spec
 from singer_hf.data.transforms import eval_transform
 from singer_hf.distillation.artifact_metrics import artifact_metrics
-from singer_hf.distillation.distiller import SingerDistiller
+from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark
 from singer_hf.evaluation.benchmarks.catalog import get_benchmark
 from singer_hf.evaluation.benchmarks.protocols import get_protocol
@@ -71,7 +71,7 @@ def _features(model: nn.Module, processor: Any, rows: Dataset) -> tuple[dict[str
 
 
 def similarity_metrics(
-    distiller: SingerDistiller, student: nn.Module, teachers: Mapping[str, nn.Module], batches: list[Tensor]
+    distiller: FeatureDistiller, student: nn.Module, teachers: Mapping[str, nn.Module], batches: list[Tensor]
 ) -> dict[str, float | None]:
     """Gram distance and CKA to each teacher at the last distilled block, and inheritance of the first one's outliers.
 
@@ -94,7 +94,7 @@ def similarity_metrics(
     return metrics
 
 
-def refinement_metrics(distiller: SingerDistiller, batches: list[Tensor]) -> dict[str, float]:
+def refinement_metrics(distiller: FeatureDistiller, batches: list[Tensor]) -> dict[str, float]:
     """Outlier ratios, leakage of the refinement, and for adapters the energy shares of Φ_up (E_prob, E_safe).
 
     The shares are means over the adapters. Their null-space source is the next block's MLP product, as in the paper.
@@ -116,7 +116,7 @@ def refinement_metrics(distiller: SingerDistiller, batches: list[Tensor]) -> dic
     return metrics
 
 
-def _energy(distiller: SingerDistiller, index: int) -> dict[str, float]:
+def _energy(distiller: FeatureDistiller, index: int) -> dict[str, float]:
     spectrum = Spectrum.of_gram(source_gram(distiller.teacher_view, index, "mlp"))
     (up,) = distiller.singer_layers[index].singer_up.values()
     return energy_shares(up.weight, spectrum)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import ViTConfig, ViTImageProcessor, ViTModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, ViTImageProcessor
 
 from singer_hf.artifacts.planted_model import reserve_units
 from singer_hf.data.drawn_scenes import CLASS_NAMES, SEGMENT_NAMES, draw_scene
@@ -56,9 +56,9 @@ def draw_scenes(num_images: int, seed: int) -> Scenes:
 class SceneTeacher(nn.Module):
     """The teacher with the heads that it is trained with; only the teacher is saved."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
-        self.vit = ViTModel(config, add_pooling_layer=False)
+        self.vit = AutoModel.from_config(config, add_pooling_layer=False)
         self.classifier = nn.Linear(config.hidden_size, len(CLASS_NAMES))
         self.dense = nn.Linear(config.hidden_size, (len(SEGMENT_NAMES) + 1) * CELLS**2)
 
@@ -71,13 +71,14 @@ class SceneTeacher(nn.Module):
 
 
 def new_scene_teacher(hidden_size: int, initializer_range: float) -> SceneTeacher:
-    """A teacher of 6 blocks with random weights; the last hidden unit of every MLP is reserved for planting.
+    """A ViT teacher of 6 blocks with random weights; the last hidden unit of every MLP is reserved for planting.
 
     Args:
         hidden_size: Width.
         initializer_range: Standard deviation of the initial weights.
     """
-    config = ViTConfig(
+    config = AutoConfig.for_model(
+        "vit",
         hidden_size=hidden_size,
         num_hidden_layers=6,
         num_attention_heads=4,

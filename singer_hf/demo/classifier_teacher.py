@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from singer_hf.artifacts.planted_model import block_norm_statistics, reserve_units
-from singer_hf.data.image_dataset import ImageCollator, with_image_transform
+from singer_hf.data.image_collator import ImageCollator
+from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.transforms import eval_transform, train_transform
 from singer_hf.vit.inference import evaluation_mode
 
@@ -89,7 +90,7 @@ def train_classifier(
     trainer = Trainer(
         Classification(classifier, label_smoothing),
         args,
-        train_dataset=with_image_transform(rows, transform, seed=args.seed),
+        train_dataset=transform_images(rows, transform, seed=args.seed),
         data_collator=ImageCollator(),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -106,7 +107,7 @@ def measure_classifier(
         rows: Labelled images; the norms are measured on the first 1,000.
         device: Device of the computation.
     """
-    loader = DataLoader(with_image_transform(rows, eval_transform(processor)), _BATCH, collate_fn=ImageCollator())
+    loader = DataLoader(transform_images(rows, eval_transform(processor)), _BATCH, collate_fn=ImageCollator())
     hits = 0
     with evaluation_mode(classifier.to(device)):
         for batch in tqdm(loader, "accuracy"):
@@ -124,5 +125,5 @@ def first_images(rows: datasets.Dataset, processor: ViTImageProcessor, number: i
         processor: Image processor that gives size, mean and standard deviation.
         number: Number of images; all of them if there are fewer.
     """
-    rows = with_image_transform(rows.select(range(min(number, len(rows)))), eval_transform(processor))
+    rows = transform_images(rows.select(range(min(number, len(rows)))), eval_transform(processor))
     return torch.stack([row["pixel_values"] for row in rows])

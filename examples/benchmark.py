@@ -1,10 +1,12 @@
-"""Cost of a distillation step beside its bare parts, measured in one run, as JSON.
+"""Measures the cost of a distillation step relative to its parts and prints it as JSON.
 
     python examples/benchmark.py
     python examples/benchmark.py --teacher vit-large --student vit-tiny --batch_size 256 --precision bf16 --compile
 
-Random weights of the named sizes (a step costs the same whatever they are). The parts are timed in turn, round by
-round, so that a machine that slows down slows all of them; the figures are medians over the rounds.
+The models have random weights, which do not affect the cost. Every round times all parts one after the other, so that
+other load on the machine affects all of them. The printed values are medians over the rounds: `singer_to_fitnet` is
+the time of a SiNGER step divided by that of a FitNet step, `singer_to_bare_parts` divides it by the sum of the bare
+parts (the teacher's forward pass and a training step of the student alone), `images_per_second` is for a SiNGER step.
 """
 
 import json
@@ -36,11 +38,11 @@ class Settings:
     student: str = field(default="vit-tiny", metadata={"help": f"One of {', '.join(SIZES)}."})
     image_size: int = field(default=224, metadata={"help": "Side of the images in pixels."})
     patch_size: int = field(default=16, metadata={"help": "Side of a patch in pixels."})
-    batch_size: int = field(default=8, metadata={"help": "Images a step."})
+    batch_size: int = field(default=8, metadata={"help": "Images per step."})
     r: int = field(default=64, metadata={"help": "Rank of the adapter."})
     rounds: int = field(default=15, metadata={"help": "Measured rounds."})
-    warmup: int = field(default=3, metadata={"help": "Rounds that are not measured."})
-    precision: str = field(default="fp32", metadata={"help": "fp32, or bf16 by autocast."})
+    warmup: int = field(default=3, metadata={"help": "Unmeasured rounds before them."})
+    precision: str = field(default="fp32", metadata={"help": "fp32, or bf16 with autocast."})
     compile: bool = field(default=False, metadata={"help": "torch.compile the measured modules."})
     device: str = field(
         default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "cpu or cuda."}
@@ -70,7 +72,7 @@ def build_distiller(settings: Settings, singer: bool) -> SingerDistiller:
 
 
 def parts(settings: Settings) -> dict[str, Callable[[], None]]:
-    """Name -> one measured call: bare forward of the teacher, bare step of the student, both kinds of step."""
+    """Name -> measured call: teacher forward pass, student training step, FitNet step, SiNGER step."""
     compiled = torch.compile if settings.compile else lambda module: module
     images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size, device=settings.device)
     teacher, student = build_vit(settings.teacher, settings).eval(), build_vit(settings.student, settings).train()
@@ -131,13 +133,13 @@ def measure(settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
                 memory[name] = torch.cuda.max_memory_allocated() / 2**20
             if round_index >= settings.warmup:
                 times[name].append(duration)
-    if settings.device == "cpu":  # the process's high-water mark: no finer measure on a CPU
+    if settings.device == "cpu":  # on a CPU only the peak of the whole process is known
         memory = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
     return {name: statistics.median(values) for name, values in times.items()}, memory
 
 
 def flop_use(settings: Settings, step_seconds: float) -> dict[str, float]:
-    """Achieved FLOP/s of a SiNGER step against a large matrix product timed here, in the same precision."""
+    """FLOP/s of a SiNGER step, of a large matrix product in the same precision, and their ratio."""
     distiller = build_distiller(settings, singer=True)
     images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size, device=settings.device)
     with FlopCounterMode(display=False) as counter, autocast(settings):

@@ -1,12 +1,11 @@
-"""Compares ways to clean a teacher: one student per method and seed, the same images, order and steps for all.
+"""Compares distillation methods: one student per method and seed, with the same images, order and steps for all.
 
     python examples/compare.py examples/configs/compare/cifar10_planted.yaml --num_processes 2
 
-Writes comparison.json, comparison.md and figures/*.png into output_dir, and every student into cells/<method>/<seed>.
-A comparison that was stopped goes on where it was when the command is repeated; a finished cell is never made again.
-Flags win over the file: `--output_dir`, `--seeds 0 1`, `--methods fitnet singer_paper` (some of the file's),
-`--max_steps`, and where teacher and data lie: `--teacher_name_or_path`, `--clean_teacher_name_or_path`,
-`--dataset_name`.
+Writes comparison.json, comparison.md and figures/*.png into `output_dir`, every student into cells/<method>/<seed>.
+Repeat the command to resume a comparison that was stopped; finished cells are kept. Flags override the file:
+`--output_dir`, `--seeds 0 1`, `--methods fitnet singer_paper` (a selection from the file), `--max_steps`,
+`--teacher_name_or_path`, `--clean_teacher_name_or_path`, `--dataset_name`.
 """
 
 import sys

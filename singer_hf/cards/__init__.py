@@ -1,1 +1,1 @@
-"""What a reader gets: model cards and tables from plain data, without anything private."""
+"""Model cards, markdown tables and drawing helpers that take plain data; cards without private information."""

@@ -18,7 +18,7 @@ _TITLE_FONT = 10
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, sizes in inches, that no window and no global state knows of."""
+    """An empty figure of this size in inches, without a window and outside pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
@@ -27,7 +27,13 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def log_ticks(axis: object, low: float, high: float) -> None:
-    """Plain numbers on a logarithmic axis: 1, 2, 5, 10, ... over a short range, powers of ten over a long one."""
+    """Sets plain numbers as ticks of a logarithmic axis: 1, 2, 5, ... over a short range, else powers of ten.
+
+    Args:
+        axis: The ``xaxis`` or ``yaxis`` of an ``Axes``.
+        low: Smallest value on it.
+        high: Largest value on it.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     decades = math.log10(max(high, 1e-12) / max(low, 1e-12))
@@ -38,7 +44,7 @@ def log_ticks(axis: object, low: float, high: float) -> None:
 
 
 def legend_below(figure: "Figure", axis: "Axes") -> None:
-    """The legend of ``axis`` under the figure, in as many columns as fit."""
+    """Puts the legend of ``axis`` under the figure, in as many columns as fit."""
     handles, labels = axis.get_legend_handles_labels()
     widest = max(map(len, labels))
     columns = max(1, min(len(labels), int(figure.get_figwidth() * 13 // (widest + 6))))
@@ -46,7 +52,7 @@ def legend_below(figure: "Figure", axis: "Axes") -> None:
 
 
 def small_text(axis: "Axes") -> None:
-    """Tick and axis labels in the small size of all figures."""
+    """Sets tick and axis labels to ``FONT`` and adds a light grid."""
     axis.tick_params(labelsize=FONT)
     axis.xaxis.label.set_size(FONT)
     axis.yaxis.label.set_size(FONT)
@@ -54,19 +60,19 @@ def small_text(axis: "Axes") -> None:
 
 
 def set_title(figure: "Figure", text: str) -> None:
-    """A title wrapped to the width of the figure."""
+    """Sets the title of the figure, wrapped to its width."""
     figure.suptitle(wrapped(text, int(figure.get_figwidth() * 12)), fontsize=_TITLE_FONT)
 
 
 def spread(count: int, limit: int) -> list[int]:
-    """At most ``limit`` of the indices 0..count-1, evenly spread, the last always among them."""
+    """At most ``limit`` of the indices 0..count-1, evenly spaced, always including the last."""
     if count <= limit:
         return list(range(count))
     return sorted({round(i * (count - 1) / (limit - 1)) for i in range(limit)})
 
 
 def short(name: str, limit: int = 34) -> str:
-    """A name that fits a title, its middle left out if need be."""
+    """``name`` with its middle replaced by an ellipsis if it is longer than ``limit``."""
     return name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-(limit // 2) :]}"
 
 

@@ -1,19 +1,29 @@
 """Markdown tables."""
 
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 
-def markdown_table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    """A markdown table. Pipes and line breaks inside a cell are escaped.
+def markdown_table(header: Iterable[Any], rows: Iterable[Iterable[Any]], float_format: str = "") -> str:
+    """A markdown table; an empty string if there are no rows. Pipes and line breaks inside a cell are escaped.
 
     Args:
         header: Titles of the columns.
         rows: Cells row by row, written with ``str``.
+        float_format: Format of real numbers that are no integers, such as ``".4g"``; by default that of ``str``.
     """
-    lines = [_line(header := list(header)), "|---" * len(header) + "|"]
-    return "\n".join([*lines, *map(_line, rows)])
+    header, rows = list(header), list(rows)
+    if not rows:
+        return ""
+    lines = [_line(header, float_format), "|---" * len(header) + "|"]
+    return "\n".join([*lines, *(_line(row, float_format) for row in rows)])
 
 
-def _line(cells: Iterable[Any]) -> str:
-    return f"| {' | '.join(str(cell).replace('|', chr(92) + '|').replace(chr(10), ' ') for cell in cells)} |"
+def _line(cells: Iterable[Any], float_format: str) -> str:
+    return f"| {' | '.join(_cell(cell, float_format) for cell in cells)} |"
+
+
+def _cell(value: Any, float_format: str) -> str:
+    is_float = isinstance(value, Real) and not isinstance(value, Integral)
+    return (format(value, float_format) if is_float else str(value)).replace("|", "\\|").replace("\n", " ")

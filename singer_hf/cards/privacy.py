@@ -1,4 +1,4 @@
-"""What a card must not tell: paths, the home folder, tokens, and settings of the machine or the account."""
+"""Removes private information from the content of a card: paths, the home folder and access tokens."""
 
 import os
 import re
@@ -7,21 +7,15 @@ from enum import Enum
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-# Settings that say something about the machine or the account, not about the model.
-PRIVATE_SETTINGS = re.compile(
-    r"(^|hub_|api_|auth_|access_)(token|key)$|(^|_)(dir|path|file)$|^hub_|^run_name$|^project$"
-)
 ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
 ABSOLUTE_PATH = re.compile(r"""(?<![\w:/.~<-])(?:~|[A-Za-z]:)?(?:[\\/][^\s\\/"'`,;:<>()\[\]{}]+)+""")
 
 
-def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that say something about the model; those that are None are left out."""
-    return {name: value for name, value in settings.items() if value is not None and not PRIVATE_SETTINGS.search(name)}
-
-
 def without_paths(value: Any) -> Any:
-    """A value of any nesting in which every path, the home folder and access tokens are cut down."""
+    """A copy of a value of any nesting in which paths keep their last part and access tokens are masked.
+
+    Paths and enum members become strings; tuples and sets become lists.
+    """
     if isinstance(value, Mapping):
         return {without_paths(key): without_paths(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set):
@@ -34,7 +28,7 @@ def without_paths(value: Any) -> Any:
 
 
 def _shorten_text(text: str) -> str:
-    """The last part of a path; other text with the paths, the home folder and access tokens in it cut down."""
+    """The last part of a path; of other text, the same for every path, home folder and access token in it."""
     home = os.path.expanduser("~")  # "~" itself where there is none; "/" for accounts without a folder of their own
     text = ACCESS_TOKEN.sub("hf_...", text)
     if PureWindowsPath(text).anchor or text.startswith("~"):

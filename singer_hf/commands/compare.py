@@ -1,12 +1,11 @@
-"""Compares ways to clean a teacher: one student per method and seed, the same images, order and steps for all.
+"""Compares distillation methods: one student per method and seed, with the same images, order and steps for all.
 
     python examples/compare.py examples/configs/compare/cifar10_planted.yaml --num_processes 2
 
-Writes comparison.json, comparison.md and figures/*.png into output_dir, and every student into cells/<method>/<seed>.
-A comparison that was stopped goes on where it was when the command is repeated; a finished cell is never made again.
-Flags win over the file: `--output_dir`, `--seeds 0 1`, `--methods fitnet singer_paper` (some of the file's),
-`--max_steps`, and where teacher and data lie: `--teacher_name_or_path`, `--clean_teacher_name_or_path`,
-`--dataset_name`.
+Writes comparison.json, comparison.md and figures/*.png into `output_dir`, every student into cells/<method>/<seed>.
+Repeat the command to resume a comparison that was stopped; finished cells are kept. Flags override the file:
+`--output_dir`, `--seeds 0 1`, `--methods fitnet singer_paper` (a selection from the file), `--max_steps`,
+`--teacher_name_or_path`, `--clean_teacher_name_or_path`, `--dataset_name`.
 """
 
 import os
@@ -26,14 +25,16 @@ from singer_hf.comparison.study import Study, read_study
 
 @dataclass
 class Flags:
-    output_dir: str | None = field(default=None, metadata={"help": "Folder for everything that is written."})
+    """Flags that override the study's file."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for all output files."})
     teacher_name_or_path: str | None = field(default=None, metadata={"help": "Teacher: folder or Hub id."})
     clean_teacher_name_or_path: str | None = field(default=None, metadata={"help": "The teacher before planting."})
     dataset_name: str | None = field(default=None, metadata={"help": "Images: folder or Hub id."})
-    methods: list[str] | None = field(default=None, metadata={"help": "Only these methods of the file."})
-    seeds: list[int] | None = field(default=None, metadata={"help": "Seeds in place of the file's."})
-    max_steps: int | None = field(default=None, metadata={"help": "Steps of every cell."})
-    num_processes: int = field(default=1, metadata={"help": "Cells that are run side by side."})
+    methods: list[str] | None = field(default=None, metadata={"help": "Run only these methods of the file."})
+    seeds: list[int] | None = field(default=None, metadata={"help": "Seeds instead of those of the file."})
+    max_steps: int | None = field(default=None, metadata={"help": "Optimiser steps of every cell."})
+    num_processes: int = field(default=1, metadata={"help": "Cells that run in parallel."})
 
     def __post_init__(self) -> None:
         if self.num_processes < 1:
@@ -41,6 +42,7 @@ class Flags:
 
 
 def parse() -> tuple[Study, int]:
+    """The study with the overrides of the command line, and the number of processes."""
     if len(sys.argv) < 2 or not sys.argv[1].endswith((".yaml", ".yml")):
         sys.exit(f"usage: compare.py STUDY.yaml [flags]\n{__doc__}")
     (flags,) = HfArgumentParser(Flags).parse_args_into_dataclasses(sys.argv[2:])
@@ -49,6 +51,7 @@ def parse() -> tuple[Study, int]:
 
 
 def facts(study: Study, num_processes: int) -> dict[str, str]:
+    """Name -> text for the head of the report: command, data, steps, hardware, versions, date."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "command": f"python {shlex.join(sys.argv)}",
@@ -65,6 +68,7 @@ def facts(study: Study, num_processes: int) -> dict[str, str]:
 
 
 def main() -> None:
+    """Runs the command."""
     study, num_processes = parse()
     Path(study.output_dir).mkdir(parents=True, exist_ok=True)
     print(f"{len(study.methods)} methods x {len(study.seeds)} seeds x {study.max_steps} steps -> {study.output_dir}")

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from singer_hf.comparison.images import probe_images, training_images
-from singer_hf.comparison.measures import (
-    benchmark_figures,
+from singer_hf.comparison.cell_metrics import (
+    benchmark_metrics,
     pixel_batches_of,
-    probe_figures,
-    refinement_figures,
-    similarity_figures,
+    probe_metrics,
+    refinement_metrics,
+    similarity_metrics,
 )
+from singer_hf.comparison.images import probe_images, training_images
 from singer_hf.comparison.study import Study
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.evaluation.online_probes import OnlineProbes
@@ -84,8 +84,8 @@ def run_reference(study: Study, name: str, model: str) -> dict[str, Any]:
     if processor is None:
         raise ValueError(f"the {name} must be saved with an image processor, got {model!r} without one")
     train, test = probe_images(study)
-    metrics = probe_figures(teacher, processor, train, test)
-    metrics |= benchmark_figures(teacher, processor, study.benchmarks, folder / "work")
+    metrics = probe_metrics(teacher, processor, train, test)
+    metrics |= benchmark_metrics(teacher, processor, study.benchmarks, folder / "work")
     result = {"method": name, "settings": settings, "metrics": metrics}
     write_result(folder, result)
     return result
@@ -198,10 +198,10 @@ def _measure(study: Study, trainer: SingerDistillationTrainer, folder: Path) -> 
     if study.clean_teacher_name_or_path:
         clean = load_model(study.clean_teacher_name_or_path, "clean_teacher_name_or_path")
         teachers["clean"] = clean.to(_device())
-    metrics = probe_figures(student, processor, train, test)
-    metrics |= similarity_figures(distiller, student, teachers, batches)
-    metrics |= refinement_figures(distiller, batches)
-    return metrics | benchmark_figures(student, processor, study.benchmarks, folder / "work")
+    metrics = probe_metrics(student, processor, train, test)
+    metrics |= similarity_metrics(distiller, student, teachers, batches)
+    metrics |= refinement_metrics(distiller, batches)
+    return metrics | benchmark_metrics(student, processor, study.benchmarks, folder / "work")
 
 
 def _curve(trainer: SingerDistillationTrainer) -> list[dict[str, float]]:

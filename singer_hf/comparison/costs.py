@@ -1,4 +1,4 @@
-"""What a step of each method costs beside a step of the baseline, measured side by side."""
+"""Cost of a training step of each method relative to the baseline."""
 
 import time
 from pathlib import Path
@@ -14,14 +14,15 @@ from singer_hf.training.trainer import SingerDistillationTrainer
 
 
 def step_costs(study: Study, num_steps: int = 30, warmup: int = 3) -> dict[str, float]:
-    """Median time of a training step (losses, gradients, AdamW) of every method over that of the baseline.
+    """Median time of a training step (losses, gradients, optimiser) of every method, relative to the baseline.
 
-    The methods take turns, so that what else the machine does hits all alike. Empty without the baseline.
+    The methods alternate step by step, so that other load on the machine affects all of them. Empty without the
+    baseline.
 
     Args:
         study: The comparison.
-        num_steps: Steps of each method that count.
-        warmup: Steps before them that do not.
+        num_steps: Measured steps of each method.
+        warmup: Unmeasured steps before them.
     """
     if study.baseline not in study.methods:
         return {}

@@ -1,6 +1,6 @@
-"""Pictures of a comparison: every function returns a matplotlib figure and writes nothing.
+"""Figures of a comparison: every function returns a matplotlib figure and saves nothing.
 
-matplotlib is imported inside functions only, so that the rest of the package works without it.
+matplotlib is imported inside the functions only, so that the rest of the package works without it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 _PLAIN = "0.35"
 _VERDICT_COLOURS = {"better": COLOURS[0], "worse": COLOURS[1]}
-_PANEL, _ROW, _LETTER = 2.1, 0.24, 0.075  # inches; a letter of a method's name at FONT
+_PANEL, _ROW, _LETTER = 2.1, 0.24, 0.075  # inches: width of a panel, height of a row, width of a letter at FONT
 _STYLES = ("-", "--", ":")
 
 
 def methods_figure(
     summary: Mapping, metrics: Sequence[str] = ("probe_cls", "knn", "outlier_ratio", "gram_clean"), title: str = ""
 ) -> "Figure":
-    """Every method with its interval, a panel per metric; the thin line is the mean of the baseline.
+    """Draws every method with its interval, one panel per metric; the thin line is the mean of the baseline.
 
     Args:
         summary: From :func:`singer_hf.comparison.summary.summarise`.
-        metrics: Names of metrics; those that no method has are left out.
+        metrics: Names of metrics; those without any value are omitted.
         title: Title of the figure.
 
     Raises:
@@ -65,7 +65,7 @@ def methods_figure(
 
 
 def paired_figure(summary: Mapping, metric: str = "probe_cls", title: str = "") -> "Figure":
-    """Differences to the baseline at equal seeds, with their intervals.
+    """Draws the differences to the baseline at equal seeds with their intervals.
 
     Args:
         summary: From :func:`singer_hf.comparison.summary.summarise`.
@@ -95,11 +95,11 @@ def paired_figure(summary: Mapping, metric: str = "probe_cls", title: str = "") 
 
 
 def curves_figure(cells: Iterable[Mapping], name: str = "knn_top1", title: str = "") -> "Figure":
-    """A curve of the training by method, mean over seeds: does the ranking still change?
+    """Draws a metric over the training steps for every method, mean over seeds.
 
     Args:
         cells: The cells of a comparison, with ``"curve": [{"step": int, name: float}, ...]``.
-        name: What to draw.
+        name: Key of the metric in the points of the curve.
         title: Title of the figure.
 
     Raises:
@@ -118,7 +118,7 @@ def curves_figure(cells: Iterable[Mapping], name: str = "knn_top1", title: str =
     axis.set(xlabel="step", ylabel=name)
     small_text(axis)
     handles = dict(zip(curves, axis.lines, strict=True))
-    # In the order of the last points, so that a name is found where its line ends.
+    # In the order of the last points, so that each name is near the end of its line.
     figure.legend(
         [handles[method] for method in ranked], ranked, loc="outside right center", fontsize=FONT, frameon=False
     )
@@ -135,18 +135,18 @@ def sweep_figure(
     columns: tuple[str, Sequence[str]],
     title: str = "",
 ) -> "Figure":
-    """Two settings against each other: a map of one metric with its numbers, brighter is better.
+    """Draws one metric over a grid of two settings as a map with numbers; brighter is better.
 
     Args:
         summary: From :func:`singer_hf.comparison.summary.summarise`.
-        grid: Names of the methods, row by row; None, or a method without the figure, leaves the place empty.
+        grid: Names of the methods, row by row; a cell is empty for None and for a method without the metric.
         metric: Name of the metric.
-        rows: Name of the setting that changes from row to row, and its values.
-        columns: The same from column to column.
+        rows: Name of the setting that changes between rows, and its values.
+        columns: The same for the columns.
         title: Title of the figure.
 
     Raises:
-        ValueError: If the grid does not have the size of its labels or no place has a figure.
+        ValueError: If the size of the grid differs from that of its labels, or no method of it has the metric.
     """
     if [len(line) for line in grid] != [len(columns[1])] * len(rows[1]):
         raise ValueError(
@@ -155,15 +155,15 @@ def sweep_figure(
         )
     kind = get_metric(metric)
     found = [[summary["methods"].get(name, {}).get(metric) for name in line] for line in grid]
-    if not any(figure for line in found for figure in line):
+    if not any(spread for line in found for spread in line):
         raise ValueError(f"`grid` must name methods that have {metric}, got {grid!r}")
-    values = [[kind.scale * figure["mean"] if figure else float("nan") for figure in line] for line in found]
-    picture = new_figure(1.9 + 0.95 * len(columns[1]), max(2.6, 1.2 + 0.5 * len(rows[1])))
-    axis = picture.subplots()
+    values = [[kind.scale * spread["mean"] if spread else float("nan") for spread in line] for line in found]
+    figure = new_figure(1.9 + 0.95 * len(columns[1]), max(2.6, 1.2 + 0.5 * len(rows[1])))
+    axis = figure.subplots()
     image = axis.imshow(values, cmap=MAP_COLOURS + "_r" * (kind.higher_is_better is False), aspect="auto")
     for row, line in enumerate(found):
-        for column, figure in enumerate(line):
-            text = with_half_width(figure, kind) if figure else "-"
+        for column, spread in enumerate(line):
+            text = with_half_width(spread, kind) if spread else "-"
             colour = _readable_on(image, values[row][column])
             axis.text(column, row, text, ha="center", va="center", fontsize=FONT, color=colour)
     axis.set(xlabel=columns[0], ylabel=rows[0])
@@ -171,11 +171,11 @@ def sweep_figure(
     axis.set_yticks(range(len(rows[1])), rows[1])
     small_text(axis)
     axis.grid(visible=False)
-    bar = picture.colorbar(image, ax=axis, aspect=24)
+    bar = figure.colorbar(image, ax=axis, aspect=24)
     bar.ax.tick_params(labelsize=FONT)
     bar.set_label(wrapped(_axis_title(kind), 24), fontsize=FONT)
-    set_title(picture, title or f"{kind.title} by {rows[0]} and {columns[0]}")
-    return picture
+    set_title(figure, title or f"{kind.title} by {rows[0]} and {columns[0]}")
+    return figure
 
 
 def _size(methods: Iterable[str], panels: int) -> tuple[float, float]:
@@ -187,15 +187,15 @@ def _verdict(summary: Mapping, method: str, metric: Metric) -> str:
     return summary["paired"].get(method, {}).get(metric.name, {}).get("verdict", "")
 
 
-def _draw_interval(axis: "Axes", row: int, figure: Mapping | None, metric: Metric, verdict: str) -> None:
-    if figure is None:
+def _draw_interval(axis: "Axes", row: int, spread: Mapping | None, metric: Metric, verdict: str) -> None:
+    if spread is None:
         return
     colour = _VERDICT_COLOURS.get(verdict, _PLAIN)
-    values = [metric.scale * value for value in figure["values"]]
+    values = [metric.scale * value for value in spread["values"]]
     axis.plot(values, [row + 0.22] * len(values), "o", color=colour, alpha=0.35, markersize=3, markeredgewidth=0)
-    if figure["low"] is not None:
-        axis.hlines(row, metric.scale * figure["low"], metric.scale * figure["high"], color=colour, linewidth=1.6)
-    axis.plot([metric.scale * figure["mean"]], [row], "o", color=colour, markersize=4.5)
+    if spread["low"] is not None:
+        axis.hlines(row, metric.scale * spread["low"], metric.scale * spread["high"], color=colour, linewidth=1.6)
+    axis.plot([metric.scale * spread["mean"]], [row], "o", color=colour, markersize=4.5)
 
 
 def _name_rows(panels: Sequence["Axes"], methods: Sequence[str]) -> None:
@@ -228,7 +228,7 @@ def _axis_title(metric: Metric) -> str:
 
 
 def _mean_curves(cells: Iterable[Mapping], name: str) -> dict[str, dict[int, float]]:
-    """Method -> step -> mean over seeds, at the steps all its seeds have: one that stops would make it jump."""
+    """Method -> step -> mean over seeds, at the steps that all of its seeds have."""
     by_method: dict[str, list[dict[int, float]]] = {}
     for cell in cells:
         points = {point["step"]: point[name] for point in cell.get("curve") or () if point.get(name) is not None}
@@ -242,7 +242,7 @@ def _mean_curves(cells: Iterable[Mapping], name: str) -> dict[str, dict[int, flo
 
 
 def _readable_on(image: object, value: float) -> str:
-    """Black on bright colours and on empty places, white on dark ones."""
+    """Black on bright colours and on empty cells, white on dark colours."""
     if value != value:
         return "black"
     red, green, blue, _ = image.cmap(image.norm(value))

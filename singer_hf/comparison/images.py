@@ -1,4 +1,4 @@
-"""The images of a comparison, the same for all its cells."""
+"""Images of a comparison, the same for all of its cells."""
 
 from functools import lru_cache
 
@@ -11,17 +11,17 @@ from singer_hf.data.drawn_scenes import scene_dataset
 from singer_hf.evaluation.benchmarks.catalog import DRAWN
 
 _DRAWN_TRAIN, _DRAWN_TEST = 4_000, 1_000
-# Apart from the series that the demo's teacher was trained on and the benchmarks draw.
+# Other series than those of the demo's teacher and of the benchmarks.
 _TRAIN_SERIES, _TEST_SERIES = 2, 3
 
 
 def training_images(study: Study) -> datasets.Dataset:
-    """What is distilled on."""
+    """Images to distil on."""
     return _images(study.dataset_name, study.train_split, study.max_train_samples)
 
 
 def probe_images(study: Study) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Labelled images to fit probes on and to measure on."""
+    """Labelled images to fit probes on, and to measure on."""
     train = _images(study.dataset_name, study.train_split, study.max_probe_samples)
     return train, _images(study.dataset_name, study.test_split, study.max_test_samples)
 

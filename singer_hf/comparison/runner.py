@@ -1,4 +1,4 @@
-"""All cells of a comparison, one after the other or on several processes, and the report at their end."""
+"""Runs all cells of a comparison, in one process or several, and writes the report."""
 
 import importlib.util
 import json
@@ -25,18 +25,18 @@ _Job = tuple[str, str, Any]
 
 
 def run_study(study: Study, *, num_processes: int = 1, facts: dict[str, str] | None = None) -> dict[str, Any]:
-    """Runs what is not there yet and writes comparison.json, comparison.md and figures into the output folder.
+    """Runs the unfinished cells and writes comparison.json, comparison.md and figures/*.png into the output folder.
 
     Args:
         study: The comparison.
-        num_processes: Processes that work on cells side by side; each takes a GPU in turn where there are some.
-        facts: Command, hardware, date and the like for the head of the report.
+        num_processes: Processes that run cells in parallel; GPUs, if there are any, are assigned in turn.
+        facts: Name -> text for the head of the report, such as command, hardware and date.
 
     Returns:
-        What comparison.json holds.
+        The content of comparison.json.
 
     Raises:
-        RuntimeError: If cells failed; the others are finished and kept.
+        RuntimeError: If cells failed. The others are finished and their results are kept.
     """
     jobs = [("reference", name, model) for name, model in _references(study).items()]
     jobs += [("cell", method, seed) for method, seed in study.cells()]
@@ -77,7 +77,7 @@ def _in_turn(study: Study, jobs: list[_Job]) -> Iterator[tuple[_Job, dict | None
 def _side_by_side(
     study: Study, jobs: list[_Job], num_processes: int
 ) -> Iterator[tuple[_Job, dict | None, str | None]]:
-    # Spawned, so that neither threads nor a GPU context are inherited.
+    # Spawned processes inherit neither threads nor a GPU context.
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     settings = (context.Value("i", 0), threads, torch.cuda.device_count())
@@ -118,12 +118,12 @@ def _report(study: Study, results: dict[_Job, dict], facts: dict[str, str]) -> d
 
 
 def _main_metric(summary: dict[str, Any]) -> str:
-    """The probe that pictures and sentences are about; not all students have a class token."""
+    """The metric of sentences and figures: some students have no class token."""
     return "probe_cls" if "probe_cls" in summary["metrics"] else "probe_mean"
 
 
 def _costs(study: Study) -> dict[str, float]:
-    """Measured once, and kept: a later look at the same cells must not change the table."""
+    """Costs from step_costs.json, measured if a method is missing: a repeated report shows the same costs."""
     if not study.num_cost_steps:
         return {}
     file = Path(study.output_dir) / "step_costs.json"

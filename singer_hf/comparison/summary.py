@@ -1,7 +1,8 @@
 """Statistics of a comparison: intervals over seeds, and differences to the baseline at equal seeds.
 
-The seeds are the sample. A method and the baseline run with the same seed share the student's first weights and the
-order of the data, so their differences spread less than the figures themselves: verdicts are read off the differences.
+The seeds are the sample. A method and the baseline with the same seed share the student's initial weights and the
+order of the images, so the paired differences vary less than the metrics themselves. Verdicts are based on the
+differences.
 """
 
 import math
@@ -17,46 +18,46 @@ Verdict = Literal["better", "worse", "no difference seen", "not comparable"]
 
 
 def summarise(cells: Sequence[Mapping], *, baseline: str = "fitnet", level: float = 0.95) -> dict:
-    """What the cells of a comparison say about each method, as a dict that can be written as JSON.
+    """Computes the statistics of every method of a comparison, as a dict that can be written as JSON.
 
     Args:
         cells: ``{"method": str, "seed": int, "metrics": {name: float | None}}`` of each run; None means that the
-            figure does not apply to the method. Methods keep the order in which they come.
-        baseline: The method that the others are compared with. Without its cells there is no paired part.
+            metric does not apply to the method. Methods keep their order of appearance.
+        baseline: The method that the others are compared with. Without its cells ``paired`` is empty.
         level: Level of the intervals, in (0, 1).
 
     Returns:
         ``baseline``, ``level``, ``seeds`` (all, ascending), ``metrics`` (names in the order of the table) and
 
-        - ``methods``: method -> metric -> ``n``, ``mean``, ``sd`` (n - 1 in the denominator), ``low``, ``high`` (ends
-          of the Student t interval), ``seeds``, ``values``. With one seed ``sd``, ``low`` and ``high`` are None.
+        - ``methods``: method -> metric -> ``n``, ``mean``, ``sd`` (n - 1 in the denominator), ``low``, ``high`` (the
+          Student t interval), ``seeds``, ``values``. With one seed ``sd``, ``low`` and ``high`` are None.
         - ``paired``: method -> metric -> the same of the differences method - baseline at equal seeds, with
           ``all_seeds_better`` and ``all_seeds_worse`` (None where neither direction is good) and ``verdict``:
           "better" or "worse" where the interval excludes 0, "no difference seen" where it does not, "not comparable"
-          with fewer than two common seeds or where neither direction is good. The baseline is not in it.
+          with fewer than two common seeds or where neither direction is good. The baseline is excluded.
 
     Raises:
-        ValueError: If there are no cells, a method comes twice with one seed, a figure is not finite, or ``level``
-            is out of range.
+        ValueError: If there are no cells, a method has two results for one seed, a metric is not finite, or
+            ``level`` is not in (0, 1).
     """
     if not 0 < level < 1:
         raise ValueError(f"`level` must be in (0, 1), got {level!r}; 0.95 gives 95 % intervals")
     _check_cells(cells)
-    figures = _figures(cells)
-    base = figures.get(baseline, {})
-    others = [method for method in figures if method != baseline] if baseline in figures else []
+    values = _values(cells)
+    base = values.get(baseline, {})
+    others = [method for method in values if method != baseline] if baseline in values else []
     return {
         "baseline": baseline,
         "level": level,
         "seeds": sorted({cell["seed"] for cell in cells}),
-        "metrics": in_order(name for own in figures.values() for name in own),
+        "metrics": in_order(name for own in values.values() for name in own),
         "methods": {
-            method: {name: _spread(own[name], level) for name in in_order(own)} for method, own in figures.items()
+            method: {name: _spread(own[name], level) for name in in_order(own)} for method, own in values.items()
         },
         "paired": {
             method: {
-                name: _paired(get_metric(name), figures[method][name], base.get(name, {}), level)
-                for name in in_order(figures[method])
+                name: _paired(get_metric(name), values[method][name], base.get(name, {}), level)
+                for name in in_order(values[method])
             }
             for method in others
         },
@@ -64,7 +65,7 @@ def summarise(cells: Sequence[Mapping], *, baseline: str = "fitnet", level: floa
 
 
 def sentence(summary: Mapping, method: str, metric: str = "probe_cls") -> str:
-    """What a summary says about one method and one metric, in one plain sentence.
+    """Describes the result of one method in one metric, in one sentence.
 
     Args:
         summary: From :func:`summarise`.
@@ -72,35 +73,35 @@ def sentence(summary: Mapping, method: str, metric: str = "probe_cls") -> str:
         metric: Name of the metric.
 
     Raises:
-        ValueError: If there is no such method.
+        ValueError: If ``method`` is not in the summary.
     """
     if method not in summary["methods"]:
         raise ValueError(f"`method` must be one of {list(summary['methods'])}, got {method!r}")
-    figure, baseline = summary["methods"][method].get(metric), summary["baseline"]
+    spread, baseline = summary["methods"][method].get(metric), summary["baseline"]
     kind = get_metric(metric)
-    if figure is None:
-        return f"{method}: no figure for {kind.title}."
-    own = f"{with_half_width(figure, kind)} on {kind.title} ({_seeds(figure['n'])})"
+    if spread is None:
+        return f"{method}: no value for {kind.title}."
+    own = f"{with_half_width(spread, kind)} on {kind.title} ({_seeds(spread['n'])})"
     if method == baseline:
         return f"{method}: the baseline, {own}."
     if baseline not in summary["methods"]:
         return f"{method}: {own}; not compared, there is no {baseline}."
     paired = summary["paired"][method][metric]
     if not paired["n"]:
-        return f"{method}: {own}; not compared, {baseline} has no such figure at the same seeds."
+        return f"{method}: {own}; not compared, {baseline} has no value at the same seeds."
     return f"{method}: {_difference(paired, kind, baseline, summary['level'])}."
 
 
-def with_half_width(figure: Mapping, metric: Metric) -> str:
+def with_half_width(spread: Mapping, metric: Metric) -> str:
     """The mean and half the width of its interval, "51.7 ± 1.2"; the mean alone with one seed."""
-    if figure["low"] is None:
-        return metric.text(figure["mean"])
-    return f"{metric.text(figure['mean'])} ± {metric.text((figure['high'] - figure['low']) / 2)}"
+    if spread["low"] is None:
+        return metric.text(spread["mean"])
+    return f"{metric.text(spread['mean'])} ± {metric.text((spread['high'] - spread['low']) / 2)}"
 
 
-def excludes_zero(figure: Mapping) -> bool:
-    """Whether there is an interval and 0 is not in it."""
-    return figure["low"] is not None and (figure["low"] > 0 or figure["high"] < 0)
+def excludes_zero(spread: Mapping) -> bool:
+    """Whether there is an interval and 0 lies outside of it."""
+    return spread["low"] is not None and (spread["low"] > 0 or spread["high"] < 0)
 
 
 def _check_cells(cells: Sequence[Mapping]) -> None:
@@ -117,25 +118,26 @@ def _check_cells(cells: Sequence[Mapping]) -> None:
         for name, value in cell["metrics"].items():
             if value is not None and not math.isfinite(value):
                 raise ValueError(
-                    f"`cells` must hold finite figures, got {name} = {value!r} of {key!r}; repeat the run or "
-                    "leave it out, None stands for a figure that does not apply"
+                    f"`cells` must hold finite metrics, got {name} = {value!r} of {key!r}; repeat the run or "
+                    "remove it; use None for a metric that does not apply"
                 )
 
 
-def _figures(cells: Sequence[Mapping]) -> dict[str, dict[str, dict[int, float]]]:
-    """Method -> metric -> seed -> value, without missing ones, seeds ascending."""
-    figures: dict[str, dict[str, dict[int, float]]] = {cell["method"]: {} for cell in cells}
+def _values(cells: Sequence[Mapping]) -> dict[str, dict[str, dict[int, float]]]:
+    """Method -> metric -> seed -> value, without missing values, seeds ascending."""
+    found: dict[str, dict[str, dict[int, float]]] = {cell["method"]: {} for cell in cells}
     for cell in sorted(cells, key=lambda cell: cell["seed"]):
         for name, value in cell["metrics"].items():
             if value is not None:
-                figures[cell["method"]].setdefault(name, {})[cell["seed"]] = value
-    return figures
+                found[cell["method"]].setdefault(name, {})[cell["seed"]] = value
+    return found
 
 
 def _spread(by_seed: Mapping[int, float], level: float) -> dict:
     values = list(by_seed.values())
     sd = stdev(values) if len(values) > 1 else None
-    # `mean` and `stdev` round once: equal values have a spread of exactly 0, and their mean is exactly theirs.
+    # Not `scipy.stats.ttest_1samp(values, 0).confidence_interval(level)`: for equal values it warns, and it rounds, so
+    # that the width is not exactly 0. `mean` and `stdev` are exact there; elsewhere both agree to 3e-14.
     middle = mean(values) if values else None
     low = high = None
     if sd is not None:
@@ -188,7 +190,7 @@ def _difference(paired: Mapping, metric: Metric, baseline: str, level: float) ->
     ends = f"{interval} {metric.text(bounds[0])} to {metric.text(bounds[1])}, {_seeds_in_favour(paired, metric)}"
     if paired["verdict"] == "no difference seen":
         return f"no difference seen from {baseline}: {signed} ({ends}) on {metric.title}"
-    return f"{signed} beside {baseline} ({ends}) on {metric.title}, where neither direction is good in itself"
+    return f"{signed} compared with {baseline} ({ends}) on {metric.title}, where neither direction is better"
 
 
 def _seeds_in_favour(paired: Mapping, metric: Metric) -> str:

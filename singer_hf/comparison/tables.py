@@ -1,7 +1,8 @@
-"""A comparison as one markdown page: what was run, tables with intervals, and a sentence per method."""
+"""A comparison as a markdown page: facts, tables with intervals, and a sentence per method."""
 
 from collections.abc import Mapping, Sequence
 
+from singer_hf.cards.markdown import markdown_table
 from singer_hf.comparison.metric_table import QUALITY, get_metric, in_order
 from singer_hf.comparison.summary import excludes_zero, sentence, with_half_width
 
@@ -16,17 +17,17 @@ def comparison_markdown(
     facts: Mapping[str, str],
     metric: str = "probe_cls",
 ) -> str:
-    """The page.
+    """Returns the markdown page of a comparison.
 
     Args:
         summary: From :func:`singer_hf.comparison.summary.summarise`.
-        step_costs: Method -> time of a training step over that of the baseline; may be empty.
-        references: Name -> figures of models that were not trained here, such as the teachers: rows without interval,
-            in the tables in which they have a figure.
-        facts: What a reader needs to repeat it (command, seeds, hardware, data, steps, date): name -> text.
-        metric: What the sentences are about.
+        step_costs: Method -> time of a training step divided by that of the baseline; may be empty.
+        references: Name -> metrics of models that were not trained here, such as the teachers: rows without interval
+            in the tables that show one of their metrics.
+        facts: Name -> text of what is needed to repeat the comparison: command, seeds, hardware, data, steps, date.
+        metric: Name of the metric of the sentences.
     """
-    names = in_order([*summary["metrics"], *(name for figures in references.values() for name in figures)])
+    names = in_order([*summary["metrics"], *(name for metrics in references.values() for name in metrics)])
     quality = [name for name in names if name in QUALITY]
     parts = [_TITLE, "\n".join(f"- {name}: {text}" for name, text in facts.items())]
     parts += _section("## Quality", summary, quality, references, step_costs)
@@ -47,15 +48,15 @@ def _section(
     if not names and not step_costs:
         return []
     rows = [
-        [name, *(get_metric(column).text(figures.get(column)) for column in names), *(["-"] if step_costs else [])]
-        for name, figures in references.items()
-        if any(figures.get(column) is not None for column in names)
+        [name, *(get_metric(column).text(metrics.get(column)) for column in names), *(["-"] if step_costs else [])]
+        for name, metrics in references.items()
+        if any(metrics.get(column) is not None for column in names)
     ]
-    for method, figures in summary["methods"].items():
-        row = [method, *(_cell(figures.get(column), column, len(summary["seeds"])) for column in names)]
+    for method, spreads in summary["methods"].items():
+        row = [method, *(_cell(spreads.get(column), column, len(summary["seeds"])) for column in names)]
         rows.append([*row, _cost(step_costs.get(method))] if step_costs else row)
     header = ["method", *map(_heading, names), *(["step cost ↓"] if step_costs else [])]
-    return [title, _table(header, rows), _legend(names, summary["baseline"] if step_costs else None)]
+    return [title, markdown_table(header, rows), _legend(names, summary["baseline"] if step_costs else None)]
 
 
 def _paired_section(summary: Mapping, names: Sequence[str]) -> list[str]:
@@ -67,17 +68,12 @@ def _paired_section(summary: Mapping, names: Sequence[str]) -> list[str]:
     if not names or not summary["paired"]:
         return []
     rows = [
-        [method, *(_paired_cell(figures.get(name), name, len(summary["seeds"])) for name in names)]
-        for method, figures in summary["paired"].items()
+        [method, *(_paired_cell(spreads.get(name), name, len(summary["seeds"])) for name in names)]
+        for method, spreads in summary["paired"].items()
     ]
     level = f"{100 * summary['level']:g} %"
     note = f"Method minus {baseline}, with the {level} interval; shares in points. Bold: the interval excludes 0."
-    return [title, _table(["method", *map(_heading, names)], rows), note]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    return [title, markdown_table(["method", *map(_heading, names)], rows), note]
 
 
 def _heading(name: str) -> str:
@@ -91,46 +87,46 @@ def _legend(names: Sequence[str], baseline: str | None) -> str:
         title = "" if metric.title == name else f": {metric.title}"
         entries.append(f"`{name}`{title}{' in %' if metric.percent else ''}{f' {metric.arrow}'.rstrip()}")
     if baseline is not None:
-        entries.append(f"step cost: time of a training step over that of {baseline} ↓")
+        entries.append(f"step cost: time of a training step relative to {baseline} ↓")
     return f"{'; '.join(entries)}. (↑ higher is better, ↓ lower is better)"
 
 
-def _cell(figure: Mapping | None, name: str, seeds: int) -> str:
-    if figure is None:
+def _cell(spread: Mapping | None, name: str, seeds: int) -> str:
+    if spread is None:
         return "-"
-    return with_half_width(figure, get_metric(name)) + _count(figure, seeds)
+    return with_half_width(spread, get_metric(name)) + _count(spread, seeds)
 
 
-def _count(figure: Mapping, seeds: int) -> str:
-    return "" if figure["n"] == seeds else f" (n = {figure['n']})"
+def _count(spread: Mapping, seeds: int) -> str:
+    return "" if spread["n"] == seeds else f" (n = {spread['n']})"
 
 
 def _cost(cost: float | None) -> str:
     return "-" if cost is None else f"{cost:.2f}x"
 
 
-def _paired_cell(figure: Mapping | None, name: str, seeds: int) -> str:
-    if figure is None or not figure["n"]:
+def _paired_cell(spread: Mapping | None, name: str, seeds: int) -> str:
+    if spread is None or not spread["n"]:
         return "-"
     metric = get_metric(name)
-    text = metric.text(figure["mean"], signed=True)
-    if figure["low"] is not None:
-        text += f" [{metric.text(figure['low'])}, {metric.text(figure['high'])}]"
-    text += _count(figure, seeds)
-    return f"**{text}**" if excludes_zero(figure) else text
+    text = metric.text(spread["mean"], signed=True)
+    if spread["low"] is not None:
+        text += f" [{metric.text(spread['low'])}, {metric.text(spread['high'])}]"
+    text += _count(spread, seeds)
+    return f"**{text}**" if excludes_zero(spread) else text
 
 
 def _notes(summary: Mapping) -> str:
     level, compared = summary["level"], len(summary["paired"])
     notes = [
-        f"`a ± b`: mean over seeds and half the width of its {100 * level:g} % Student t interval; a figure without ± "
-        "has no interval. `(n = ...)`: seeds that have the figure, where some lack it.",
-        "The intervals speak of the seeds only: of other students trained alike, not of other teachers or other data.",
-        "They hold for each method and figure by itself and are not corrected for the number of methods.",
+        f"`a ± b`: mean over seeds and half the width of its {100 * level:g} % Student t interval; a value without ± "
+        "has no interval. `(n = ...)`: number of seeds with this metric, where some lack it.",
+        "The intervals cover the variation over seeds only, not other teachers or other data.",
+        "Each interval holds for one method and one metric; they are not corrected for the number of methods.",
     ]
     if compared > 1:
         notes[-1] += (
-            f" With {compared} methods compared, intervals that all hold together with {100 * level:g} % confidence "
+            f" With {compared} methods compared, intervals that hold jointly with {100 * level:g} % confidence "
             f"would have to be {100 * (1 - (1 - level) / compared):.4g} % intervals (Bonferroni)."
         )
     return "\n".join(f"- {note}" for note in notes)

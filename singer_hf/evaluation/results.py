@@ -10,7 +10,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from torch import Tensor
 
-from singer_hf.cards.student_card import Evaluation, eval_results, library_versions
+from singer_hf.cards.hub_metadata import Evaluation, eval_results
+from singer_hf.cards.student_card import library_versions
 from singer_hf.evaluation.benchmarks.catalog import MEANS, METRICS, Benchmark, mean_figures
 from singer_hf.evaluation.metrics import greater_is_better, per_class_accuracy, per_class_iou
 

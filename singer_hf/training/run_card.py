@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from singer_hf.cards.student_card import CardInfo, Evaluation, student_card
+from singer_hf.cards.hub_metadata import Evaluation
+from singer_hf.cards.student_card import CardInfo, student_card
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 
 if TYPE_CHECKING:

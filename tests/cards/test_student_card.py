@@ -1,7 +1,6 @@
-"""The model card: what a reader finds in it, what the Hub reads in it, and what must never get into it."""
+"""The model card: its text, its metadata, and what must never get into it."""
 
 import dataclasses
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +9,15 @@ from hub_storage import card_errors
 from huggingface_hub import ModelCard
 from transformers import SchedulerType
 
-from singer_hf.cards.student_card import (
-    CardInfo,
-    CardMethod,
-    Evaluation,
-    eval_results,
-    hub_id,
-    library_versions,
-    student_card,
-)
+from singer_hf.cards.hub_metadata import Evaluation, eval_results
+from singer_hf.cards.student_card import CardInfo, CardMethod, library_versions, student_card
 from singer_hf.version import __version__
 
+SINGER = CardMethod(
+    "singer", "with SiNGER ([paper](https://arxiv.org/abs/2509.20986)): an adapter refined its tokens."
+)
 FULL = CardInfo(
+    method=SINGER,
     student_class="ViTModel",
     student="WinKawaks/vit-tiny-patch16-224",
     repo_id="someone/vit-tiny-singer",
@@ -68,7 +64,7 @@ def test_the_whole_card_has_its_sections_in_order() -> None:
     "sentence",
     [
         "A `ViTModel` that was distilled from [facebook/dinov2-large](https://huggingface.co/facebook/dinov2-large)",
-        " with SiNGER ([paper](https://arxiv.org/abs/2509.20986))",
+        " with SiNGER ([paper](https://arxiv.org/abs/2509.20986)): an adapter refined its tokens. It started from ",
         "It started from the weights of [WinKawaks/vit-tiny-patch16-224]",
         'AutoModel.from_pretrained("someone/vit-tiny-singer")',
         'AutoImageProcessor.from_pretrained("someone/vit-tiny-singer")',
@@ -111,24 +107,6 @@ def test_metadata_comes_back_from_the_file_and_the_hub_finds_no_fault(tmp_path: 
     assert data.eval_results == eval_results(FULL.evaluations)
 
 
-def test_figures_become_results_the_hub_knows_and_those_not_finite_do_not() -> None:
-    rows = [
-        *FULL.evaluations,
-        ("depth", "NYU v2", "rmse", math.nan),
-        ("segmentation", "a", "mean_iou", np.float32(0.5)),
-    ]
-    results = [
-        (r.task_type, r.dataset_type, r.dataset_name, r.metric_name, r.metric_value) for r in eval_results(rows)
-    ]
-    assert results == [
-        ("image-classification", "ilsvrc/imagenet-1k", "ILSVRC/imagenet-1k", "top1 (classification)", 0.7059),
-        ("image-classification", "cifar-10", "CIFAR 10", "top1 (knn)", 0.5),
-        ("image-segmentation", "a", "a", "mean_iou (segmentation)", 0.5),
-    ]
-    assert type(eval_results(rows)[2].metric_value) is float
-    assert "| depth | NYU v2 | rmse | nan |" in student_card(dataclasses.replace(FULL, evaluations=rows)).text
-
-
 def test_an_empty_card_has_no_empty_headings_tables_or_none() -> None:
     card = student_card(EMPTY)
     assert headings(card) == ["# student", "## How to load it", "## Limits", "## Citation"]
@@ -150,27 +128,30 @@ def test_any_field_may_be_left_out(name: str) -> None:
     assert not any(first.startswith("## ") and second.startswith("## ") for first, second in pairs)
 
 
-def test_without_an_adapter_the_card_says_fitnet_and_shows_no_adapter() -> None:
+def test_without_an_adapter_the_card_shows_no_adapter() -> None:
+    assert "PeftModel" in student_card(FULL).text
     card = student_card(dataclasses.replace(FULL, has_adapter=False))
-    assert "by matching features of several blocks (FitNet)" in card.text
     assert "PeftModel" not in card.text
-    assert card.data.tags[-1] == "fitnet"
+    assert "import singer_hf" not in card.text
+    assert card.data.tags[-1] == "singer"
 
 
-def test_another_method_is_named_in_text_and_tag() -> None:
+def test_without_a_method_the_sentence_ends_with_the_teacher() -> None:
+    card = student_card(dataclasses.replace(FULL, method=None))
+    assert "from [facebook/dinov2-large](https://huggingface.co/facebook/dinov2-large). It started from " in card.text
+    assert card.data.tags == ["singer-hf", "knowledge-distillation", "vision-transformer", "feature-extraction"]
+
+
+@pytest.mark.parametrize("has_adapter", [True, False])
+def test_the_method_is_named_in_text_and_tag(has_adapter: bool) -> None:
     method = CardMethod("vitkd", "with ViTKD: from https://arxiv.org/abs/2209.02432 and /home/jane/notes.")
-    card = student_card(dataclasses.replace(FULL, has_adapter=False, method=method))
+    card = student_card(dataclasses.replace(FULL, has_adapter=has_adapter, method=method))
     assert (
         "was distilled from [facebook/dinov2-large](https://huggingface.co/facebook/dinov2-large) with ViTKD: from "
         "https://arxiv.org/abs/2209.02432 and notes. It started from the weights of "
     ) in card.text
-    assert "FitNet" not in card.text
+    assert "SiNGER ([paper]" not in card.text
     assert card.data.tags[-1] == "vitkd"
-
-
-def test_an_adapter_in_the_folder_makes_it_singer() -> None:
-    card = student_card(dataclasses.replace(FULL, method=CardMethod("vitkd", "with ViTKD.")))
-    assert str(card) == str(student_card(FULL))
 
 
 def test_a_student_of_drawn_scenes_says_so() -> None:
@@ -188,8 +169,6 @@ def test_no_path_token_or_home_of_this_machine_gets_into_the_card(
         "output_dir": "/home/jane doe/runs/one",
         "hub_token": token,
         "push_to_hub_token": token,
-        "hub_model_id": "jane/one",
-        "run_name": "/home/jane doe/runs/one",
         "note": f"from /home/jane doe/runs/one with {token}",
         "files": ["/mnt/disk/jane/a.parquet", Path("data/b.parquet"), "C:\\Users\\jane\\c.parquet"],
         "lr_scheduler_kwargs": {"file": "~/jane/schedule"},
@@ -209,6 +188,7 @@ def test_no_path_token_or_home_of_this_machine_gets_into_the_card(
     assert "It started from the weights of the local folder `start`." in card.text
     assert "| `files` | `['a.parquet', 'b.parquet', 'c.parquet']` |" in card.text
     assert "| `note` | `from one with hf_...` |" in card.text
+    assert "| `output_dir` | `one` |\n| `hub_token` | `hf_...` |" in card.text
     assert "| `page` | `https://example.org/a/b` |\n| `share` | `1/2` |" in card.text
     assert 'AutoModel.from_pretrained("path/to/the/teacher")' in card.text
     assert "![Losses over the steps](losses.png)" in card.text
@@ -244,20 +224,7 @@ def test_words_are_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_relative_folder_that_looks_like_an_id_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs" / "teacher").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert hub_id("runs/teacher") is None
     assert "the local folder `teacher`" in student_card(dataclasses.replace(FULL, teacher="runs/teacher")).text
-
-
-@pytest.mark.parametrize(
-    "name", ["", "imagefolder", "./teacher", "../teacher", "/a/b", "~/a", "a/b/c", "a b", "C:\\a"]
-)
-def test_these_are_no_hub_ids(name: str) -> None:
-    assert hub_id(name) is None
-
-
-@pytest.mark.parametrize("name", ["gpt2", "facebook/dinov2-large", "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"])
-def test_these_are_hub_ids(name: str) -> None:
-    assert hub_id(name) == name
 
 
 def test_a_teacher_without_name_is_shown_by_its_class() -> None:

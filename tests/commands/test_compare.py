@@ -125,7 +125,7 @@ def test_a_student_without_a_class_token_is_compared_by_its_patches(run, tmp_pat
 
 
 def test_without_a_file_the_usage_is_shown(run):
-    assert run().startswith("usage: compare.py STUDY.yaml [flags]\nCompares ways to clean a teacher")
+    assert run().startswith("usage: compare.py STUDY.yaml [flags]\nCompares distillation methods")
     assert run("--seeds", 1).startswith("usage: compare.py STUDY.yaml [flags]")
 
 

@@ -149,7 +149,7 @@ def test_a_cell_stopped_behind_its_last_step_is_not_trained_on(straight, file, m
     _, results = straight
     study = tiny_study(file, "stopped", methods=list(METHODS))
     with monkeypatch.context() as patched:
-        patched.setattr(cells, "probe_figures", stop)
+        patched.setattr(cells, "probe_metrics", stop)
         with pytest.raises(KeyboardInterrupt):
             run_cell(study, "singer", 1, quiet=True)
     assert checkpoints(study, "singer", 1) == ["checkpoint-4"]

@@ -1,4 +1,4 @@
-"""The markdown page and the pictures of a comparison."""
+"""The markdown page and the figures of a comparison."""
 
 import re
 
@@ -8,7 +8,7 @@ from singer_hf.comparison.summary import summarise
 from singer_hf.comparison.tables import comparison_markdown
 
 # probe_cls by seed: the differences to fitnet are 10, 12 and 14 points for singer, -2, 0 and 3 for clip.
-FIGURES = {
+METRICS = {
     "fitnet": {"probe_cls": [0.40, 0.41, 0.42], "outlier_ratio": [2.5, 2.6, 2.7]},
     "singer": {"probe_cls": [0.50, 0.53, 0.56], "outlier_ratio": [1.3, 1.3, 1.3], "e_prob": [0.1, 0.15, 0.2]},
     "clip": {"probe_cls": [0.38, 0.41, 0.45], "outlier_ratio": [2.3, 2.4, None], "e_prob": [None] * 3},
@@ -30,7 +30,7 @@ PAGE = """\
 | singer | 53.0 ± 7.5 | 1.15x |
 | clip | 41.3 ± 8.7 | - |
 
-`probe_cls`: linear probe, class token in % ↑; step cost: time of a training step over that of fitnet ↓. \
+`probe_cls`: linear probe, class token in % ↑; step cost: time of a training step relative to fitnet ↓. \
 (↑ higher is better, ↓ lower is better)
 
 ## Differences to fitnet at equal seeds
@@ -51,7 +51,7 @@ Method minus fitnet, with the 95 % interval; shares in points. Bold: the interva
 | singer | 1.30 ± 0.00 | 0.150 ± 0.124 |
 | clip | 2.35 ± 0.64 (n = 2) | - |
 
-`outlier_ratio`: p99/median patch norm ↓; `e_prob`: share of Φ_up in the most-read directions ↓. \
+`outlier_ratio`: p99/median patch norm ↓; `e_prob`: energy share of Φ_up, largest singular values ↓. \
 (↑ higher is better, ↓ lower is better)
 
 ## In words
@@ -64,15 +64,15 @@ class token.
 
 ## How to read the intervals
 
-- `a ± b`: mean over seeds and half the width of its 95 % Student t interval; a figure without ± has no interval. \
-`(n = ...)`: seeds that have the figure, where some lack it.
-- The intervals speak of the seeds only: of other students trained alike, not of other teachers or other data.
-- They hold for each method and figure by itself and are not corrected for the number of methods. With 2 methods \
-compared, intervals that all hold together with 95 % confidence would have to be 97.5 % intervals (Bonferroni).
+- `a ± b`: mean over seeds and half the width of its 95 % Student t interval; a value without ± has no interval. \
+`(n = ...)`: number of seeds with this metric, where some lack it.
+- The intervals cover the variation over seeds only, not other teachers or other data.
+- Each interval holds for one method and one metric; they are not corrected for the number of methods. With 2 methods \
+compared, intervals that hold jointly with 95 % confidence would have to be 97.5 % intervals (Bonferroni).
 """
 
 
-def cells(figures=FIGURES, seeds=3):
+def cells(by_method=METRICS, seeds=3):
     return [
         {
             "method": method,
@@ -80,7 +80,7 @@ def cells(figures=FIGURES, seeds=3):
             "metrics": {name: values[seed] for name, values in metrics.items()},
             "curve": [{"step": 500 * (i + 1), "knn_top1": 0.1 * (i + 1) + 0.02 * seed} for i in range(3)],
         }
-        for method, metrics in figures.items()
+        for method, metrics in by_method.items()
         for seed in range(seeds)
     ]
 
@@ -99,7 +99,7 @@ def test_without_costs_there_is_no_cost_column():
 
 
 def test_without_the_baseline_the_page_says_so():
-    text = page(cells({"singer": FIGURES["singer"]}))
+    text = page(cells({"singer": METRICS["singer"]}))
     assert "## Differences to fitnet at equal seeds\n\nNone: there is no fitnet among the methods.\n" in text
     assert "- singer: 53.0 ± 7.5 on linear probe, class token (3 seeds); not compared, there is no fitnet." in text
 
@@ -112,7 +112,7 @@ def test_one_seed_shows_no_interval_and_nothing_bold():
     assert "- singer: one seed: no interval; 10.0 points above fitnet on linear probe, class token." in text
 
 
-def test_a_figure_with_fewer_seeds_says_how_many():
+def test_a_metric_with_fewer_seeds_shows_their_number():
     rows = cells()
     del rows[4]  # singer, seed 1
     text = page(rows)
@@ -120,13 +120,13 @@ def test_a_figure_with_fewer_seeds_says_how_many():
     assert "| singer | +12.0 [-13.4, 37.4] (n = 2) |" in text
 
 
-def test_an_unknown_figure_stands_last_under_its_name():
+def test_an_unknown_metric_comes_last_under_its_name():
     rows = cells()
     for row in rows:
-        row["metrics"]["my_figure"] = 2.0
+        row["metrics"]["my_metric"] = 2.0
     text = page(rows)
-    assert "| method | outlier_ratio ↓ | e_prob ↓ | my_figure |" in text
-    assert "most-read directions ↓; `my_figure`. (" in text
+    assert "| method | outlier_ratio ↓ | e_prob ↓ | my_metric |" in text
+    assert "largest singular values ↓; `my_metric`. (" in text
 
 
 def test_the_metric_of_the_sentences_can_be_chosen():
@@ -157,7 +157,7 @@ class TestFigures:
             "one seed",
         ]
 
-    def test_methods_are_drawn_where_their_figures_are(self):
+    def test_methods_are_drawn_at_their_values(self):
         from singer_hf.comparison.figures import methods_figure
 
         axis = methods_figure(summarise(cells()), ("probe_cls",)).axes[0]
@@ -240,7 +240,7 @@ class TestFigures:
         figure = sweep_figure(summarise(cells()), [["fitnet", "singer"]], metric, **labels)
         assert figure.axes[0].images[0].cmap.name == colours
 
-    def test_a_sweep_of_the_wrong_size_or_without_figures_is_refused(self):
+    def test_a_sweep_of_the_wrong_size_or_without_values_is_refused(self):
         from singer_hf.comparison.figures import sweep_figure
 
         labels = {"rows": ("rank", ["4"]), "columns": ("quantile", ["0.9", "0.95"])}
@@ -260,7 +260,7 @@ class TestFigures:
         from singer_hf.comparison.figures import curves_figure, methods_figure, paired_figure
 
         names = ["fitnet", *(f"a_method_with_a_long_name_{i}" for i in range(methods))]
-        rows = cells(dict.fromkeys(names, FIGURES["singer"]), seeds)
+        rows = cells(dict.fromkeys(names, METRICS["singer"]), seeds)
         summary = summarise(rows)
         for figure in (methods_figure(summary), paired_figure(summary, "outlier_ratio"), curves_figure(rows)):
             assert_inside(figure)

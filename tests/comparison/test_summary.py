@@ -34,13 +34,13 @@ def of(summary, method, part="methods", metric="probe_cls"):
 
 
 def test_mean_spread_and_interval_by_hand():
-    figure = of(summarise(cells(fitnet=FITNET)), "fitnet")
+    spread = of(summarise(cells(fitnet=FITNET)), "fitnet")
     half = T2 * 0.01 / 3**0.5
-    assert figure["n"] == 3
-    assert figure["mean"] == pytest.approx(0.41)
-    assert figure["sd"] == pytest.approx(0.01)
-    assert (figure["low"], figure["high"]) == pytest.approx((0.41 - half, 0.41 + half))
-    assert (figure["seeds"], figure["values"]) == ([0, 1, 2], [0.40, 0.41, 0.42])
+    assert spread["n"] == 3
+    assert spread["mean"] == pytest.approx(0.41)
+    assert spread["sd"] == pytest.approx(0.01)
+    assert (spread["low"], spread["high"]) == pytest.approx((0.41 - half, 0.41 + half))
+    assert (spread["seeds"], spread["values"]) == ([0, 1, 2], [0.40, 0.41, 0.42])
 
 
 def test_paired_difference_by_hand():
@@ -54,9 +54,9 @@ def test_paired_difference_by_hand():
 def test_intervals_are_those_of_scipy(level):
     ours, theirs = [0.512, 0.498, 0.541, 0.507, 0.52], [0.47, 0.482, 0.49, 0.455, 0.51]
     summary = summarise(cells(fitnet=dict(enumerate(theirs)), singer=dict(enumerate(ours))), level=level)
-    figure, paired = of(summary, "singer"), of(summary, "singer", "paired")
-    expected = stats.t.interval(level, 4, loc=figure["mean"], scale=stats.sem(ours))
-    assert (figure["low"], figure["high"]) == pytest.approx(tuple(expected))
+    spread, paired = of(summary, "singer"), of(summary, "singer", "paired")
+    expected = stats.t.interval(level, 4, loc=spread["mean"], scale=stats.sem(ours))
+    assert (spread["low"], spread["high"]) == pytest.approx(tuple(expected))
     test = stats.ttest_rel(ours, theirs)
     assert (paired["low"], paired["high"]) == pytest.approx(tuple(test.confidence_interval(level)))
     assert (paired["verdict"] == "better") == (test.pvalue < 1 - level)
@@ -92,14 +92,14 @@ def test_verdicts_where_higher_is_better(method, verdict, better, worse):
     assert (paired["verdict"], paired["all_seeds_better"], paired["all_seeds_worse"]) == (verdict, better, worse)
 
 
-def test_the_verdict_turns_round_where_lower_is_better():
+def test_the_verdict_is_reversed_where_lower_is_better():
     summary = summarise(cells("gram_clean", fitnet=FITNET, singer=SINGER, vitkd=VITKD))
     assert of(summary, "vitkd", "paired", "gram_clean")["verdict"] == "better"
     assert of(summary, "vitkd", "paired", "gram_clean")["all_seeds_better"] is True
     assert of(summary, "singer", "paired", "gram_clean")["verdict"] == "worse"
 
 
-@pytest.mark.parametrize("metric", ["gram_teacher", "cka_teacher", "a_new_figure"])
+@pytest.mark.parametrize("metric", ["gram_teacher", "cka_teacher", "a_new_metric"])
 def test_there_is_no_verdict_where_neither_direction_is_good(metric):
     paired = of(summarise(cells(metric, fitnet=FITNET, singer=SINGER)), "singer", "paired", metric)
     assert (paired["verdict"], paired["all_seeds_better"], paired["all_seeds_worse"]) == ("not comparable", None, None)
@@ -118,14 +118,14 @@ def test_one_seed_has_no_interval():
 
 def test_equal_values_have_an_interval_of_no_width():
     summary = summarise(cells(fitnet=dict.fromkeys(range(7), 0.1), singer=dict.fromkeys(range(7), 0.3)))
-    figure, paired = of(summary, "singer"), of(summary, "singer", "paired")
-    assert figure["sd"] == 0
-    assert figure["low"] == figure["mean"] == figure["high"] == 0.3
+    spread, paired = of(summary, "singer"), of(summary, "singer", "paired")
+    assert spread["sd"] == 0
+    assert spread["low"] == spread["mean"] == spread["high"] == 0.3
     assert paired["low"] == paired["high"] == pytest.approx(0.2)
     assert paired["verdict"] == "better"
 
 
-def test_missing_figures_are_left_out():
+def test_missing_metrics_are_left_out():
     rows = cells(fitnet=FITNET, singer=SINGER)
     for row in rows:
         row["metrics"]["e_prob"] = 0.15 if row["method"] == "singer" else None
@@ -175,8 +175,8 @@ def test_methods_keep_their_order_and_metrics_that_of_the_table():
         ),
         (
             cells(fitnet={0: float("nan")}),
-            "`cells` must hold finite figures, got probe_cls = nan of ('fitnet', 0); repeat the run or leave it out, "
-            "None stands for a figure that does not apply",
+            "`cells` must hold finite metrics, got probe_cls = nan of ('fitnet', 0); repeat the run or remove it; "
+            "use None for a metric that does not apply",
         ),
     ],
 )
@@ -221,8 +221,7 @@ def test_a_level_outside_0_to_1_is_refused(level):
         ({0: 0.40}, "m: one seed: no interval; equal to fitnet on linear probe, class token."),
         (
             {5: 0.421},
-            "m: 42.1 on linear probe, class token (1 seed); not compared, fitnet has no such figure at the same "
-            "seeds.",
+            "m: 42.1 on linear probe, class token (1 seed); not compared, fitnet has no value at the same seeds.",
         ),
     ],
 )
@@ -235,7 +234,7 @@ def test_sentences_about_the_baseline_and_without_it():
     assert sentence(summarise(cells(fitnet=FITNET)), "fitnet") == f"fitnet: the baseline, {own}."
     alone = summarise(cells(other=FITNET))
     assert sentence(alone, "other") == f"other: {own}; not compared, there is no fitnet."
-    assert sentence(alone, "other", "e_prob") == "other: no figure for share of Φ_up in the most-read directions."
+    assert sentence(alone, "other", "e_prob") == "other: no value for energy share of Φ_up, largest singular values."
 
 
 def test_sentences_about_other_metrics():
@@ -246,8 +245,8 @@ def test_sentences_about_other_metrics():
     )
     neither = summarise(cells("cka_teacher", fitnet=FITNET, singer=SINGER))
     assert sentence(neither, "singer", "cka_teacher") == (
-        "singer: +0.120 beside fitnet (95 % interval 0.070 to 0.170, 3 seeds) on CKA with the teacher, where neither "
-        "direction is good in itself."
+        "singer: +0.120 compared with fitnet (95 % interval 0.070 to 0.170, 3 seeds) on CKA with the teacher, where "
+        "neither direction is better."
     )
 
 
@@ -266,7 +265,7 @@ def test_directions_of_the_table():
     assert set(QUALITY) < set(directions)
 
 
-def test_figures_are_written_in_the_unit_of_their_metric():
+def test_values_are_shown_in_the_unit_of_their_metric():
     assert get_metric("probe_cls").text(0.5123) == "51.2"
     assert get_metric("probe_cls").text(-0.0001, signed=True) == "+0.0"
     assert get_metric("depth_rmse").text(0.91234) == "0.912"

@@ -1,3 +1,5 @@
+"""The shipped teacher of the demo, and the command that trains it."""
+
 import runpy
 import sys
 from pathlib import Path
@@ -38,14 +40,14 @@ def test_its_processor_keeps_a_scene_as_it_is():
 
 
 def test_blocks_before_the_planted_one_have_no_outliers(patch_norms):
-    for figures in patch_norms[:PLANTED_BLOCK]:
-        assert figures["max_ratio"] < 2.5
+    for norms in patch_norms[:PLANTED_BLOCK]:
+        assert norms["max_ratio"] < 2.5
 
 
 def test_every_block_from_the_planted_one_on_has_outliers(patch_norms):
-    for figures in patch_norms[PLANTED_BLOCK:]:
-        assert 0.01 < figures["share"] < 0.06
-        assert figures["p99_ratio"] > 8
+    for norms in patch_norms[PLANTED_BLOCK:]:
+        assert 0.01 < norms["share"] < 0.06
+        assert norms["p99_ratio"] > 8
 
 
 def test_the_script_that_makes_the_teacher_runs(tmp_path, monkeypatch, capsys):

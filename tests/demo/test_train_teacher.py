@@ -1,4 +1,4 @@
-"""The command `examples/train_teacher.py`: what it writes and says, planting without training, going on."""
+"""The command `examples/train_teacher.py`: files, printed metrics, planting without training, resuming."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def figures(folder):
+def metrics(folder):
     return json.loads((folder / "teacher.json").read_text())
 
 
@@ -67,9 +67,9 @@ def refuse(message):
     return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
 
 
-def test_it_writes_both_teachers_and_what_they_are_worth(straight, data):
+def test_it_writes_both_teachers_and_their_metrics(straight, data):
     folder, printed = straight
-    told = figures(folder)
+    told = metrics(folder)
     assert {path.name for path in folder.iterdir()} >= {"unplanted", "planted", "teacher.json"}
     assert set(told) == {"command", "unplanted", "planted"}
     assert told["command"][0] == SCRIPT
@@ -86,9 +86,9 @@ def test_it_writes_both_teachers_and_what_they_are_worth(straight, data):
     assert printed.index("As trained") < printed.index("After planting")
 
 
-def test_tokens_are_planted_behind_a_third_of_the_blocks(straight):
+def test_tokens_are_planted_after_a_third_of_the_blocks(straight):
     folder, _ = straight
-    unplanted, planted = (figures(folder)[name]["blocks"] for name in ("unplanted", "planted"))
+    unplanted, planted = (metrics(folder)[name]["blocks"] for name in ("unplanted", "planted"))
     assert len(planted) == 3
     assert planted[0] == unplanted[0]
     assert all(block["share"] > 0.01 for block in planted[1:])
@@ -112,13 +112,13 @@ def test_a_trained_teacher_is_planted_again_bit_for_bit(straight, data, run):
     printed = run("--dataset_name", data / "images", "--trained_teacher", folder / "unplanted", "--output_dir", again)
     assert differing(weights(again / "planted"), weights(folder / "planted")) == set()
     assert {path.name for path in again.iterdir()} == {"planted", "teacher.json"}
-    assert {name: figures(again)[name] for name in ("unplanted", "planted")} == {
-        name: figures(folder)[name] for name in ("unplanted", "planted")
+    assert {name: metrics(again)[name] for name in ("unplanted", "planted")} == {
+        name: metrics(folder)[name] for name in ("unplanted", "planted")
     }
     assert "As trained: top-1 accuracy" in printed
 
 
-def test_what_is_planted_can_be_chosen(straight, data, run):
+def test_block_direction_and_share_can_be_chosen(straight, data, run):
     folder, _ = straight
     source = ("--dataset_name", data / "images", "--trained_teacher", folder / "unplanted")
     run(*source, "--output_dir", data / "other", "--planted_block", 2, "--planted_direction", "leading")
@@ -143,7 +143,7 @@ def test_an_epoch_and_a_resumed_one_are_two_epochs(straight, data, run):
 
 
 def test_without_a_checkpoint_there_is_nothing_to_resume(data, run, tmp_path):
-    with refuse(f"`--resume` found no checkpoint in {str(tmp_path)!r}; leave it out to start anew"):
+    with refuse(f"`--resume` found no checkpoint in {str(tmp_path)!r}; omit it to start from the beginning"):
         run(*flags(data, tmp_path), "--resume", True)
 
 

@@ -1,4 +1,4 @@
-"""What is measured of a student: probes, how much it looks like its teacher, what is left of the artifacts."""
+"""Metrics of a trained student: probes, similarity to its teacher, remaining artifacts, benchmarks."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +15,7 @@ from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.image_processors import image_spec
 from singer_hf.data.transforms import eval_transform
 from singer_hf.distillation.artifact_metrics import artifact_metrics
-from singer_hf.distillation.distiller import SingerDistiller
+from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark
 from singer_hf.evaluation.benchmarks.catalog import get_benchmark
 from singer_hf.evaluation.benchmarks.protocols import get_protocol
@@ -30,33 +30,35 @@ from singer_hf.tuner.nullspace import Spectrum, energy_shares
 from singer_hf.tuner.nullspace_sources import source_gram
 
 _BATCH = 250
-# Images on which norms, similarities and leakage are measured.
-NUM_FEATURE_IMAGES = 500
+NUM_FEATURE_IMAGES = 500  # for similarities, inheritance and leakage
 _NUM_ARTIFACT_IMAGES = 250
 _NAMES = {"rmse": "depth_rmse", "top1": "probe_sgd"}
 
 
-def probe_figures(model: nn.Module, processor: Any, train: Dataset, test: Dataset, k: int = 20) -> dict[str, float]:
-    """Top-1 accuracy of linear probes and nearest neighbours on the last block's tokens before the norm.
+def probe_metrics(model: nn.Module, processor: Any, train: Dataset, test: Dataset, k: int = 20) -> dict[str, float]:
+    """Top-1 accuracy of linear probes and of kNN on the tokens after the last block, before the final norm.
 
-    The linear probes are logistic regressions run to their optimum, so that only the penalty is left to choose, which
-    is done on a part of the training images.
+    The linear probes are logistic regressions fitted to convergence (L-BFGS). Their penalty is chosen on a held-out
+    part of the training images.
 
     Args:
         model: A vision model.
         processor: Its image processor.
         train: Labelled images to fit on.
         test: Labelled images to measure on.
-        k: Neighbours of the vote.
+        k: Number of neighbours.
+
+    Returns:
+        ``probe_cls`` (models with a class token), ``probe_mean`` (mean patch) and ``knn`` (both joined), in [0, 1].
     """
     (features, labels), (test_features, test_labels) = (_features(model, processor, rows) for rows in (train, test))
-    figures = {}
+    metrics = {}
     for name, tokens in (("probe_cls", "cls"), ("probe_mean", "mean")):
         if tokens in features:
-            figures[name] = linear_probe(features[tokens], labels, test_features[tokens], test_labels)
+            metrics[name] = linear_probe(features[tokens], labels, test_features[tokens], test_labels)
     joined, test_joined = (torch.cat(list(part.values()), dim=1) for part in (features, test_features))
-    figures["knn"] = knn_accuracy(joined, labels, test_joined, test_labels, k=min(k, len(labels)))
-    return figures
+    metrics["knn"] = knn_accuracy(joined, labels, test_joined, test_labels, k=min(k, len(labels)))
+    return metrics
 
 
 def _features(model: nn.Module, processor: Any, rows: Dataset) -> tuple[dict[str, Tensor], Tensor]:
@@ -68,68 +70,73 @@ def _features(model: nn.Module, processor: Any, rows: Dataset) -> tuple[dict[str
     return {name: torch.cat([part[name] for part, _ in batches]) for name in names}, torch.cat([y for _, y in batches])
 
 
-def similarity_figures(
-    distiller: SingerDistiller, student: nn.Module, teachers: Mapping[str, nn.Module], batches: list[Tensor]
+def similarity_metrics(
+    distiller: FeatureDistiller, student: nn.Module, teachers: Mapping[str, nn.Module], batches: list[Tensor]
 ) -> dict[str, float | None]:
-    """Gram distance and CKA of the last distilled block to each teacher, and inheritance of the first one's outliers.
+    """Gram distance and CKA to each teacher at the last distilled block, and inheritance of the first one's outliers.
 
     Args:
-        distiller: The trained composite, for the pairing and the teacher's images.
+        distiller: The trained distiller: its block pairs and its transform to the teacher's images.
         student: The student.
-        teachers: Suffix of the figures -> teacher; the distilled one first.
+        teachers: Suffix of the metrics -> teacher; the distilled teacher first.
         batches: Images (B, 3, H, W) normalised for the student.
     """
-    figures: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     where = {"teacher_layers": distiller.teacher_layers[-1:], "student_layers": distiller.student_layers[-1:]}
     for suffix, teacher in teachers.items():
         (row,) = compare_features(
             student, teacher, batches, teacher_input=distiller.teacher_input, progress=False, **where
         )
-        figures |= {f"gram_{suffix}": row["gram_distance"], f"cka_{suffix}": row["cka"]}
+        metrics |= {f"gram_{suffix}": row["gram_distance"], f"cka_{suffix}": row["cka"]}
         if suffix == next(iter(teachers)):
-            figures |= {"inheritance_iou": row["iou"], "inherited": row["inherited"]}
-            figures["outlier_share"] = row["student_share"]
-    return figures
+            metrics |= {"inheritance_iou": row["iou"], "inherited": row["inherited"]}
+            metrics["outlier_share"] = row["student_share"]
+    return metrics
 
 
-def refinement_figures(distiller: SingerDistiller, batches: list[Tensor]) -> dict[str, float]:
-    """Outlier ratios, true leakage of the clean-up, and for adapters the shares of Φ_up's energy (E_prob, E_safe).
+def refinement_metrics(distiller: FeatureDistiller, batches: list[Tensor]) -> dict[str, float]:
+    """Outlier ratios, leakage of the refinement, and for adapters the energy shares of Φ_up (E_prob, E_safe).
 
-    The shares are means over the adapters, by the next block's MLP product as in the paper.
+    The shares are means over the adapters. Their null-space source is the next block's MLP product, as in the paper.
+
+    Args:
+        distiller: The trained distiller.
+        batches: Images (B, 3, H, W) normalised for the student.
     """
-    measures = artifact_metrics(distiller, torch.cat(batches)[:_NUM_ARTIFACT_IMAGES])
+    measured = artifact_metrics(distiller, torch.cat(batches)[:_NUM_ARTIFACT_IMAGES])
     names = {
         "student_outlier_ratio": "outlier_ratio",
         "refined_outlier_ratio": "refined_outlier_ratio",
         "adapter_leakage": "leakage",
     }
-    figures = {shown: measures[name] for name, shown in names.items() if name in measures}
+    metrics = {shown: measured[name] for name, shown in names.items() if name in measured}
     shares = [_energy(distiller, index) for index in distiller.singer_layers]
     if shares:
-        figures |= {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
-    return figures
+        metrics |= {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
+    return metrics
 
 
-def _energy(distiller: SingerDistiller, index: int) -> dict[str, float]:
+def _energy(distiller: FeatureDistiller, index: int) -> dict[str, float]:
     spectrum = Spectrum.of_gram(source_gram(distiller.teacher_view, index, "mlp"))
     (up,) = distiller.singer_layers[index].singer_up.values()
     return energy_shares(up.weight, spectrum)
 
 
-def benchmark_figures(
+def benchmark_metrics(
     model: nn.Module, processor: Any, entries: tuple[dict[str, Any], ...], work_dir: Path
 ) -> dict[str, float]:
-    """The main figure of further benchmarks by its name in the tables (``mean_iou``, ``depth_rmse``, ``probe_sgd``).
+    """The main metric of each benchmark by its name in the tables (``mean_iou``, ``depth_rmse``, ``probe_sgd``).
 
     Args:
         model: A vision model.
         processor: Its image processor.
         entries: Each with the benchmark's ``name`` and optionally ``dataset_name``, ``max_train_samples``,
-            ``max_test_samples`` and ``settings``, fields of :class:`singer_hf.evaluation.benchmarks.run_settings.RunSettings`.
-        work_dir: Folder for states of unfinished heads.
+            ``max_test_samples`` and ``settings``, which holds fields of
+            :class:`singer_hf.evaluation.benchmarks.run_settings.RunSettings`.
+        work_dir: Folder for the states of unfinished heads.
     """
     subject = Subject("model", model.eval(), image_spec(processor))
-    figures = {}
+    metrics = {}
     for entry in entries:
         benchmark = get_benchmark(entry["name"])
         if "dataset_name" in entry:
@@ -146,11 +153,17 @@ def benchmark_figures(
             data,
             RunSettings(protocol, work_dir, num_pictures=0, resamples=1, progress=False, **settings),
         )
-        figures[_NAMES.get(benchmark.metric, benchmark.metric)] = run.results[0].value
-    return figures
+        metrics[_NAMES.get(benchmark.metric, benchmark.metric)] = run.results[0].value
+    return metrics
 
 
 def pixel_batches_of(rows: Dataset, processor: Any, number: int = NUM_FEATURE_IMAGES) -> list[Tensor]:
-    """The first images as batches (B, 3, H, W), normalised as the processor says."""
+    """Loads the first images as batches (B, 3, H, W).
+
+    Args:
+        rows: Images.
+        processor: Image processor that gives size, mean and standard deviation.
+        number: Number of images.
+    """
     rows = transform_images(rows.select(range(min(number, len(rows)))), eval_transform(processor))
     return [batch["pixel_values"] for batch in DataLoader(rows, _BATCH, collate_fn=ImageCollator())]

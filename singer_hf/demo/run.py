@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedMo
 
 from singer_hf.artifacts.outliers import outlier_ratio_of_norms
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, recipe_settings
+from singer_hf.cards.markdown import markdown_table
 from singer_hf.data.drawn_scenes import scene_dataset
 from singer_hf.data.transforms import eval_transform
 from singer_hf.distillation.feature_distiller import FeatureDistiller
@@ -81,7 +82,7 @@ def run_demo(settings: DemoSettings) -> dict[str, dict[str, float]]:
         seconds[name] = time.perf_counter() - start
     rows = _measure(trainers, seconds, train, test)
     _draw(trainers, test, Path(settings.output_dir))
-    print(_table(rows))
+    print(f"\n{_table(rows)}")
     print(f"\nfigure: {settings.output_dir}/demo.png")
     print(f"student: {trainers['singer'].args.output_dir}, for AutoModel.from_pretrained")
     return rows
@@ -204,8 +205,8 @@ def _draw(trainers: dict[str, SingerDistillationTrainer], test: Dataset, folder:
 
 
 def _table(rows: dict[str, dict[str, float]]) -> str:
-    lines = ["", "| | p99 / median patch norm | linear probe, top-1 | training, s |", "|---|---|---|---|"]
+    cells = []
     for name, row in rows.items():
         seconds = f"{row['seconds']:.0f}" if "seconds" in row else "-"
-        lines.append(f"| {name} | {row['outlier_ratio']:.2f} | {row['probe_top1']:.3f} | {seconds} |")
-    return "\n".join(lines)
+        cells.append([name, f"{row['outlier_ratio']:.2f}", f"{row['probe_top1']:.3f}", seconds])
+    return markdown_table(["", "p99 / median patch norm", "linear probe, top-1", "training, s"], cells)

@@ -1,27 +1,29 @@
-"""High-norm outlier tokens: the rule, and the ratio of the 99th percentile to the median."""
+"""High-norm outlier tokens: the outlier rule, and all statistics of patch norms."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class OutlierRule:
-    """Which patch tokens of an image count as high-norm outliers.
+    """The rule that decides which patch tokens of an image are high-norm outliers.
 
-    A token is one if its L2 norm exceeds ``median + mad_factor * max(MAD, mad_floor * median)``, both taken over the
-    patch tokens of the same image in the same block; MAD is the plain median absolute deviation, not scaled to a
-    standard deviation. The floor keeps tokens that hardly differ (a MAD near 0) from making outliers of each other:
-    with the defaults an outlier is at least twice as long as the median token of its image.
+    A token is an outlier if its L2 norm exceeds ``median + mad_factor * max(MAD, mad_floor * median)``. Median and MAD
+    are taken over the patch tokens of the same image in the same block; MAD is the plain median absolute deviation,
+    not scaled to a standard deviation. The floor applies where all norms are almost equal (a MAD near 0): with the
+    default values an outlier has at least twice the median norm of its image.
 
     Args:
-        mad_factor: k, > 0.
+        mad_factor: Number of MADs above the median, k > 0.
         mad_floor: Smallest MAD in units of the median, >= 0.
-        absolute: A norm, > 0, above which tokens are counted as well, or None. Says nothing across models.
+        absolute: A norm, > 0, above which tokens are counted in addition, or None. Not comparable between models.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
     """
 
     mad_factor: float = 10.0
@@ -37,57 +39,76 @@ class OutlierRule:
             raise ValueError(f"`absolute` must be greater than 0 or None, got {self.absolute!r}")
 
     def thresholds(self, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """Thresholds and medians (..., 1) of norms (..., N), along the last dimension."""
+        """Returns the thresholds and the medians, both (..., 1), of norms (..., N) along the last dimension."""
         median = middle(norms)
         mad = middle((norms - median).abs())
         return median + self.mad_factor * torch.maximum(mad, self.mad_floor * median), median
 
     def mask(self, norms: Tensor) -> Tensor:
-        """Which of the tokens with norms (..., N) are outliers among the N, bool (..., N)."""
+        """Returns a bool mask (..., N) of the outliers among the N tokens with norms (..., N)."""
         return norms > self.thresholds(norms)[0]
 
     def to_dict(self) -> dict[str, float | None]:
-        """The rule as plain data."""
+        """Returns the rule as plain data."""
         return asdict(self)
 
 
 def middle(values: Tensor) -> Tensor:
-    """Median of (..., N) along the last dimension, (..., 1); the mean of the two in the middle if N is even."""
+    """Returns the median of (..., N) along the last dimension, (..., 1); for an even N the mean of the middle two."""
     ordered, count = values.sort(dim=-1).values, values.shape[-1]
     return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]).unsqueeze(-1) / 2
 
 
-def outlier_ratio(patch_tokens: Tensor) -> Tensor:
-    """99th percentile over median of the L2 norms of an image's patches, mean over images; 1 means no outliers.
+def token_norms(tokens: Tensor) -> Tensor:
+    """Returns the L2 norms (...) of tokens (..., D), float32."""
+    return tokens.float().norm(dim=-1)
+
+
+def outlier_ratio(norms: Tensor) -> Tensor:
+    """Returns the 99th percentile over the median of an image's patch norms, as a mean over images.
+
+    This is the p99/median of every table, log and figure. 1 means that all patches of an image are equally long.
+    Quantiles are interpolated linearly.
 
     Args:
-        patch_tokens: (B, N, D).
+        norms: L2 norms of the patch tokens of one block, (B, N), float32; see :func:`token_norms`.
+
+    Returns:
+        A scalar tensor, at least 1, or 0 if all norms are 0.
     """
-    return outlier_ratio_of_norms(patch_tokens.float().norm(dim=-1))
-
-
-def outlier_ratio_of_norms(norms: Tensor) -> Tensor:
-    """:func:`outlier_ratio` of patch norms (B, N)."""
     quantiles = torch.quantile(norms, torch.tensor([0.5, 0.99], device=norms.device), dim=1)
     return (quantiles[1] / quantiles[0].clamp(min=1e-12)).mean()
 
 
-def norm_statistics(patch_tokens: Tensor, factor: float = 8.0) -> dict[str, float]:
-    """Median L2 norm of patch tokens, and how far and how often the largest leave it.
+def norm_quantiles(norms: Tensor, levels: Sequence[float]) -> list[float]:
+    """Returns quantiles of the patch norms of all images together, exact and without interpolation.
 
     Args:
-        patch_tokens: Patch tokens of one block over many images, (..., D), before any final norm.
-        factor: From which multiple of the median a token counts as an outlier.
+        norms: L2 norms of patch tokens (..., N) of any number of images.
+        levels: Quantile levels in [0, 1]; 1 is the largest norm.
 
     Returns:
-        ``median``, ``p99_ratio`` and ``max_ratio`` (99th percentile and largest norm over the median), and ``share``
-        (share of tokens of at least ``factor`` times the median norm).
+        For every level the norm at rank ``ceil(level * (n - 1))`` of the n norms in ascending order, counted from 0.
     """
-    norms = patch_tokens.detach().float().norm(dim=-1).flatten().sort().values
-    median = norms[len(norms) // 2].item()
+    return np.quantile(norms.cpu().numpy(), levels, method="higher").tolist()
+
+
+def norm_statistics(norms: Tensor, factor: float = 8.0) -> dict[str, float]:
+    """Returns the median patch norm of a set of images, and by how much and how often the largest norms exceed it.
+
+    Args:
+        norms: L2 norms of the patch tokens of one block, (B, N), float32, before any final norm.
+        factor: Multiple of the median from which a token counts in ``share``, > 0.
+
+    Returns:
+        ``median`` of all norms, ``p99_over_median`` (:func:`outlier_ratio`), ``max_over_median`` (largest of all norms
+        over ``median``), and ``share`` (share of tokens of at least ``factor`` times ``median``).
+    """
+    norms = norms.detach()
+    median, largest = norm_quantiles(norms, (0.5, 1.0))
     return {
         "median": median,
-        "p99_ratio": norms[int(0.99 * (len(norms) - 1))].item() / median,
-        "max_ratio": norms[-1].item() / median,
-        "share": (norms >= factor * median).float().mean().item(),
+        "p99_over_median": float(outlier_ratio(norms)),
+        "max_over_median": largest / max(median, 1e-12),
+        "share": float((norms >= factor * median).float().mean()),
     }

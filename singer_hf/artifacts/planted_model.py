@@ -1,4 +1,4 @@
-"""High-norm tokens planted into a whole model: where they stand, how long they are and along which direction."""
+"""Planting of high-norm tokens into a whole vision transformer, and patch norms after each of its blocks."""
 
 from functools import partial
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from singer_hf.artifacts.directions import defect_directions
-from singer_hf.artifacts.outliers import norm_statistics
-from singer_hf.artifacts.planting import fit_texture_read, plant_artifacts, random_direction, reserve_unit
+from singer_hf.artifacts.outliers import norm_statistics, token_norms
+from singer_hf.artifacts.planting import fit_texture_probe, plant_artifacts, random_direction, reserve_unit
 from singer_hf.artifacts.texture import patch_log_variance
 from singer_hf.tuner.nullspace import Spectrum
 from singer_hf.tuner.nullspace_sources import source_gram
@@ -20,14 +20,19 @@ _GAIN = 3.0
 
 
 def reserve_units(model: nn.Module) -> None:
-    """Keeps the last hidden unit of every block's MLP out of use, before training; see `reserve_unit`.
+    """Zeroes the last hidden unit of every block's MLP, so that it can be planted after training.
+
+    See :func:`singer_hf.artifacts.planting.reserve_unit`. Call it before training.
+
+    Args:
+        model: A vision transformer whose blocks have a plain (not gated) MLP.
 
     Raises:
         ValueError: If a block has a gated MLP.
     """
     view = view_vit(model)
     for index in range(view.num_blocks):
-        reserve_unit(*_plain_mlp(view, index))
+        reserve_unit(*_ungated_mlp(view, index))
 
 
 def plant_in_model(
@@ -43,13 +48,14 @@ def plant_in_model(
     """Plants high-norm tokens on the least textured patches, in place, with the block's reserved hidden unit.
 
     Args:
-        model: A vision transformer with square patches whose blocks have a plain MLP; see :func:`reserve_units`.
+        model: A vision transformer prepared by :func:`reserve_units`.
         pixel_values: Images (B, 3, H, W) normalised for the model, on which the unit is fitted.
-        block: 0-based block whose MLP writes the tokens, negatives allowed.
-        share: Share of the patches on which the unit fires, in (0, 0.5).
-        ratio: Norm of what the unit writes on the median of them, in units of the median norm behind the block.
-        direction: Along what it writes: ``"random"``; ``"leading"``: what the block's MLP writes most strongly;
-            ``"read"`` and ``"unread"``: what the linear reads of the next block take up most and least.
+        block: 0-based index of the block whose MLP adds the long vector, negatives allowed.
+        share: Share of the patches on which the unit is active, in (0, 0.5).
+        ratio: Norm of the added vector on the median active patch, in units of the median patch norm after the block.
+        direction: Direction of the added vector. ``"random"``; ``"leading"``: leading left singular direction of the
+            block's MLP; ``"read"`` and ``"unread"``: directions with the largest and with the smallest singular value
+            of the next block's input projections.
         seed: Seed of the random direction.
 
     Raises:
@@ -61,44 +67,49 @@ def plant_in_model(
     if not ratio > 0:
         raise ValueError(f"`ratio` must be greater than 0, got {ratio!r}")
     block %= view.num_blocks
-    mlp_in, mlp_out = _plain_mlp(view, block)
+    mlp_in, mlp_out = _ungated_mlp(view, block)
     tokens = _patch_inputs(view, mlp_in, pixel_values)
-    read, bias = fit_texture_read(tokens, patch_log_variance(pixel_values, view.patch_size[0]), share, _GAIN)
-    median = norm_statistics(_patches_behind(view, block, pixel_values))["median"]
-    written = _direction(view, block, direction, seed) * (ratio * median / _GAIN)
+    probe, bias = fit_texture_probe(tokens, patch_log_variance(pixel_values, view.patch_size), share, _GAIN)
+    median = norm_statistics(token_norms(_patch_outputs(view, block, pixel_values)))["median"]
+    added = _direction(view, block, direction, seed) * (ratio * median / _GAIN)
     scale = view.layer_scales(block)[1]
-    # What LayerScale will make of it is undone, so that the tokens get the length and the direction asked for.
-    plant_artifacts(mlp_in, mlp_out, -1, read, bias, written if scale is None else written / scale.detach().cpu())
+    # Divided by the LayerScale that follows, so that the tokens get the requested length and direction.
+    plant_artifacts(mlp_in, mlp_out, -1, probe, bias, added if scale is None else added / scale.detach().cpu())
 
 
 @torch.no_grad()
 def block_norm_statistics(model: nn.Module, pixel_values: Tensor) -> list[dict[str, float]]:
-    """:func:`singer_hf.artifacts.outliers.norm_statistics` behind every block, for images (B, 3, H, W) normalised for the model."""
+    """Returns :func:`singer_hf.artifacts.outliers.norm_statistics` of the patch tokens after every block.
+
+    Args:
+        model: Any vision transformer.
+        pixel_values: Images (B, 3, H, W), normalised for the model.
+    """
     view = view_vit(model)
     features = capture_features(model, pixel_values, range(view.num_blocks))
-    return [norm_statistics(tokens[:, view.num_prefix_tokens :]) for tokens in features.values()]
+    return [norm_statistics(token_norms(tokens[:, view.num_prefix_tokens :])) for tokens in features.values()]
 
 
-def norm_lines(figures: list[dict[str, float]]) -> list[str]:
-    """A line of text for each block's figures."""
+def norm_lines(statistics: list[dict[str, float]]) -> list[str]:
+    """Formats the norm statistics of every block as one line of text per block."""
     return [
-        f"  block {index}: median norm {block['median']:6.2f}, p99/median {block['p99_ratio']:6.2f}, "
-        f"max/median {block['max_ratio']:6.2f}, at 8 times the median or more {block['share']:.2%}"
-        for index, block in enumerate(figures)
+        f"  block {index}: median norm {block['median']:6.2f}, p99/median {block['p99_over_median']:6.2f}, "
+        f"max/median {block['max_over_median']:6.2f}, at 8 times the median or more {block['share']:.2%}"
+        for index, block in enumerate(statistics)
     ]
 
 
-def _plain_mlp(view: ViTView, block: int) -> tuple[nn.Linear, nn.Linear]:
+def _ungated_mlp(view: ViTView, block: int) -> tuple[nn.Linear, nn.Linear]:
     if view.has_gated_mlp(block):
         raise ValueError(
-            f"{type(view.blocks[block]).__name__} has a gated MLP, in which a unit does not write by itself; take a "
-            "model with a plain one"
+            f"{type(view.blocks[block]).__name__} has a gated MLP, in which one hidden unit cannot be planted alone; "
+            "use a model with an ungated MLP"
         )
     return view.mlp_layers(block)
 
 
 def _direction(view: ViTView, block: int, name: str, seed: int) -> Tensor:
-    """Unit vector (D,), float32, on the CPU."""
+    """Returns the unit vector (D,) of a planted direction, float32, on the CPU."""
     if name == "random":
         return random_direction(view.hidden_size, 1.0, torch.Generator().manual_seed(seed))
     if name == "leading":
@@ -106,32 +117,33 @@ def _direction(view: ViTView, block: int, name: str, seed: int) -> Tensor:
     if name not in PLANTED_DIRECTIONS:
         raise ValueError(f"`direction` must be one of {', '.join(map(repr, PLANTED_DIRECTIONS))}, got {name!r}")
     directions = Spectrum.of_gram(source_gram(view, block, "block")).directions.float()
-    return directions[:, -1] if name == "read" else _least_read(directions)
+    return directions[:, -1] if name == "read" else _smallest_centred(directions)
 
 
-def _least_read(directions: Tensor) -> Tensor:
-    """The least-read direction that a LayerNorm does not centre away, with what it would centre away taken out."""
+def _smallest_centred(directions: Tensor) -> Tensor:
+    """Returns the direction with the smallest singular value that centring by a LayerNorm keeps, centred."""
     centred = directions - directions.mean(dim=0)
-    kept = (centred.norm(dim=0) > 0.5).nonzero()[0]
-    return torch.nn.functional.normalize(centred[:, kept[0]], dim=0)
+    remaining = (centred.norm(dim=0) > 0.5).nonzero()[0]
+    return torch.nn.functional.normalize(centred[:, remaining[0]], dim=0)
 
 
 @torch.no_grad()
-def _patches_behind(view: ViTView, block: int, pixel_values: Tensor) -> Tensor:
+def _patch_outputs(view: ViTView, block: int, pixel_values: Tensor) -> Tensor:
+    """Returns the patch tokens (B, N, D) after a block."""
     return capture_features(view.backbone, pixel_values, [block])[block][:, view.num_prefix_tokens :]
 
 
 @torch.no_grad()
 def _patch_inputs(view: ViTView, module: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Patch tokens (B, N, D) that go into a module."""
-    kept: list[Tensor] = []
-    handle = module.register_forward_pre_hook(partial(_keep, kept))
+    """Returns the patch tokens (B, N, D) that enter a module."""
+    inputs: list[Tensor] = []
+    handle = module.register_forward_pre_hook(partial(_append_input, inputs))
     try:
         view.backbone(pixel_values, **view.forward_kwargs(pixel_values))
     finally:
         handle.remove()
-    return kept[0][:, view.num_prefix_tokens :]
+    return inputs[0][:, view.num_prefix_tokens :]
 
 
-def _keep(kept: list[Tensor], module: nn.Module, args: tuple) -> None:
-    kept.append(args[0])
+def _append_input(inputs: list[Tensor], module: nn.Module, args: tuple) -> None:
+    inputs.append(args[0])

@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
 
-from singer_hf.artifacts.outliers import outlier_ratio_of_norms
+from singer_hf.artifacts.outliers import outlier_ratio
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, recipe_settings
 from singer_hf.cards.markdown import markdown_table
 from singer_hf.data.drawn_scenes import scene_dataset
@@ -183,7 +183,7 @@ def _measure(
         features, _ = _features(extract, images)
         test_features, norms = _features(extract, test_images)
         accuracy = linear_probe(features, labels, test_features, test_labels)
-        rows[name] = {"outlier_ratio": float(outlier_ratio_of_norms(norms)), "probe_top1": accuracy}
+        rows[name] = {"outlier_ratio": float(outlier_ratio(norms)), "probe_top1": accuracy}
     rows["FitNet student"]["seconds"], rows["SiNGER student"]["seconds"] = seconds["fitnet"], seconds["singer"]
     return rows
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from singer_hf.artifacts.outliers import outlier_ratio
+from singer_hf.artifacts.outliers import outlier_ratio, token_norms
 from singer_hf.distillation.feature_distiller import FeatureDistiller
+from singer_hf.tuner.nullspace import relative_change
 from singer_hf.vit.features import CapturedFeatures
 from singer_hf.vit.inference import evaluation_mode
 
@@ -35,18 +36,22 @@ def _ratios(
     distiller: FeatureDistiller, raw: Mapping[int, Tensor], refined: Mapping[int, Tensor], student: dict[int, Tensor]
 ) -> dict[str, float]:
     prefix, own = distiller.teacher_view.num_prefix_tokens, distiller.student_extractor.num_class_tokens
-    metrics = {"teacher_outlier_ratio": [outlier_ratio(raw[i][:, prefix:]) for i in distiller.teacher_layers]}
+    metrics = {"teacher_outlier_ratio": [_outlier_ratio(raw[i][:, prefix:]) for i in distiller.teacher_layers]}
     if distiller.refiners:
-        metrics["refined_outlier_ratio"] = [outlier_ratio(refined[i][:, prefix:]) for i in distiller.teacher_layers]
-    metrics["student_outlier_ratio"] = [outlier_ratio(student[j][:, own:]) for j in distiller.student_layers]
+        metrics["refined_outlier_ratio"] = [_outlier_ratio(refined[i][:, prefix:]) for i in distiller.teacher_layers]
+    metrics["student_outlier_ratio"] = [_outlier_ratio(student[j][:, own:]) for j in distiller.student_layers]
     return {name: _mean(values) for name, values in metrics.items()}
+
+
+def _outlier_ratio(patch_tokens: Tensor) -> Tensor:
+    return outlier_ratio(token_norms(patch_tokens))
 
 
 def _leakage(distiller: FeatureDistiller, block: int, raw: CapturedFeatures, refined: Tensor) -> Tensor:
     prefix = distiller.teacher_view.num_prefix_tokens
     before = (raw.outputs[block + 1] - raw.outputs[block])[:, prefix:].float()
     after = (distiller.replay_next(block, refined, raw) - refined)[:, prefix:].float()
-    return (after - before).norm() / before.norm().clamp(min=1e-12)
+    return relative_change(before, after)
 
 
 def _mean(values: list[Tensor]) -> float:

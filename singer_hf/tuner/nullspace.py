@@ -159,6 +159,19 @@ def energy_shares(basis: Tensor, spectrum: Spectrum, r: int | None = None) -> di
     return {name: float((directions.T @ basis).square().sum() / total) for name, directions in shares.items()}
 
 
+def relative_change(before: Tensor, after: Tensor) -> Tensor:
+    """Returns ``‖after - before‖ / ‖before‖`` over all entries, such as of what a block adds to its patch tokens.
+
+    Args:
+        before: Patch tokens, or what a block adds to them, (..., N, D).
+        after: The same after a change of the block's input, (..., N, D).
+
+    Returns:
+        A scalar tensor, >= 0.
+    """
+    return (after - before).norm() / before.norm().clamp(min=1e-12)
+
+
 @torch.no_grad()
 def leakage(
     write: Callable[[Tensor], Tensor],
@@ -181,11 +194,11 @@ def leakage(
         generator: Random generator of the directions (on the CPU).
 
     Returns:
-        ``‖u(x+δ) - u(x)‖ / ‖u(x)‖`` over the whole batch, at least 0.
+        ``‖u(x+δ) - u(x)‖ / ‖u(x)‖`` over the patch tokens of the batch, see :func:`relative_change`.
     """
     coefficients = torch.randn(*hidden_states.shape[:-1], basis.shape[1], generator=generator).to(hidden_states)
     direction = torch.nn.functional.normalize(coefficients @ basis.to(hidden_states).T, dim=-1)
     delta = relative_size * hidden_states.norm(dim=-1, keepdim=True) * direction
     delta[:, :num_prefix_tokens] = 0
-    before, after = write(hidden_states), write(hidden_states + delta)
-    return float((after - before).norm() / before.norm())
+    before, after = (write(tokens)[:, num_prefix_tokens:] for tokens in (hidden_states, hidden_states + delta))
+    return float(relative_change(before, after))

@@ -58,21 +58,21 @@ def without_last_units(state, model, blocks):
 
 
 def patches(model, block):
-    """Patch tokens (B, N, D) behind a block."""
+    """Patch tokens (B, N, D) after a block."""
     with torch.no_grad():
         tokens = capture_features(model, IMAGES, [block])[block]
     return tokens[:, view_vit(model).num_prefix_tokens :]
 
 
 def direction_of(model, block=1):
-    """Unit vector that the last hidden unit of a block's MLP writes into the tokens."""
+    """Unit vector that the last hidden unit of a block's MLP adds to the tokens."""
     view = view_vit(model)
     written, scale = view.mlp_layers(block)[1].weight[:, -1].detach(), view.layer_scales(block)[1]
     return F.normalize(written if scale is None else written * scale.detach(), dim=0)
 
 
-def read_by(layer):
-    """All linear reads of a plain ViT's block as one matrix: gains of the norms, and what LayerNorm centres away."""
+def input_projections(layer):
+    """Input projections of a plain ViT's block as one matrix, with the norms' gains and centring."""
     attention = torch.cat([getattr(layer.attention, f"{name}_proj").weight for name in "qkv"])
     matrix = torch.cat(
         [attention * layer.layernorm_before.weight, layer.mlp.fc1.weight * layer.layernorm_after.weight]
@@ -111,17 +111,17 @@ def test_planting_changes_one_unit_of_one_block(family, block):
 def test_outliers_appear_from_the_planted_block_on(family, block):
     before, after = (block_norm_statistics(model, IMAGES) for model in (reserved(family), planted(family, block)))
     assert after[:block] == before[:block]
-    for figures, plain in zip(after[block:], before[block:], strict=True):
-        assert plain["max_ratio"] < 3
+    for statistics, plain in zip(after[block:], before[block:], strict=True):
+        assert plain["max_over_median"] < 3
         assert plain["share"] == 0
-        assert 0.03 < figures["share"] < 0.1
-        assert figures["p99_ratio"] > 8
+        assert 0.03 < statistics["share"] < 0.1
+        assert statistics["p99_over_median"] > 8
 
 
 @pytest.mark.parametrize("family", PLAIN)
 @pytest.mark.parametrize("ratio", [8.0, 32.0])
-def test_tokens_are_as_long_and_as_many_as_asked_for(family, ratio):
-    """What is added is a GELU's output, 3 for the median of the tokens on which it fires, along one direction."""
+def test_norm_and_number_of_planted_tokens_are_as_requested(family, ratio):
+    """The added vectors are GELU outputs along one direction; the median score of the active tokens is 3."""
     before = patches(reserved(family), 1)
     added = (patches(planted(family, ratio=ratio), 1) - before).flatten(0, 1)
     along = added @ random_direction(zoo.HIDDEN, 1.0, torch.Generator().manual_seed(0))
@@ -140,22 +140,22 @@ def test_random_directions_are_those_of_their_seeds():
 
 
 @pytest.mark.parametrize("family", PLAIN)
-def test_the_leading_direction_is_what_the_mlp_writes_most_strongly(family):
+def test_the_leading_direction_is_the_leading_singular_direction_of_the_mlp(family):
     expected = defect_directions(view_vit(reserved(family)), 1)["mlp"]
     torch.testing.assert_close(direction_of(planted(family, direction="leading")), expected)
 
 
 @pytest.mark.parametrize(("block", "reader"), [(1, 2), (3, 3)])
-def test_the_read_direction_is_what_the_next_block_takes_up_most(block, reader):
-    matrix = read_by(reserved().layers[reader])
+def test_the_read_direction_has_the_largest_singular_value_of_the_next_block(block, reader):
+    matrix = input_projections(reserved().layers[reader])
     leading = torch.linalg.svd(matrix).Vh[0]
     direction = direction_of(planted(block=block, direction="read"), block)
     assert abs(float(direction @ leading)) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("block", [1, 3])
-def test_the_unread_direction_is_hardly_taken_up_and_survives_centring(block):
-    matrix = read_by(reserved().layers[min(block + 1, 3)])
+def test_the_unread_direction_has_a_small_response_and_survives_centring(block):
+    matrix = input_projections(reserved().layers[min(block + 1, 3)])
     direction = direction_of(planted(block=block, direction="unread"), block)
     assert direction.norm().item() == pytest.approx(1, abs=1e-5)
     assert direction.mean().item() == pytest.approx(0, abs=1e-6)
@@ -195,24 +195,25 @@ def test_settings_out_of_range_are_refused_and_change_nothing(settings, message)
 
 
 def test_a_unit_in_use_is_not_overwritten():
-    with refuse("`unit` must be an unused hidden unit, got 63, which writes; call reserve_unit() first"):
+    with refuse("`unit` must be an unused hidden unit, got 63, which is in use; call reserve_unit() first"):
         plant_in_model(zoo.tiny("vit"), IMAGES, 1)
 
 
 def test_a_gated_mlp_is_refused():
     for call in (reserve_units, lambda model: plant_in_model(model, IMAGES, 1)):
         with refuse(
-            "Dinov2Layer has a gated MLP, in which a unit does not write by itself; take a model with a plain one"
+            "Dinov2Layer has a gated MLP, in which one hidden unit cannot be planted alone; use a model with an ungated "
+            "MLP"
         ):
             call(zoo.tiny("dinov2_giant"))
 
 
-def test_norms_are_told_line_by_line():
-    figures = [
-        {"median": 9.4, "p99_ratio": 1.5, "max_ratio": 2.0, "share": 0.0},
-        {"median": 12.345, "p99_ratio": 8.1, "max_ratio": 24.75, "share": 0.0213},
+def test_norm_statistics_are_printed_line_by_line():
+    statistics = [
+        {"median": 9.4, "p99_over_median": 1.5, "max_over_median": 2.0, "share": 0.0},
+        {"median": 12.345, "p99_over_median": 8.1, "max_over_median": 24.75, "share": 0.0213},
     ]
-    assert norm_lines(figures) == [
+    assert norm_lines(statistics) == [
         "  block 0: median norm   9.40, p99/median   1.50, max/median   2.00, at 8 times the median or more 0.00%",
         "  block 1: median norm  12.35, p99/median   8.10, max/median  24.75, at 8 times the median or more 2.13%",
     ]

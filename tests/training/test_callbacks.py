@@ -10,7 +10,7 @@ from torch import nn
 from zoo import images, tiny, tiny_vit
 
 from singer_hf import SingerConfig, SingerDistiller
-from singer_hf.artifacts.outliers import outlier_ratio
+from singer_hf.artifacts.outliers import outlier_ratio, token_norms
 from singer_hf.distillation.artifact_metrics import artifact_metrics
 from singer_hf.training.callbacks import EmaCallback
 from singer_hf.vit.features import capture_features
@@ -25,24 +25,8 @@ def make(bare=False, layers=(1, 3), **settings):
     return SingerDistiller(small_student(patch_size=8), teacher, **settings).train()
 
 
-def test_outlier_ratio_is_the_99th_percentile_over_the_median():
-    # 101 norms 1..101: median 51, 99th percentile 100.
-    norms = torch.arange(1.0, 102.0)
-    tokens = norms.view(1, -1, 1) * torch.tensor([0.6, 0.8])
-    assert outlier_ratio(tokens).item() == pytest.approx(100 / 51)
-
-
-def test_outlier_ratio_is_the_mean_over_images_and_one_without_outliers():
-    plain, spiked = torch.ones(1, 101, 4), torch.ones(1, 101, 4)
-    spiked[0, :2] *= 9
-    assert outlier_ratio(plain).item() == pytest.approx(1)
-    assert outlier_ratio(torch.cat([plain, spiked])).item() == pytest.approx((1 + 9) / 2)
-    assert outlier_ratio(torch.zeros(1, 4, 2)).item() == 0  # no division by zero
-
-
-def test_outlier_ratio_takes_half_precision():
-    tokens = (200 * torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))).half()
-    assert torch.equal(outlier_ratio(tokens), outlier_ratio(tokens.float()))
+def ratio(patch_tokens):
+    return outlier_ratio(token_norms(patch_tokens))
 
 
 def test_artifact_measures_are_means_over_the_distilled_blocks():
@@ -58,9 +42,9 @@ def test_artifact_measures_are_means_over_the_distilled_blocks():
         "adapter_leakage",
     }
     mean = {
-        "teacher_outlier_ratio": (outlier_ratio(raw[1][:, 1:]) + outlier_ratio(raw[3][:, 1:])) / 2,
-        "refined_outlier_ratio": (outlier_ratio(refined[1][:, 1:]) + outlier_ratio(refined[3][:, 1:])) / 2,
-        "student_outlier_ratio": (outlier_ratio(own[0][:, 2:]) + outlier_ratio(own[1][:, 2:])) / 2,
+        "teacher_outlier_ratio": (ratio(raw[1][:, 1:]) + ratio(raw[3][:, 1:])) / 2,
+        "refined_outlier_ratio": (ratio(refined[1][:, 1:]) + ratio(refined[3][:, 1:])) / 2,
+        "student_outlier_ratio": (ratio(own[0][:, 2:]) + ratio(own[1][:, 2:])) / 2,
     }
     for name, value in mean.items():
         assert measures[name] == pytest.approx(value.item(), rel=1e-5)
@@ -108,7 +92,7 @@ def test_a_students_registers_are_not_counted():
     distiller = SingerDistiller(tiny("dinov2_registers"), tiny_vit(), teacher_layers=[3])
     own = capture_features(distiller.student, images(), [3])[3]
     measured = artifact_metrics(distiller, images())["student_outlier_ratio"]
-    assert measured == pytest.approx(outlier_ratio(own[:, 5:]).item(), rel=1e-5)
+    assert measured == pytest.approx(ratio(own[:, 5:]).item(), rel=1e-5)
 
 
 def test_the_average_starts_as_the_student_and_moves_by_one_minus_decay():

@@ -1,1 +1,1 @@
-"""What an artifact token is and how it is measured; planting of artifacts for tests."""
+"""Artifact tokens: the outlier rule, metrics of artifacts, and planting of artifacts with known properties."""

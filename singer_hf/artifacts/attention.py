@@ -1,4 +1,4 @@
-"""Who gets a block's attention, read from its own queries and keys: no eager attention, no second forward pass."""
+"""Attention that patches receive, computed from queries and keys without eager attention or a second pass."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,20 +8,20 @@ from torch import Tensor, nn
 
 from singer_hf.vit.view import ViTView
 
-# Queries per image at which attention is looked at, spread evenly over the grid.
+# Queries per image for which attention is computed, spread evenly over the grid.
 MAX_QUERIES = 32
 
 
 @dataclass(frozen=True)
 class AttentionParts:
-    """The linear layers of one attention and which third of their output is meant (0 and 1 part if unpacked).
+    """The linear layers of one attention module.
 
     Attributes:
-        query: Layer that writes the queries; ``key`` and ``value`` likewise, all the same one if packed.
-        key: See ``query``.
-        value: See ``query``.
+        query: Layer that computes the queries.
+        key: Layer that computes the keys; the same layer as ``query`` if packed.
+        value: Layer that computes the values; the same layer as ``query`` if packed.
         output: The output projection.
-        packed: Whether one layer writes queries, keys and values side by side.
+        packed: Whether one layer computes queries, keys and values side by side.
         heads: Number of heads.
     """
 
@@ -32,17 +32,22 @@ class AttentionParts:
     packed: bool
     heads: int
 
-    def third(self, tensor: Tensor, index: int) -> Tensor:
-        """Queries (0), keys (1) or values (2) out of what their layer wrote."""
+    def select(self, tensor: Tensor, index: int) -> Tensor:
+        """Returns the queries (0), keys (1) or values (2), (..., D), from the output of their layer.
+
+        Args:
+            tensor: Output of the layer, (..., D), or (..., 3 D) if packed.
+            index: 0, 1 or 2.
+        """
         return tensor.chunk(3, dim=-1)[index] if self.packed else tensor
 
     def value_matrix(self) -> Tensor:
-        """Weight (D, D) of the values, float32."""
-        return self.third(self.value.weight.detach().float().T, 2).T
+        """Returns the weight (D, D) of the value layer, float32."""
+        return self.select(self.value.weight.detach().float().T, 2).T
 
 
 def attention_parts(view: ViTView, index: int) -> AttentionParts | None:
-    """The parts of the attention of block ``index``, or None where they do not have the usual form."""
+    """Returns the linear layers of the attention of block ``index``, or None if they cannot be recognised."""
     block = view.blocks[index]
     linears = [
         (name.rpartition(".")[2], module)
@@ -52,8 +57,8 @@ def attention_parts(view: ViTView, index: int) -> AttentionParts | None:
     heads = {getattr(m, name, None) for m in block.modules() for name in ("num_heads", "num_attention_heads")} - {None}
     if len(linears) < 2 or len(heads) != 1:
         return None
-    *reads, (_, output) = linears
-    by_letter = {"qkv" if "qkv" in name else name[0]: module for name, module in reads}
+    *inputs, (_, output) = linears
+    by_letter = {"qkv" if "qkv" in name else name[0]: module for name, module in inputs}
     if set(by_letter) == {"qkv"}:
         packed = by_letter["qkv"]
         return AttentionParts(packed, packed, packed, output, True, heads.pop())
@@ -62,42 +67,57 @@ def attention_parts(view: ViTView, index: int) -> AttentionParts | None:
     return None
 
 
-class AttentionReader:
-    """Keeps queries and keys of every block during a forward pass, and tells what share of attention tokens receive.
+class AttentionCapture:
+    """Captures queries and keys of every block, and returns the share of attention that chosen patches receive.
 
-    Whether ``softmax(QKᵀ/√d)`` is all there is to a block's attention (no rotary embeddings, relative bias, or norms
-    on queries and keys) is tested, not guessed: :meth:`check` rebuilds one image's attention output and compares.
+    Used as a context manager; hooks are on the model inside the context only, and no tensor is kept after it:
+
+        with AttentionCapture(view) as attention:
+            attention.check(pixel_values[:1])
+            model(pixel_values)
+            share = attention.received(index, mask)
+
+    The shares are defined for plain ``softmax(QKᵀ/√d)`` attention, without rotary embeddings, relative position bias,
+    or norms of queries and keys. :meth:`check` finds out which blocks are plain.
 
     Args:
         view: View of the model.
 
     Attributes:
-        notes: Block index -> why its attention cannot be read.
+        notes: Block index -> why the attention of the block is not available.
     """
 
     def __init__(self, view: ViTView) -> None:
         self.view = view
-        self.notes: dict[int, str] = {}
-        self._parts: dict[int, AttentionParts] = {}
-        self._kept: dict[tuple[int, str], Tensor] = {}
+        parts = {index: attention_parts(view, index) for index in range(view.num_blocks)}
+        self.notes = {index: "its query and key layers were not recognised" for index in parts if parts[index] is None}
+        self._parts = {index: part for index, part in parts.items() if part is not None}
+        self._captured: dict[tuple[int, str], Tensor] = {}
         self._checking = False
-        self._handles = []
-        for index in range(view.num_blocks):
-            parts = attention_parts(view, index)
-            if parts is None:
-                self.notes[index] = "its query and key layers were not recognised"
-            else:
-                self._parts[index] = parts
-                self._hook(index, parts)
+        self._handles: list = []
 
-    def _hook(self, index: int, parts: AttentionParts) -> None:
-        for number, (name, layer) in enumerate((("q", parts.query), ("k", parts.key), ("v", parts.value))):
-            self._handles.append(layer.register_forward_hook(partial(_keep, self, index, name, number)))
-        self._handles.append(parts.output.register_forward_pre_hook(partial(_keep_mix, self, index)))
+    def __enter__(self) -> "AttentionCapture":
+        for index, parts in self._parts.items():
+            for number, (name, layer) in enumerate((("q", parts.query), ("k", parts.key), ("v", parts.value))):
+                hook = partial(_capture_output, self, index, name, number)
+                self._handles.append(layer.register_forward_hook(hook))
+            self._handles.append(parts.output.register_forward_pre_hook(partial(_capture_mix, self, index)))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.clear()
+        while self._handles:
+            self._handles.pop().remove()
 
     @torch.no_grad()
     def check(self, pixel_values: Tensor) -> None:
-        """Finds out, on one image (1, 3, H, W), in which blocks the attention is plain; notes the others."""
+        """Finds the blocks with plain attention; the other blocks get a note and are not captured any more.
+
+        The attention output of every block is recomputed from queries, keys and values and compared with the model's.
+
+        Args:
+            pixel_values: One image, (1, 3, H, W), normalised for the model.
+        """
         self._checking = True
         try:
             self.view.backbone(pixel_values, **self.view.forward_kwargs(pixel_values))
@@ -110,47 +130,42 @@ class AttentionReader:
             self.clear()
 
     def _is_plain(self, index: int, parts: AttentionParts) -> bool:
-        kept = [self._kept.get((index, name)) for name in ("q", "k", "v", "mix")]
-        if any(tensor is None or tensor.shape != kept[0].shape for tensor in kept):
+        captured = [self._captured.get((index, name)) for name in ("q", "k", "v", "mix")]
+        if any(tensor is None or tensor.shape != captured[0].shape for tensor in captured):
             return False
-        queries, keys, values, mix = (tensor.float() for tensor in kept)
+        queries, keys, values, mix = (tensor.float() for tensor in captured)
         rebuilt = _weights(queries, keys, parts.heads) @ _heads(values, parts.heads)
         difference = rebuilt.transpose(1, 2).flatten(2) - mix
         return bool(difference.norm() <= 1e-2 * mix.norm())
 
     def received(self, index: int, mask: Tensor) -> Tensor | None:
-        """Share of the attention of block ``index`` that patches of the last pass pay to some of the patches.
+        """Returns the share of the attention of block ``index`` that patches of the last pass pay to chosen patches.
 
         Args:
             index: 0-based block index.
             mask: The receiving patches, bool (B, N).
 
         Returns:
-            Mean over heads and (at most 32 evenly spread) patch queries: a share in [0, 1] per image with a
-            receiver; None if the block's attention cannot be read.
+            For every image with a receiving patch a share in [0, 1], (B',): the mean over heads and over (at most 32
+            evenly spread) patch queries. None if the block has a note.
         """
         if index in self.notes:
             return None
-        hit = mask.any(1)
-        # Without a copy where every image has some.
-        rows = slice(None) if hit.all() else hit.nonzero().flatten()
-        queries, keys = (self._kept[index, name][rows].float() for name in ("q", "k"))
+        has_receiver = mask.any(1)
+        # A slice avoids a copy if every image has a receiving patch.
+        rows = slice(None) if has_receiver.all() else has_receiver.nonzero().flatten()
+        queries, keys = (self._captured[index, name][rows].float() for name in ("q", "k"))
         prefix = keys.shape[1] - mask.shape[1]
         weights = _weights(queries, keys, self._parts[index].heads)[..., prefix:]
         return (weights.flatten(1, 2) @ mask[rows].to(weights.dtype).unsqueeze(-1)).mean((1, 2))
 
     def clear(self) -> None:
-        """Forgets the last pass."""
-        self._kept.clear()
-
-    def remove(self) -> None:
-        """Takes the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
+        """Frees the tensors of the last pass."""
+        self._captured.clear()
 
 
 def _query_places(count: int) -> Tensor:
-    # Not a constant stride, which would hit the same few columns of a grid over and over.
+    # Not a constant stride, which would select the same few columns of the grid in every row.
     return torch.linspace(0, count - 1, min(count, MAX_QUERIES)).round().long()
 
 
@@ -163,16 +178,18 @@ def _weights(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
     return (queries @ keys.mT * queries.shape[-1] ** -0.5).softmax(-1)
 
 
-def _keep(reader: AttentionReader, index: int, name: str, number: int, module: nn.Module, _, output: Tensor) -> None:
-    if index in reader.notes or (name == "v" and not reader._checking):
+def _capture_output(
+    capture: AttentionCapture, index: int, name: str, number: int, module: nn.Module, _: object, output: Tensor
+) -> None:
+    if index in capture.notes or (name == "v" and not capture._checking):
         return
-    tensor = reader._parts[index].third(output, number)
-    if name == "q" and not reader._checking:
-        patches = tensor[:, reader.view.num_prefix_tokens :]
+    tensor = capture._parts[index].select(output, number)
+    if name == "q" and not capture._checking:
+        patches = tensor[:, capture.view.num_prefix_tokens :]
         tensor = patches[:, _query_places(patches.shape[1])]
-    reader._kept[index, name] = tensor.contiguous()
+    capture._captured[index, name] = tensor.contiguous()
 
 
-def _keep_mix(reader: AttentionReader, index: int, module: nn.Module, args: tuple) -> None:
-    if reader._checking:
-        reader._kept[index, "mix"] = args[0]
+def _capture_mix(capture: AttentionCapture, index: int, module: nn.Module, args: tuple) -> None:
+    if capture._checking:
+        capture._captured[index, "mix"] = args[0]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def gram_matrix(tokens: Tensor) -> Tensor:
-    """Cosine similarities of all pairs of patches, ``G(X) = X̄ X̄ᵀ`` (paper, section 3).
+    """Returns the cosine similarities of all pairs of patches, ``G(X) = X̄ X̄ᵀ`` (paper, section 3).
 
     Args:
         tokens: Patch tokens (B, N, D).
@@ -18,7 +18,7 @@ def gram_matrix(tokens: Tensor) -> Tensor:
     tokens = tokens.float()
     with _full_precision(tokens.device.type):
         products = tokens @ tokens.transpose(1, 2)
-    # Scaling the products is less work than normalising the tokens: they are read once.
+    # Scaling the products is cheaper than normalising the tokens first.
     inverse_norms = products.diagonal(dim1=1, dim2=2).clamp(min=1e-24).rsqrt()
     return products * inverse_norms.unsqueeze(1) * inverse_norms.unsqueeze(2)
 

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory")
-
 
 def pixel_batches(images: Iterable) -> Iterator[Tensor]:
     """Yields pixel values (B, 3, H, W) from batches in any of the supported forms; empty batches are skipped.
@@ -51,10 +49,3 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def is_memory_error(error: Exception) -> bool:
-    """Whether an error says that a tensor did not fit in memory, on any device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(error).lower() for words in _MEMORY_WORDS
-    )

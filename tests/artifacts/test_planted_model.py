@@ -202,8 +202,8 @@ def test_a_unit_in_use_is_not_overwritten():
 def test_a_gated_mlp_is_refused():
     for call in (reserve_units, lambda model: plant_in_model(model, IMAGES, 1)):
         with refuse(
-            "Dinov2Layer has a gated MLP, in which one hidden unit cannot be planted alone; use a model with an ungated "
-            "MLP"
+            "Dinov2Layer has a gated MLP, in which one hidden unit cannot be planted alone; use a model with an "
+            "ungated MLP"
         ):
             call(zoo.tiny("dinov2_giant"))
 

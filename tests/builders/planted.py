@@ -1,9 +1,12 @@
 """A tiny ViT whose high-norm tokens are known exactly: which patches, in which blocks, how long, which direction."""
 
 import torch
+from peft import PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
+
+from singer_hf import SingerConfig
 
 GRID, PATCH, WIDTH, BLOCKS = (4, 6), 8, 32, 4
 IMAGE = (GRID[0] * PATCH, GRID[1] * PATCH)
@@ -76,3 +79,13 @@ def planted_images(batch: int = 5, seed: int = 0) -> Tensor:
         row, column = divmod(place, GRID[1])
         images[:, :, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH] = 0.5
     return images
+
+
+def planted_adapter() -> PeftModel:
+    """:func:`planted_vit` with adapters after blocks 1 and 3 that remove channel ``DIRECTION``."""
+    model = get_peft_model(planted_vit(), SingerConfig(r=1, layers_to_transform=[1, 3], nullspace_source="block"))
+    for layer in model.base_model.singer_layers.values():
+        with torch.no_grad():
+            layer.singer_down["default"].weight.zero_()[0, DIRECTION] = 1.0
+            layer.singer_up["default"].weight.zero_()[DIRECTION, 0] = -1.0
+    return model

@@ -1,10 +1,10 @@
-"""What an audit finds, as plain data that is saved as ``audit.json`` and read back."""
+"""Result of an audit as plain data, saved to and loaded from ``audit.json``."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-SCHEMA = 1
+SCHEMA = 2
 QUANTILES = {
     "p5": 0.05,
     "p25": 0.25,
@@ -20,44 +20,45 @@ QUANTILES = {
 
 @dataclass(frozen=True)
 class BlockAudit:
-    """Measures of the patch tokens after one block, before the final norm. None stands for "not defined here".
+    """Metrics of the patch tokens after one block, before the final norm. None stands for "not defined here".
 
     Attributes:
         block: 0-based block index.
-        norm_quantiles: L2 norm at the 5, 25, 50, 75, 95, 97, 99 and 99.9 % quantile (to within 0.27 %) and ``max``
-            (exact), over all patches of all images.
+        norm_quantiles: L2 norm at the 5, 25, 50, 75, 95, 97, 99 and 99.9 % quantile and ``max``, over all patches of
+            all images; exact, see :func:`singer_hf.artifacts.outliers.norm_quantiles`.
         norm_mean: Mean L2 norm.
-        p99_over_median: 99 % quantile over the median.
-        max_over_median: Largest norm over the median.
-        outlier_count: Outliers by the rule of the audit.
+        p99_over_median: 99 % quantile over the median of an image's patch norms, mean over images; see
+            :func:`singer_hf.artifacts.outliers.outlier_ratio`.
+        max_over_median: Largest norm of all images over the median of all norms.
+        outlier_count: Number of outliers by the rule of the audit.
         outlier_share: Their share of all patches, in [0, 1].
-        outlier_strength: Mean of an outlier's norm over the median norm of its image, or None without outliers.
-        images_with_outliers: Share of images with at least one.
-        absolute_share: Share of patches above the absolute threshold, None if none was given.
-        border_share: Share of the outliers on the outermost ring of the grid; ``border_expected`` is the ring's share
-            of the grid.
-        border_expected: See ``border_share``.
-        corner_share: Share of the outliers on the four corner patches; ``corner_expected`` as for the border.
-        corner_expected: See ``corner_share``.
-        texture_outliers: Mean pixel standard deviation inside outlier patches, in units of ``pixel_values``.
-        texture_others: The same for all other patches.
-        texture_rank: Mean rank of the outliers' texture in their image: 0 smoothest, 1 roughest, .5 no relation.
+        outlier_strength: Norm of an outlier over the median norm of its image, mean over outliers.
+        images_with_outliers: Share of images with at least one outlier.
+        absolute_share: Share of patches above the absolute threshold, None without a threshold.
+        border_share: Share of the outliers on the outermost ring of the grid.
+        border_expected: Share of the grid's patches on that ring.
+        corner_share: Share of the outliers on the four corner patches.
+        corner_expected: Share of the grid's patches in the corners.
+        texture_outliers: Mean texture of outlier patches. Texture is the standard deviation of the pixels inside a
+            patch, in units of ``pixel_values``: the root of :func:`singer_hf.artifacts.texture.patch_variance`.
+        texture_others: Mean texture of all other patches.
+        texture_rank: Mean rank of the outliers' texture in their image: 0 smoothest, 1 roughest, 0.5 no relation.
         persistence: Share of the outliers that are outliers after the next block too, None for the last block.
         outlier_cosine: Mean cosine of all pairs of outliers, across images; None with fewer than two.
-        other_cosine: Mean cosine of all pairs of other patches, to compare with.
-        defect_cosine: |cosine| of the outliers (mean over them) to the leading left singular direction of the block's
-            own writes, ``{"mlp": ..., "attention": ...}``; None without outliers.
-        defect_source: The block and part, at or before this one, whose direction the outliers follow most, with its
-            cosine: ``{"block": 2, "part": "mlp", "cosine": .98}``; None without outliers.
-        kd_shares: What the outliers claim of a plain MSE to these tokens, each in [0, 1]: ``loss_zero`` and
+        other_cosine: Mean cosine of all pairs of other patches.
+        defect_cosine: |cosine| of the outliers' mean direction to the leading left singular directions of the block,
+            ``{"mlp": ..., "attention": ...}``; see :func:`singer_hf.artifacts.directions.defect_directions`.
+        defect_source: The block and part, up to this block, whose direction is closest to the outliers, with its
+            cosine: ``{"block": 2, "part": "mlp", "cosine": 0.98}``.
+        kd_shares: Shares of a plain MSE to these tokens that the outliers cause, each in [0, 1]: ``loss_zero`` and
             ``gradient_zero`` for a student that predicts 0, ``loss_mean`` and ``gradient_mean`` for one that predicts
             the mean patch token of each image. ``gradient`` is the share of the summed per-token gradient norms.
-        attention_share: Share of the attention that patches of the next block pay to the outliers, mean over the
-            images that have some; None where it could not be had, see ``attention_note``.
-        attention_uniform: The share the outliers would get if attention were uniform.
+        attention_share: Share of the next block's patch attention that the outliers receive, mean over images with
+            outliers; if None, ``attention_note`` has the reason.
+        attention_uniform: The share that they would receive under uniform attention.
         attention_note: Why ``attention_share`` is None.
-        positions: Number of outliers at every place of the grid, rows x columns.
-        histogram: Norm histogram, ``edges`` (n + 1, equal steps in log) and ``counts`` (n).
+        positions: Number of outliers at every grid position, rows x columns.
+        histogram: Histogram of the norms, ``edges`` (n + 1, equal steps in log2) and ``counts`` (n).
     """
 
     block: int
@@ -95,19 +96,20 @@ class AuditResult:
     """The audit of one model on one set of images.
 
     Attributes:
-        name: What to call the model in tables and figures.
+        name: Name of the model in tables and figures.
         architecture: Class of the model.
         num_images: Images audited.
         image_size: (height, width) in pixels.
         grid: (rows, columns) of patches.
         patch_size: (height, width) of a patch in pixels.
         hidden_size: Width of the tokens.
-        num_prefix_tokens: Class, distillation and register tokens; not part of any measure.
+        num_prefix_tokens: Class, distillation and register tokens; not part of any metric.
         rule: The outlier rule, see :class:`singer_hf.artifacts.outliers.OutlierRule`.
         blocks: One entry per block, on the raw features.
         refined: One entry per block with a SiNGER adapter, on the refined features; empty without an adapter.
-        adapter: Null-space measures of the adapter, see :mod:`singer_hf.inspection.measure.nullspace_report`; None without.
-        notes: What the reader has to know, such as a smaller batch for want of memory.
+        adapter: Null-space metrics of the adapter, see :mod:`singer_hf.inspection.measure.nullspace_report`; None
+            without an adapter.
+        notes: Remarks for the reader, such as a reduced batch size.
     """
 
     name: str
@@ -125,15 +127,15 @@ class AuditResult:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict:
-        """Everything as plain data."""
+        """Returns the result as plain data."""
         return {"schema": SCHEMA, **asdict(self)}
 
     @classmethod
     def from_dict(cls, data: dict) -> "AuditResult":
-        """The reverse of :meth:`to_dict`.
+        """Returns the result of which ``data`` is the :meth:`to_dict`.
 
         Raises:
-            ValueError: If the data were written by another version of the format.
+            ValueError: If the data have another version of the format.
         """
         values = dict(data)
         schema = values.pop("schema", None)
@@ -151,5 +153,5 @@ class AuditResult:
 
     @classmethod
     def load(cls, path: str | Path) -> "AuditResult":
-        """Reads what :meth:`save` wrote."""
+        """Loads the result from a file written by :meth:`save`."""
         return cls.from_dict(json.loads(Path(path).read_text()))

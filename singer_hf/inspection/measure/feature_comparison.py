@@ -1,4 +1,4 @@
-"""A student beside its teacher: how alike their features are and how far the student inherited the artifacts."""
+"""Comparison of a student with a teacher: similarity of their features and inherited artifacts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from singer_hf.artifacts.outliers import OutlierRule
+from singer_hf.artifacts.outliers import OutlierRule, token_norms
 from singer_hf.artifacts.similarity import GramDistance, LinearCka, OutlierOverlap, PatchCosine
 from singer_hf.distillation.block_pairs import pair_student_layers
 from singer_hf.tuner.layer import find_singer_layers, raw_features
@@ -18,8 +18,8 @@ from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import map_to_tokens, resize_tokens, split_tokens, tokens_to_map
 from singer_hf.vit.view import ViTView
 
-# Patch tokens (B, N, D) by block, and the grid (rows, columns) they lie on.
-_Side = tuple[dict[int, Tensor], tuple[int, int]]
+# Patch tokens (B, N, D) by block, and their grid (rows, columns).
+_GridFeatures = tuple[dict[int, Tensor], tuple[int, int]]
 
 
 def compare_features(
@@ -36,56 +36,56 @@ def compare_features(
 ) -> list[dict]:
     """Compares the patch tokens of a student with a teacher's raw ones, block by block, in one pass over the images.
 
-    Where the grids differ, the student's feature map is interpolated to the teacher's grid, and the map of its norms
-    takes the nearest patch.
+    If the grids differ, the student's feature map is interpolated to the teacher's grid, and its norm map is resized
+    by nearest neighbour.
 
     Args:
         student: Any vision transformer.
         teacher: Any vision transformer; SiNGER adapters in it are bypassed.
-        images: Batches of pixel values (B, 3, H, W) normalised for the student, or dicts that hold them.
+        images: Batches of pixel values (B, 3, H, W) normalised for the student, or dicts with ``"pixel_values"``.
         teacher_layers: 0-based blocks of the teacher, negatives allowed; by default as in a distillation.
-        student_layers: A block of the student for each; by default at the same relative depth, last to last.
+        student_layers: One block of the student for each; by default at the same relative depth, last to last.
         projectors: ``str(teacher block)`` -> the student's trained projector (``SingerDistiller.projectors``), for the
             patch-wise cosine.
-        teacher_input: Turns images for the student into images for the teacher, such as
-            :class:`singer_hf.distillation.teacher_input.TeacherInput`; by default they are the same.
-        rule: What counts as an outlier.
+        teacher_input: Converts images for the student to images for the teacher, such as
+            :class:`singer_hf.distillation.teacher_input.TeacherInput`; by default both get the same images.
+        rule: The outlier rule.
         progress: Whether to show a progress bar.
 
     Returns:
         For every pair ``teacher_block``, ``student_block``, ``cka``, ``cka_others`` (without the teacher's outliers,
-        which make up most of the variance where there are some), ``gram_distance``, the measures of
+        which dominate the variance), ``gram_distance``, the metrics of
         :class:`~singer_hf.artifacts.similarity.OutlierOverlap` and, with a projector, of
         :class:`~singer_hf.artifacts.similarity.PatchCosine`.
 
     Raises:
-        ValueError: If there are no images, a model is no plain vision transformer, or the blocks cannot be paired.
+        ValueError: If there are no images, a model is not a plain vision transformer, or the blocks cannot be paired.
     """
     views = view_vit(student), view_vit(teacher)
     pairs = _pairs(*views, student_layers, teacher_layers)
-    measures = [_Pair(*pair, (projectors or {}).get(str(pair[1])), rule or OutlierRule()) for pair in pairs]
+    metrics = [_PairMetrics(*pair, (projectors or {}).get(str(pair[1])), rule or OutlierRule()) for pair in pairs]
     captures = [FeatureCapture(view, layers) for view, layers in zip(views, zip(*pairs, strict=True), strict=True)]
     seen = 0
     with evaluation_mode(student), evaluation_mode(teacher), raw_features(find_singer_layers(teacher).values()):
         batches = pixel_batches(images)
         for batch in tqdm(batches, "compare", count_batches(images), unit="batch", disable=not progress):
-            _compare_batch(batch, captures, measures, teacher_input)
+            _compare_batch(batch, captures, metrics, teacher_input)
             seen += len(batch)
     if not seen:
         raise ValueError("`images` must hold at least one image, got none")
-    return [measure.result() for measure in measures]
+    return [pair.result() for pair in metrics]
 
 
 def load_projectors(path: str | Path) -> dict[str, nn.Linear]:
-    """The projectors of a distillation run, from the ``projectors/model.safetensors`` beside its student.
+    """Loads the projectors of a distillation run, saved as ``projectors/model.safetensors`` next to its student.
 
-    The generator that a ViTKD run keeps in the same file is left out.
+    The generator of a ViTKD run, saved in the same file, is ignored.
 
     Returns:
         ``str(teacher block)`` -> linear map from the student's to the teacher's width.
 
     Raises:
-        ValueError: If the file holds no linear maps by block.
+        ValueError: If the file has no linear maps by block.
     """
     tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("generator.")}
     blocks = {name.removesuffix(".weight") for name in tensors if name.endswith(".weight")}
@@ -102,7 +102,7 @@ def load_projectors(path: str | Path) -> dict[str, nn.Linear]:
 def _pairs(
     student: ViTView, teacher: ViTView, student_layers: Sequence[int] | None, teacher_layers: Sequence[int] | None
 ) -> list[tuple[int, int]]:
-    """(student block, teacher block) in the order of the teacher's blocks."""
+    """Returns pairs (student block, teacher block) in the order of the teacher's blocks."""
     chosen = default_layers(teacher.num_blocks) if teacher_layers is None else teacher_layers
     chosen = resolve_layers("teacher_layers", chosen, teacher.num_blocks)
     paired = pair_student_layers(chosen, teacher.num_blocks, student.num_blocks, student_layers)
@@ -112,23 +112,23 @@ def _pairs(
 def _compare_batch(
     batch: Tensor,
     captures: list[FeatureCapture],
-    measures: list["_Pair"],
+    metrics: list["_PairMetrics"],
     teacher_input: Callable[[Tensor], Tensor] | None,
 ) -> None:
     inputs = batch, batch if teacher_input is None else teacher_input(batch)
-    sides = []
+    features = []
     for capture, pixel_values in zip(captures, inputs, strict=True):
         weight = capture.view.patch_embedding.weight
         outputs = capture(pixel_values.to(weight.device, weight.dtype)).outputs
         prefix = capture.view.num_prefix_tokens
         tokens = {index: split_tokens(output, prefix)[1].float() for index, output in outputs.items()}
-        sides.append((tokens, capture.view.grid(*pixel_values.shape[-2:])))
-    for measure in measures:
-        measure.add(*sides)
+        features.append((tokens, capture.view.grid(*pixel_values.shape[-2:])))
+    for pair in metrics:
+        pair.add(*features)
 
 
-class _Pair:
-    """The measures of one pair of blocks."""
+class _PairMetrics:
+    """The metrics of one pair of blocks."""
 
     def __init__(self, student: int, teacher: int, projector: nn.Module | None, rule: OutlierRule) -> None:
         self.student_block, self.teacher_block, self.projector = student, teacher, projector
@@ -136,19 +136,19 @@ class _Pair:
         self.rule, self.overlap = rule, OutlierOverlap(rule)
         self.cosine = PatchCosine(rule) if projector is not None else None
 
-    def add(self, student_side: _Side, teacher_side: _Side) -> None:
-        """Adds a batch: on either side the patch tokens (B, N, D) by block, and their grid."""
-        (students, grid), (teachers, target) = student_side, teacher_side
+    def add(self, student_features: _GridFeatures, teacher_features: _GridFeatures) -> None:
+        """Adds a batch: for both models the patch tokens (B, N, D) by block, and their grid."""
+        (students, grid), (teachers, target) = student_features, teacher_features
         student, reference = students[self.student_block], teachers[self.teacher_block]
         resized = resize_tokens(student, grid, target).to(reference.device)
         for metric in (self.cka, self.gram):
             metric.add_batch(predictions=resized, references=reference)
-        others = ~self.rule.mask(reference.norm(dim=-1))
+        others = ~self.rule.mask(token_norms(reference))
         self.cka_others.add_batch(predictions=resized[others][None], references=reference[others][None])
-        # A smoothed norm map would lose its outliers, so the nearest patch is taken.
-        norms = tokens_to_map(student.norm(dim=-1, keepdim=True), grid)
+        # Nearest neighbour, because interpolation would smooth outliers away.
+        norms = tokens_to_map(token_norms(student).unsqueeze(-1), grid)
         norms = map_to_tokens(nn.functional.interpolate(norms, size=target, mode="nearest-exact"))[..., 0]
-        self.overlap.add_batch(predictions=norms.to(reference.device), references=reference.norm(dim=-1))
+        self.overlap.add_batch(predictions=norms.to(reference.device), references=token_norms(reference))
         if self.cosine is not None:
             weight = next(self.projector.parameters())
             projected = self.projector(resized.to(weight.device, weight.dtype))

@@ -1,4 +1,4 @@
-"""What a SiNGER adapter does to a model: where its directions lie and what of them the next block notices."""
+"""Null-space report of SiNGER adapters: energy of their directions, leakage, and change of the following features."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from singer_hf.artifacts.outliers import OutlierRule
+from singer_hf.artifacts.outliers import OutlierRule, token_norms
 from singer_hf.tuner.layer import find_singer_layers, raw_features
-from singer_hf.tuner.nullspace import Spectrum, energy_shares, leakage, random_basis
+from singer_hf.tuner.nullspace import Spectrum, energy_shares, leakage, random_basis, relative_change
 from singer_hf.tuner.nullspace_sources import source_gram
 from singer_hf.vit.features import CapturedFeatures, FeatureCapture
 from singer_hf.vit.inference import evaluation_mode, pixel_batches, unwrap_peft
@@ -18,24 +18,29 @@ from singer_hf.vit.view import ViTView
 
 
 def report_nullspace(model: nn.Module, images: Iterable, *, source: str = "block", seed: int = 0) -> dict:
-    """Measures the active SiNGER adapters of a model: spectrum, energy, leakage, and the change they make downstream.
+    """Measures spectrum, energy and leakage of the active SiNGER adapters of a model, and the changes they cause.
 
     Args:
         model: A ``PeftModel`` with SiNGER adapters.
-        images: A few batches of pixel values (B, 3, H, W), normalised for the model, or dicts that hold them.
-        source: What counts as reading for the spectrum and the energies: ``"mlp"`` (paper) or ``"block"`` (every
-            linear layer of the next block), see :func:`singer_hf.tuner.nullspace_sources.source_gram`.
-        seed: Seed of the perturbations for the leakage and of the random subspace beside it.
+        images: A few batches of pixel values (B, 3, H, W), normalised for the model, or dicts with
+            ``"pixel_values"``.
+        source: Null-space source of the spectrum and the energies: ``"mlp"`` (paper) or ``"block"`` (all input
+            projections of the next block), see :func:`singer_hf.tuner.nullspace_sources.source_gram`.
+        seed: Seed of the perturbations and of the random subspace.
 
     Returns:
-        ``{"source": ..., "blocks": [...], "final": {...}}``. Per block: ``block``, ``r``, ``singular_values``
-        (ascending, D), ``down`` and ``up`` with ``e_prob`` and ``e_safe`` (shares of the energy of Φ_down and Φ_up in
-        the r most- and least-read directions), ``leakage`` of the span of Φ_up and ``leakage_random`` of a random
-        subspace of the same rank, ``refinement`` ``‖F̂ - F‖ / ‖F‖``, and ``next_output`` and ``next_write``, the
-        relative change of the next block's patch tokens and of what it adds (None behind the last block). ``final``
-        compares the whole model with the adapters inline and without: ``features``, the relative change of the patch
-        tokens after the last block, and, where the model has a head, ``logits`` and ``top1_agreement``. What ends in
-        ``_others`` leaves out the raw outliers, which would otherwise outweigh all other patches.
+        ``{"source": ..., "blocks": [...], "final": {...}}``. Names that end in ``_others`` leave out the raw outliers,
+        which would dominate the change. Per block:
+
+        - ``block``, ``r``, and ``singular_values`` (ascending, D)
+        - ``down`` and ``up``: ``e_prob`` and ``e_safe``, shares of the energy of Φ_down and Φ_up in the r directions
+          with the largest and with the smallest singular values
+        - ``leakage`` of the span of Φ_up and ``leakage_random`` of a random subspace of the same rank
+        - ``refinement``, the relative change of the patch tokens; ``next_output`` and ``next_write``, the relative
+          change of the next block's patch tokens and of what it adds to them (None after the last block)
+
+        ``final`` compares the whole model with and without adapters: ``features``, the relative change of the patch
+        tokens after the last block, and, if the model has a head, ``logits`` and ``top1_agreement``.
 
     Raises:
         ValueError: If the model has no SiNGER adapter or there are no images.
@@ -50,15 +55,15 @@ def report_nullspace(model: nn.Module, images: Iterable, *, source: str = "block
     weight = view.patch_embedding.weight
     batches = [batch.to(weight.device, weight.dtype) for batch in batches]
     with evaluation_mode(model):
-        calls = [_raw_pass(model, view, batch) for batch in batches]
-        blocks = [_block_report(view, index, layer, calls, source, seed) for index, layer in layers.items()]
-        final = _feature_changes(model, view, layers, batches) | _logit_changes(model, view, batches)
+        passes = [_raw_pass(view, layers, batch) for batch in batches]
+        blocks = [_block_report(view, index, layer, passes, source, seed) for index, layer in layers.items()]
+        final = _feature_changes(view, layers, batches) | _logit_changes(model, view, layers, batches)
     return {"source": source, "blocks": blocks, "final": final}
 
 
-def _raw_pass(model: nn.Module, view: ViTView, pixel_values: Tensor) -> CapturedFeatures:
+def _raw_pass(view: ViTView, layers: dict[int, nn.Module], pixel_values: Tensor) -> CapturedFeatures:
     everything = range(view.num_blocks)
-    with raw_features(find_singer_layers(model).values()):
+    with raw_features(layers.values()):
         return FeatureCapture(view, everything, calls=everything)(pixel_values)
 
 
@@ -69,111 +74,102 @@ def _block_report(
     down, up = _factors(layer)
     r = down.shape[1]
     basis = torch.linalg.qr(up.double().cpu()).Q.float()
-    generator = torch.Generator().manual_seed(seed)
-    random = random_basis(view.hidden_size, r, generator)
-    prefix, changes = view.num_prefix_tokens, [_changes(view, index, layer, item) for item in passes]
+    random = random_basis(view.hidden_size, r, torch.Generator().manual_seed(seed))
     return {
         "block": index,
         "r": r,
         "singular_values": spectrum.singular_values.tolist(),
         "down": energy_shares(down, spectrum) if down.any() else None,
         "up": energy_shares(up, spectrum) if up.any() else None,
-        "leakage": _mean_leakage(view, index, passes, basis, prefix, seed),
-        "leakage_random": _mean_leakage(view, index, passes, random, prefix, seed),
-        **{name: _root_ratio([change[name] for change in changes]) for name in changes[0]},
+        "leakage": _mean_leakage(view, index, passes, basis, seed),
+        "leakage_random": _mean_leakage(view, index, passes, random, seed),
+        **_block_changes(view, index, layer, passes),
     }
 
 
 def _factors(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Φ_down (D, r) and Φ_upᵀ (D, r) of the active adapters, side by side."""
+    """Returns Φ_down (D, r) and Φ_upᵀ (D, r) of the active adapters, side by side."""
     names = [name for name in layer.active_adapters if name in layer.singer_down]
     down = torch.cat([layer.singer_down[name].weight.detach().T for name in names], dim=1)
     up = torch.cat([layer.singer_up[name].weight.detach() for name in names], dim=1)
     return down, up
 
 
-def _mean_leakage(
-    view: ViTView, index: int, passes: list[CapturedFeatures], basis: Tensor, prefix: int, seed: int
-) -> float | None:
+def _mean_leakage(view: ViTView, index: int, passes: list[CapturedFeatures], basis: Tensor, seed: int) -> float | None:
     if index + 1 == view.num_blocks:
         return None
     generator, values = torch.Generator().manual_seed(seed), []
     for item in passes:
         call = item.calls[index + 1]
         write = partial(call.write, view.blocks[index + 1])
-        values.append(leakage(write, call.hidden_states, basis, num_prefix_tokens=prefix, generator=generator))
+        values.append(
+            leakage(write, call.hidden_states, basis, num_prefix_tokens=view.num_prefix_tokens, generator=generator)
+        )
     return sum(values) / len(values)
 
 
-_Squares = tuple[float, float]
-
-
-def _changes(view: ViTView, index: int, layer: nn.Module, item: CapturedFeatures) -> dict[str, _Squares | None]:
-    """Squared lengths (of the change, of the original) of the tokens and of what the next block makes of them."""
-    raw, prefix = item.outputs[index], view.num_prefix_tokens
-    refined, others = layer.refine(raw), _not_outliers(raw, prefix)
-    changes = _both("refinement", raw, refined, prefix, others)
+def _block_changes(view: ViTView, index: int, layer: nn.Module, passes: list[CapturedFeatures]) -> dict:
+    """Returns the relative changes of a block's tokens and of the next block's output by the refinement."""
+    raw = [item.outputs[index] for item in passes]
+    refined = [layer.refine(tokens) for tokens in raw]
+    raw_patches, refined_patches = _patches(view, raw), _patches(view, refined)
+    others = ~OutlierRule().mask(token_norms(raw_patches))
+    changes = _changes("refinement", raw_patches, refined_patches, others)
     if index + 1 == view.num_blocks:
         names = ("next_output", "next_output_others", "next_write", "next_write_others")
         return changes | dict.fromkeys(names)
-    output = item.outputs[index + 1]
-    replayed = item.calls[index + 1].replay(view.blocks[index + 1], refined)
-    changes |= _both("next_output", output, replayed, prefix, others)
-    return changes | _both("next_write", output - raw, replayed - refined, prefix, others)
+    output = _patches(view, [item.outputs[index + 1] for item in passes])
+    block, calls = view.blocks[index + 1], [item.calls[index + 1] for item in passes]
+    replayed = _patches(view, [call.replay(block, tokens) for call, tokens in zip(calls, refined, strict=True)])
+    changes |= _changes("next_output", output, replayed, others)
+    return changes | _changes("next_write", output - raw_patches, replayed - refined_patches, others)
 
 
-def _not_outliers(tokens: Tensor, prefix: int) -> Tensor:
-    return ~OutlierRule().mask(split_tokens(tokens, prefix)[1].float().norm(dim=-1))
+def _patches(view: ViTView, batches: list[Tensor]) -> Tensor:
+    """Returns the patch tokens (M, N, D) of all batches, float64."""
+    return torch.cat([split_tokens(tokens, view.num_prefix_tokens)[1].double() for tokens in batches])
 
 
-def _both(name: str, before: Tensor, after: Tensor, prefix: int, others: Tensor) -> dict[str, _Squares]:
-    """The squared lengths over all patches, and over those that are no outliers."""
-    before, after = (split_tokens(tokens, prefix)[1].double() for tokens in (before, after))
-    change, original = (after - before).square().sum(-1), before.square().sum(-1)
+def _changes(name: str, before: Tensor, after: Tensor, others: Tensor) -> dict[str, float]:
+    """Returns the relative change of all patch tokens (M, N, D), and of those that are not outliers."""
     return {
-        name: (float(change.sum()), float(original.sum())),
-        f"{name}_others": (float(change[others].sum()), float(original[others].sum())),
+        name: float(relative_change(before, after)),
+        f"{name}_others": float(relative_change(before[others], after[others])),
     }
 
 
-def _root_ratio(pairs: list[_Squares | None]) -> float | None:
-    if None in pairs:
-        return None
-    change, original = (sum(values) for values in zip(*pairs, strict=True))
-    return (change / max(original, 1e-30)) ** 0.5
+def _feature_changes(view: ViTView, layers: dict[int, nn.Module], batches: list[Tensor]) -> dict[str, float]:
+    last, raw, inline = view.num_blocks - 1, [], []
+    capture = FeatureCapture(view, (last,))
+    for pixel_values in batches:
+        with raw_features(layers.values()):
+            raw.append(capture(pixel_values).outputs[last])
+        tokens = capture(pixel_values).outputs[last]
+        inline.append(layers[last].refine(tokens) if last in layers else tokens)
+    before, after = _patches(view, raw), _patches(view, inline)
+    return _changes("features", before, after, ~OutlierRule().mask(token_norms(before)))
 
 
-def _feature_changes(
+def _logit_changes(
     model: nn.Module, view: ViTView, layers: dict[int, nn.Module], batches: list[Tensor]
 ) -> dict[str, float | None]:
-    last, changes = view.num_blocks - 1, []
-    capture, prefix = FeatureCapture(view, (last,)), view.num_prefix_tokens
-    for pixel_values in batches:
-        with raw_features(find_singer_layers(model).values()):
-            raw = capture(pixel_values).outputs[last]
-        inline = capture(pixel_values).outputs[last]
-        inline = layers[last].refine(inline) if last in layers else inline
-        changes.append(_both("features", raw, inline, prefix, _not_outliers(raw, prefix)))
-    return {name: _root_ratio([change[name] for change in changes]) for name in changes[0]}
+    with raw_features(layers.values()):
+        before = _logits(model, view, batches)
+    after = _logits(model, view, batches)
+    if before is None:
+        return {"logits": None, "top1_agreement": None}
+    agreement = (before.argmax(-1) == after.argmax(-1)).double().mean()
+    return {"logits": float(relative_change(before, after)), "top1_agreement": float(agreement)}
 
 
-def _logit_changes(model: nn.Module, view: ViTView, batches: list[Tensor]) -> dict[str, float | None]:
-    squares, agreeing, images = [], 0, 0
-    for pixel_values in batches:
-        with raw_features(find_singer_layers(model).values()):
-            before = _logits(model, view, pixel_values)
-        if before is None:
-            return {"logits": None, "top1_agreement": None}
-        after = _logits(model, view, pixel_values)
-        squares.append((float((after - before).double().square().sum()), float(before.double().square().sum())))
-        agreeing, images = agreeing + int((before.argmax(-1) == after.argmax(-1)).sum()), images + len(before)
-    return {"logits": _root_ratio(squares), "top1_agreement": agreeing / images}
-
-
-def _logits(model: nn.Module, view: ViTView, pixel_values: Tensor) -> Tensor | None:
-    whole = unwrap_peft(model)
+def _logits(model: nn.Module, view: ViTView, batches: list[Tensor]) -> Tensor | None:
+    """Returns the logits (M, K) of a classifier, float64, or None for another model."""
+    whole, logits = unwrap_peft(model), []
     if whole is view.backbone:
         return None
-    output = whole(pixel_values=pixel_values, **view.forward_kwargs(pixel_values))
-    logits = getattr(output, "logits", None)
-    return logits if isinstance(logits, Tensor) and logits.ndim == 2 else None
+    for pixel_values in batches:
+        output = whole(pixel_values=pixel_values, **view.forward_kwargs(pixel_values))
+        logits.append(getattr(output, "logits", None))
+        if not isinstance(logits[-1], Tensor) or logits[-1].ndim != 2:
+            return None
+    return torch.cat(logits).double()

@@ -1,10 +1,11 @@
-"""The features of a few images in full, for pictures; the audit itself keeps sums only."""
+"""Features of a few images, from which the maps of a report are drawn."""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from singer_hf.artifacts.outliers import token_norms
 from singer_hf.data.pictures import to_pictures
 from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.vit.features import FeatureCapture
@@ -15,16 +16,16 @@ from singer_hf.vit.tokens import split_tokens
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one model makes of a few images; everything float32 on the CPU.
+    """Features of one model on K images with N patches, float32 on the CPU.
 
     Attributes:
-        name: What to call the model.
-        pictures: The images as they look, (K, H, W, 3), in [0, 1].
+        name: Name of the model in figures.
+        pictures: The images without normalisation, (K, H, W, 3), in [0, 1].
         grid: (rows, columns) of patches.
         norms: L2 norms of the patch tokens after every block, before the final norm, (L, K, N).
         features: Patch tokens after the last block, before the final norm, (K, N, D).
         refined_norms: Block index -> norms (K, N) of the refined tokens, for every block with a SiNGER adapter.
-        refined_features: Refined patch tokens after the last block, (K, N, D); None where no adapter sits there.
+        refined_features: Refined patch tokens after the last block, (K, N, D); None without an adapter at that block.
     """
 
     name: str
@@ -44,14 +45,14 @@ def take_snapshot(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Snapshot:
-    """Runs a model once and keeps the patch norms of all blocks and the patch tokens of the last.
+    """Runs a model once and returns the patch norms of all blocks and the patch tokens of the last one.
 
     Args:
-        model: A vision transformer, with or without a SiNGER adapter; raw and refined features are taken.
-        pixel_values: Few images (K, 3, H, W), normalised for the model.
-        name: What to call the model; its class by default.
-        mean: Per-channel mean the images were normalised with, to show them as they are; without it and ``std`` every
-            image is stretched to its own range.
+        model: A vision transformer, with or without SiNGER adapters; both raw and refined features are captured.
+        pixel_values: A few images (K, 3, H, W), normalised for the model.
+        name: Name of the model in figures; its class by default.
+        mean: Per-channel mean with which the images were normalised. Without ``mean`` and ``std`` every image is
+            scaled to its own range.
         std: Per-channel standard deviation.
     """
     view, layers = view_vit(model), find_singer_layers(model)
@@ -65,9 +66,9 @@ def take_snapshot(
         name=name or type(view.backbone).__name__,
         pictures=to_pictures(pixel_values, mean, std),
         grid=view.grid(*pixel_values.shape[-2:]),
-        norms=torch.stack([tokens.norm(dim=-1) for tokens in patches]),
+        norms=torch.stack([token_norms(tokens) for tokens in patches]),
         features=patches[-1],
-        refined_norms={i: tokens.norm(dim=-1) for i, tokens in refined.items()},
+        refined_norms={i: token_norms(tokens) for i, tokens in refined.items()},
         refined_features=refined.get(view.num_blocks - 1),
     )
 

@@ -1,0 +1,194 @@
+"""Metrics of each block from the measurements of its patch tokens."""
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from singer_hf.artifacts.directions import defect_directions
+from singer_hf.artifacts.outliers import OutlierRule, middle, norm_quantiles, norm_statistics
+from singer_hf.inspection.measure.audit_result import QUANTILES, BlockAudit
+from singer_hf.inspection.measure.patch_measurements import PatchMeasurements
+from singer_hf.vit.structure import ViTView
+
+# Smallest denominator: JSON has no infinity.
+_TINY = 1e-12
+_BINS_PER_OCTAVE, _SMALLEST_NORM = 8, 2.0**-24
+
+
+def compute_block_audits(
+    measurements: PatchMeasurements,
+    indices: Sequence[int],
+    grid: tuple[int, int],
+    rule: OutlierRule,
+    view: ViTView,
+    attention: Tensor | None = None,
+    attention_notes: dict[int, str] | None = None,
+) -> list[BlockAudit]:
+    """Computes one :class:`BlockAudit` per measured block.
+
+    Args:
+        measurements: Measurements of the blocks; row j belongs to block ``indices[j]``.
+        indices: 0-based block indices in ascending order.
+        grid: (rows, columns) of patches.
+        rule: The rule by which outliers were found.
+        view: View of the model, for the singular directions of its weights.
+        attention: Share of the next block's attention that the outliers of an image receive, (L, M), NaN if not
+            available; None for refined features, on which the next block was not run.
+        attention_notes: Block index -> why the attention of the block is not available.
+    """
+    texture = measurements.texture.double()
+    # Sorted twice: the rank of each patch in its image, 0 for the smoothest and 1 for the roughest.
+    rank = texture.argsort(dim=1).argsort(dim=1).double() / max(texture.shape[1] - 1, 1)
+    directions: dict[int, dict[str, Tensor]] = {}
+    blocks = []
+    for row, index in enumerate(indices):
+        norms, outliers = measurements.norms[row], measurements.outliers[row]
+        if outliers.any():
+            directions[index] = {part: d.cpu().double() for part, d in defect_directions(view, index).items()}
+        fields = _norm_fields(norms) | _outlier_fields(norms, outliers, rule) | _place_fields(outliers, grid)
+        fields |= _texture_fields(texture, rank, outliers) | _cosine_fields(measurements, row)
+        fields |= {"kd_shares": _kd_shares(norms, measurements.deviations[row], outliers)}
+        fields |= _defect_fields(measurements, row, index, directions)
+        following = measurements.outliers[row + 1] if row + 1 < len(indices) else None
+        received = None if attention is None else attention[row]
+        note = (attention_notes or {}).get(index + 1)
+        fields |= _following_fields(outliers, following, received, note, view.num_prefix_tokens)
+        blocks.append(BlockAudit(block=index, **fields))
+    return blocks
+
+
+def norm_histogram(norms: Tensor) -> dict[str, list[float]]:
+    """Returns the histogram of patch norms in eight bins per octave.
+
+    Args:
+        norms: L2 norms (M, N).
+
+    Returns:
+        ``edges`` (n + 1, equal steps in log2) and ``counts`` (n), from the smallest to the largest norm.
+    """
+    logarithms = norms.double().clamp(min=_SMALLEST_NORM).log2().numpy() * _BINS_PER_OCTAVE
+    steps = np.arange(np.floor(logarithms.min()), np.floor(logarithms.max()) + 2)
+    counts, _ = np.histogram(logarithms, steps)
+    return {"edges": (2 ** (steps / _BINS_PER_OCTAVE)).tolist(), "counts": counts.tolist()}
+
+
+def edge_masks(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Returns masks of the outermost ring of a grid and of its corners, each bool (rows, columns).
+
+    The ring includes the corners.
+    """
+    ring = torch.ones(grid, dtype=torch.bool)
+    ring[1:-1, 1:-1] = False
+    corner = torch.zeros(grid, dtype=torch.bool)
+    corner[[0, 0, -1, -1], [0, -1, 0, -1]] = True
+    return ring, corner
+
+
+def _norm_fields(norms: Tensor) -> dict:
+    statistics = norm_statistics(norms)
+    return {
+        "norm_quantiles": dict(zip(QUANTILES, norm_quantiles(norms, tuple(QUANTILES.values())), strict=True)),
+        "norm_mean": float(norms.double().mean()),
+        "p99_over_median": statistics["p99_over_median"],
+        "max_over_median": statistics["max_over_median"],
+        "histogram": norm_histogram(norms),
+    }
+
+
+def _outlier_fields(norms: Tensor, outliers: Tensor, rule: OutlierRule) -> dict:
+    ratios = norms.double() / middle(norms).clamp(min=_TINY)
+    return {
+        "outlier_count": int(outliers.sum()),
+        "outlier_share": float(outliers.double().mean()),
+        "outlier_strength": _mean(ratios[outliers]),
+        "images_with_outliers": float(outliers.any(1).double().mean()),
+        "absolute_share": None if rule.absolute is None else float((norms > rule.absolute).double().mean()),
+    }
+
+
+def _place_fields(outliers: Tensor, grid: tuple[int, int]) -> dict:
+    positions = outliers.sum(0).view(grid)
+    count = int(positions.sum())
+    fields: dict = {"positions": positions.tolist()}
+    for name, mask in zip(("border", "corner"), edge_masks(grid), strict=True):
+        fields[f"{name}_share"] = int(positions[mask].sum()) / count if count else None
+        fields[f"{name}_expected"] = int(mask.sum()) / prod(grid)
+    return fields
+
+
+def _texture_fields(texture: Tensor, rank: Tensor, outliers: Tensor) -> dict:
+    return {
+        "texture_outliers": _mean(texture[outliers]),
+        "texture_others": _mean(texture[~outliers]) or 0.0,
+        "texture_rank": _mean(rank[outliers]),
+    }
+
+
+def _mean(values: Tensor) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _cosine_fields(measurements: PatchMeasurements, row: int) -> dict:
+    outliers = measurements.outliers[row]
+    return {
+        "outlier_cosine": _mean_cosine(measurements.outlier_directions[row], int(outliers.sum())),
+        "other_cosine": _mean_cosine(measurements.other_directions[row], int((~outliers).sum())),
+    }
+
+
+def _mean_cosine(summed: Tensor, count: int) -> float | None:
+    """Returns the mean cosine of all pairs of ``count`` unit vectors: ``(‖Σu‖² - n) / (n (n - 1))``."""
+    if count < 2:
+        return None
+    cosine = (float(summed.square().sum()) - count) / (count * (count - 1))
+    return min(max(cosine, -1.0), 1.0)
+
+
+def _kd_shares(norms: Tensor, deviations: Tensor, outliers: Tensor) -> dict[str, float]:
+    errors = {"zero": norms.double(), "mean": deviations.double()}
+    shares = {f"loss_{name}": _share(error.square(), outliers) for name, error in errors.items()}
+    return shares | {f"gradient_{name}": _share(error, outliers) for name, error in errors.items()}
+
+
+def _share(values: Tensor, mask: Tensor) -> float:
+    return min(float(values[mask].sum()) / max(float(values.sum()), _TINY), 1.0)
+
+
+def _defect_fields(
+    measurements: PatchMeasurements, row: int, index: int, directions: dict[int, dict[str, Tensor]]
+) -> dict:
+    """Returns cosines of the outliers' mean direction to the singular directions of the blocks up to this one."""
+    if index not in directions:
+        return {"defect_cosine": None, "defect_source": None}
+    mean = measurements.outlier_directions[row] / int(measurements.outliers[row].sum())
+    candidates = [
+        {"block": block, "part": part, "cosine": min(abs(float(mean @ direction)), 1.0)}
+        for block, parts in directions.items()
+        for part, direction in parts.items()
+    ]
+    own = {entry["part"]: entry["cosine"] for entry in candidates if entry["block"] == index}
+    return {
+        "defect_cosine": {"mlp": None, "attention": None} | own,
+        "defect_source": max(candidates, key=lambda entry: entry["cosine"]),
+    }
+
+
+def _following_fields(
+    outliers: Tensor, following: Tensor | None, attention: Tensor | None, note: str | None, num_prefix_tokens: int
+) -> dict:
+    fields = dict.fromkeys(("persistence", "attention_share", "attention_uniform", "attention_note"))
+    if attention is None:
+        return fields | {"attention_note": "refined features: the next block was not run on them"}
+    if following is None:
+        return fields | {"attention_note": "no block follows"}
+    if not outliers.any():
+        return fields | {"attention_note": "no outliers"}
+    fields["persistence"] = int((outliers & following).sum()) / int(outliers.sum())
+    available = ~attention.isnan()
+    if not available.any():
+        return fields | {"attention_note": note}
+    uniform = outliers.sum(1)[available].double() / (outliers.shape[1] + num_prefix_tokens)
+    return fields | {"attention_share": _mean(attention[available]), "attention_uniform": _mean(uniform)}

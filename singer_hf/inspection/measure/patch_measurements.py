@@ -1,0 +1,75 @@
+"""Measurements of the patch tokens of several blocks, batch by batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from singer_hf.artifacts.outliers import OutlierRule, token_norms
+
+
+@dataclass(frozen=True)
+class PatchMeasurements:
+    """Measurements of the patch tokens of L blocks on M images with N patches each, on the CPU.
+
+    They take about 9 L N bytes per image: 42 kB for ViT-L/16 at 224 x 224 pixels (24 blocks, 196 patches), so 21 MB
+    for 500 images.
+
+    Attributes:
+        norms: L2 norms of the tokens before the final norm, float32 (L, M, N).
+        deviations: L2 distances of the tokens to the mean patch token of their image, float32 (L, M, N).
+        outliers: Which tokens are outliers, bool (L, M, N).
+        texture: Texture of the patches, float32 (M, N).
+        outlier_directions: Sum of the outliers scaled to unit length, float64 (L, D).
+        other_directions: Sum of all other tokens scaled to unit length, float64 (L, D).
+    """
+
+    norms: Tensor
+    deviations: Tensor
+    outliers: Tensor
+    texture: Tensor
+    outlier_directions: Tensor
+    other_directions: Tensor
+
+    @classmethod
+    def join(cls, batches: Sequence["PatchMeasurements"]) -> "PatchMeasurements":
+        """Returns the measurements of all images of the batches."""
+        return cls(
+            norms=torch.cat([batch.norms for batch in batches], dim=1),
+            deviations=torch.cat([batch.deviations for batch in batches], dim=1),
+            outliers=torch.cat([batch.outliers for batch in batches], dim=1),
+            texture=torch.cat([batch.texture for batch in batches]),
+            outlier_directions=sum(batch.outlier_directions for batch in batches),
+            other_directions=sum(batch.other_directions for batch in batches),
+        )
+
+
+def measure_batch(patch_tokens: Sequence[Tensor], texture: Tensor, rule: OutlierRule) -> PatchMeasurements:
+    """Measures the patch tokens of L blocks on one batch of images.
+
+    Args:
+        patch_tokens: L tensors (B, N, D), before the final norm.
+        texture: Texture of the patches (B, N); see :func:`singer_hf.artifacts.texture.patch_variance`.
+        rule: The outlier rule.
+    """
+    norms = torch.stack([token_norms(tokens) for tokens in patch_tokens])
+    outliers = rule.mask(norms)
+    deviations = torch.stack([token_norms(_centred(tokens)) for tokens in patch_tokens])
+    directions = [_direction_sums(*block) for block in zip(patch_tokens, norms, outliers, strict=True)]
+    outlier_directions, other_directions = torch.stack(directions, dim=1).cpu()
+    return PatchMeasurements(
+        norms.cpu(), deviations.cpu(), outliers.cpu(), texture.float().cpu(), outlier_directions, other_directions
+    )
+
+
+def _centred(tokens: Tensor) -> Tensor:
+    tokens = tokens.float()
+    return tokens - tokens.mean(1, keepdim=True)
+
+
+def _direction_sums(tokens: Tensor, norms: Tensor, outliers: Tensor) -> Tensor:
+    """Returns the sums (2, D) of the tokens (B, N, D) at unit length: of the outliers and of the others."""
+    inverse = norms.clamp(min=1e-30).reciprocal()
+    weights = torch.stack([inverse * outliers, inverse * ~outliers], dim=1)
+    return (weights @ tokens.float()).double().sum(0)

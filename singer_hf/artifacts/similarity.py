@@ -1,105 +1,32 @@
-"""Similarity of two sets of features as `evaluate` metrics that need no network and keep sums, not features."""
+"""Similarity of the features of a student and a teacher, as `evaluate` metrics."""
 
 from typing import Any
 
-import datasets
-import evaluate
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from singer_hf.artifacts.gram import gram_matrix
-from singer_hf.artifacts.outliers import OutlierRule
-
-_TOKENS = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
-_NORMS = datasets.Sequence(datasets.Value("float32"))
-
-
-class StreamingMetric(evaluate.Metric):
-    """A metric that folds every batch into a few sums at once: constant memory, no cache file, no network.
-
-    ``add_batch`` and ``compute`` take tensors, arrays or nested lists; ``compute`` ends a measurement and starts anew.
-    Subclasses say how a batch changes the sums (``_update``) and what they come to (``_finish``).
-    """
-
-    _description = ""
-    _feature: Any = _TOKENS
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=self._description,
-            citation="",
-            inputs_description="",
-            features=datasets.Features({"predictions": self._feature, "references": self._feature}),
-        )
-
-    def _build_data_dir(self) -> str:
-        return self._data_dir_root  # nothing is written there
-
-    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
-        """Adds a batch.
-
-        Args:
-            predictions: Of the student.
-            references: Of the teacher, for the same images in the same order.
-            **kwargs: None are known.
-
-        Raises:
-            ValueError: If the two do not match.
-        """
-        if kwargs:
-            raise ValueError(f"`add_batch` takes `predictions` and `references`, got {sorted(kwargs)} too")
-        predictions, references = _tensor(predictions), _tensor(references)
-        if predictions.shape[:2] != references.shape[:2]:
-            raise ValueError(
-                "`predictions` and `references` must hold the same images and patches, got shapes "
-                f"{tuple(predictions.shape)} and {tuple(references.shape)}; bring them to one grid (`resize_tokens`)"
-            )
-        if not hasattr(self, "_sums"):
-            self._sums: dict[str, Any] = self._start()
-        self._update(predictions, references)
-
-    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """Adds one image."""
-        self.add_batch(predictions=_tensor(prediction)[None], references=_tensor(reference)[None], **kwargs)
-
-    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, float | None]:
-        """The measures over all batches since the last call, those given here included.
-
-        Raises:
-            ValueError: If nothing was added.
-        """
-        if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions, references=references)
-        if not hasattr(self, "_sums"):
-            raise ValueError("`compute` needs features: pass them, or call `add_batch` first")
-        result = self._finish()
-        del self._sums
-        return result
-
-    def _start(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _update(self, predictions: Tensor, references: Tensor) -> None:
-        raise NotImplementedError
-
-    def _finish(self) -> dict[str, float | None]:
-        raise NotImplementedError
+from singer_hf.artifacts.outliers import OutlierRule, token_norms
+from singer_hf.artifacts.streaming_metric import NORMS, StreamingMetric
 
 
 class LinearCka(StreamingMetric):
-    """Linear centred kernel alignment of patch tokens, from unbiased estimates on minibatches.
+    """Linear centred kernel alignment (CKA) of patch tokens, from unbiased estimates on minibatches.
 
     ``Σ HSIC₁(X, Y) / sqrt(Σ HSIC₁(X, X) Σ HSIC₁(Y, Y))`` over minibatches of tokens, with the unbiased HSIC₁ of Song
-    et al. 2012 (Nguyen, Raghu, Kornblith, "Do Wide and Deep Networks Learn the Same Things?", ICLR 2021). Tokens fill
-    minibatches of a size of its own, so the result does not depend on the batches given. About 0 for unrelated
-    features (it can fall a little below), 1 for features equal up to rotation and scale.
+    et al. 2012 (Nguyen, Raghu, Kornblith, "Do Wide and Deep Networks Learn the Same Things?", ICLR 2021). The
+    minibatches have a fixed size, so the result does not depend on the batches that are added. It is about 0 for
+    unrelated features (it can be slightly negative) and 1 for features equal up to rotation and scale.
 
     Args:
         minibatch_size: Tokens per minibatch, at least 4.
         **kwargs: For ``evaluate.Metric``.
 
-    Result: ``{"cka": float}``. Inputs: patch tokens (B, N, D_S) and (B, N, D_T).
+    ``compute`` returns ``{"cka": float}``; the inputs are patch tokens (B, N, D_S) and (B, N, D_T).
+
+    Raises:
+        ValueError: If ``minibatch_size`` is less than 4.
     """
 
     _description = "Linear CKA of patch tokens, unbiased, in minibatches (Nguyen et al. 2021)."
@@ -131,12 +58,11 @@ class LinearCka(StreamingMetric):
 
 
 class GramDistance(StreamingMetric):
-    """How differently two models relate the patches of an image to each other.
+    """Root mean square difference of the patch Gram matrices ``G(X) = X̄ X̄ᵀ`` (cosine similarities) of two models.
 
-    The root mean square difference of the patch Gram matrices ``G(X) = X̄ X̄ᵀ`` (cosine similarities): per image
-    ``‖G(S) - G(T)‖_F / N``, mean over images; 0 for the same relations, at most 2.
+    Per image ``‖G(S) - G(T)‖_F / N``, mean over images; in [0, 2].
 
-    Result: ``{"gram_distance": float}``. Inputs: patch tokens (B, N, D_S) and (B, N, D_T).
+    ``compute`` returns ``{"gram_distance": float}``; the inputs are patch tokens (B, N, D_S) and (B, N, D_T).
     """
 
     _description = "Root mean square difference of patch cosine similarities, mean over images."
@@ -154,14 +80,14 @@ class GramDistance(StreamingMetric):
 
 
 class PatchCosine(StreamingMetric):
-    """Cosine similarity of every patch token, projected to the teacher's width, to the teacher's token.
+    """Cosine similarity of the student's projected patch tokens to the teacher's patch tokens.
+
+    ``compute`` returns means: ``cosine`` over all patches, ``cosine_outliers`` over the teacher's outliers (None without
+    outliers) and ``cosine_others`` over all other patches. The inputs are tokens (B, N, D_T) of the teacher's width.
 
     Args:
-        rule: Which of the teacher's tokens are outliers.
+        rule: The outlier rule for the teacher's tokens.
         **kwargs: For ``evaluate.Metric``.
-
-    Result: ``{"cosine": mean over all patches, "cosine_outliers": over the teacher's outliers (None without any),
-    "cosine_others": over the rest}``. Inputs: tokens (B, N, D_T), both of the teacher's width.
     """
 
     _description = "Patch-wise cosine similarity, at the teacher's outliers and elsewhere."
@@ -180,7 +106,7 @@ class PatchCosine(StreamingMetric):
                 f"{tuple(references.shape)}; pass the student's tokens through its projector"
             )
         cosine = F.cosine_similarity(predictions, references, dim=-1).double()
-        mask = self.rule.mask(references.norm(dim=-1))
+        mask = self.rule.mask(token_norms(references))
         self._sums["cosine"] += float(cosine.sum())
         self._sums["outliers"] += float(cosine[mask].sum())
         self._sums["patches"] += cosine.numel()
@@ -196,20 +122,20 @@ class PatchCosine(StreamingMetric):
 
 
 class OutlierOverlap(StreamingMetric):
-    """How far a student has inherited the teacher's artifacts, from the two maps of patch norms.
+    """Overlap of the outliers of a student and its teacher, from their patch norms.
+
+    ``compute`` returns ``iou`` (patches that are outliers in both over patches that are outliers in either; None without
+    outliers), ``inherited`` (share of the teacher's outliers that are outliers in the student; None without outliers),
+    ``correlation`` (Pearson correlation of the norms over all patches, each divided by the median of its image),
+    ``student_share`` and ``teacher_share`` (shares of outliers). The inputs are norms (B, N).
 
     Args:
-        rule: What counts as an outlier, in either map.
+        rule: The outlier rule for both models.
         **kwargs: For ``evaluate.Metric``.
-
-    Result: ``{"iou": patches that are outliers in both over patches that are in either (None without any),
-    "inherited": share of the teacher's outliers that are outliers in the student (None without any), "correlation":
-    Pearson correlation of the norms, each over the median of its image, over all patches, "student_share" and
-    "teacher_share": of the outliers}``. Inputs: norms (B, N) and (B, N).
     """
 
     _description = "Overlap and correlation of the outlier maps of a student and its teacher."
-    _feature = _NORMS
+    _feature = NORMS
 
     def __init__(self, rule: OutlierRule | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -238,7 +164,10 @@ class OutlierOverlap(StreamingMetric):
 
 
 def unbiased_hsic(left: Tensor, right: Tensor) -> Tensor:
-    """HSIC₁ of two kernel matrices (n, n), n >= 4, whose diagonals do not matter (Song et al. 2012, eq. 5)."""
+    """Returns the unbiased HSIC₁ of two kernel matrices (n, n), n >= 4, as a scalar tensor (Song et al. 2012, eq. 5).
+
+    The diagonals have no influence.
+    """
     n = len(left)
     left, right = (kernel - torch.diag(kernel.diagonal()) for kernel in (left, right))
     trace = (left * right).sum()
@@ -248,8 +177,8 @@ def unbiased_hsic(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _hsic_triple(predictions: Tensor, references: Tensor) -> Tensor:
-    """HSIC₁ of (X, Y), (X, X) and (Y, Y), float64."""
-    # Kernels do not notice a common shift of the tokens after centring; without it float64 has more to hold.
+    """Returns HSIC₁ of (X, Y), (X, X) and (Y, Y), float64."""
+    # A common shift of the tokens does not change HSIC₁; removing it improves the precision.
     x, y = (tokens.double() - tokens.double().mean(0) for tokens in (predictions, references))
     x, y = x @ x.T, y @ y.T
     return torch.stack([unbiased_hsic(x, y), unbiased_hsic(x, x), unbiased_hsic(y, y)]).cpu()
@@ -263,9 +192,3 @@ def _correlation(moments: Tensor, total: float) -> float | None:
     mean_x, mean_y, square_x, square_y, product = (moments / total).tolist()
     variances = (square_x - mean_x**2) * (square_y - mean_y**2)
     return (product - mean_x * mean_y) / variances**0.5 if variances > 1e-24 else None
-
-
-def _tensor(values: Any) -> Tensor:
-    if values is None:
-        raise ValueError("`predictions` and `references` must both be given, got None")
-    return torch.as_tensor(values).detach().float()

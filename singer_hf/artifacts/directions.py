@@ -40,7 +40,7 @@ def defect_directions(view: ViTView, index: int) -> dict[str, Tensor]:
 
 
 def leading_left_direction(matrix: Tensor) -> Tensor:
-    """Returns the left singular vector (D,) of the largest singular value of a matrix (D, K), zeros for a zero matrix."""
+    """Returns the left singular vector (D,) of the largest singular value of a matrix (D, K), or zeros for zeros."""
     if not matrix.any():
         return torch.zeros_like(matrix[:, 0])
     generator = torch.Generator().manual_seed(0)

@@ -82,8 +82,9 @@ class GramDistance(StreamingMetric):
 class PatchCosine(StreamingMetric):
     """Cosine similarity of the student's projected patch tokens to the teacher's patch tokens.
 
-    ``compute`` returns means: ``cosine`` over all patches, ``cosine_outliers`` over the teacher's outliers (None without
-    outliers) and ``cosine_others`` over all other patches. The inputs are tokens (B, N, D_T) of the teacher's width.
+    ``compute`` returns means: ``cosine`` over all patches, ``cosine_outliers`` over the teacher's outliers (None if
+    there are none) and ``cosine_others`` over all other patches. The inputs are tokens (B, N, D_T) of the teacher's
+    width.
 
     Args:
         rule: The outlier rule for the teacher's tokens.
@@ -124,10 +125,10 @@ class PatchCosine(StreamingMetric):
 class OutlierOverlap(StreamingMetric):
     """Overlap of the outliers of a student and its teacher, from their patch norms.
 
-    ``compute`` returns ``iou`` (patches that are outliers in both over patches that are outliers in either; None without
-    outliers), ``inherited`` (share of the teacher's outliers that are outliers in the student; None without outliers),
-    ``correlation`` (Pearson correlation of the norms over all patches, each divided by the median of its image),
-    ``student_share`` and ``teacher_share`` (shares of outliers). The inputs are norms (B, N).
+    ``compute`` returns ``iou`` (patches that are outliers in both over patches that are outliers in either, None if
+    there are none), ``inherited`` (share of the teacher's outliers that are outliers in the student, None if there are
+    none), ``correlation`` (Pearson correlation of the norms over all patches, each divided by the median of its
+    image), ``student_share`` and ``teacher_share`` (shares of outliers). The inputs are norms (B, N).
 
     Args:
         rule: The outlier rule for both models.

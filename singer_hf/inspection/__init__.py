@@ -1,1 +1,1 @@
-"""The audit of a vision transformer's tokens: measures and report."""
+"""Audit of a vision transformer: measurements of its patch tokens, and a report on its artifacts."""

@@ -153,4 +153,4 @@ def test_clean_and_planted_models_get_their_verdict(planted):
     assert found.level == "strong"
     assert found.headline == "ViTModel has artifacts: high-norm patch tokens that would dominate a feature loss."
     assert "They appear in 3 of 4 blocks, from block 1 to block 3." in found.sentences[0]
-    assert any("the MLP of block 1 writes most strongly" in sentence for sentence in found.sentences)
+    assert any("the leading singular direction of the MLP of block 1" in sentence for sentence in found.sentences)

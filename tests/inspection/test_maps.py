@@ -1,4 +1,4 @@
-"""Figures are drawn, not looked at here; that no text overlaps another or leaves the picture can be checked."""
+"""Checks of drawn figures: no text overlaps another text or the edge of the figure."""
 
 import sys
 from itertools import combinations
@@ -18,8 +18,7 @@ from singer_hf.cards.drawing import short, spread
 from singer_hf.inspection.measure.audit import audit
 from singer_hf.inspection.measure.snapshots import Snapshot, take_snapshot
 from singer_hf.inspection.report.curves import norm_histograms, outlier_shares, quantile_curves, singular_spectrum
-from singer_hf.inspection.report.maps import method_rows, norm_maps, outlier_positions, pca_maps, similarity_maps
-from singer_hf.inspection.report.picture_data import pca_colours
+from singer_hf.inspection.report.maps import norm_maps, outlier_positions, pca_colours, pca_maps, similarity_maps
 from singer_hf.training.figures import loss_curves
 
 LONG_NAME = "an-organisation-of-many-words/a-vision-transformer-of-many-words-patch16-224"
@@ -40,9 +39,9 @@ def _snapshot(grid, name="teacher", blocks=4, images=3, refined=False):
     features = torch.randn(images, grid[0] * grid[1], 8, generator=generator)
     norms = torch.stack([features.norm(dim=-1)] * blocks)
     norms[:, :, 5] *= 40
-    pictures = torch.rand(images, grid[0] * 8, grid[1] * 8, 3, generator=generator)
+    shown = torch.rand(images, grid[0] * 8, grid[1] * 8, 3, generator=generator)
     extra = {"refined_norms": {1: norms[1], blocks - 1: norms[-1] / 2}, "refined_features": 2 * features}
-    return Snapshot(name, pictures, grid, norms, features, **(extra if refined else {}))
+    return Snapshot(name, shown, grid, norms, features, **(extra if refined else {}))
 
 
 def _visible_texts(figure):
@@ -90,12 +89,6 @@ def test_maps_are_readable_on_any_grid(grid):
     snapshots = [_snapshot(grid, refined=True, images=2), _snapshot(grid, LONG_NAME, blocks=12, images=2)]
     figures = [norm_maps(snapshots[0]), norm_maps(snapshots[1]), pca_maps(snapshots)]
     figures.append(similarity_maps(snapshots, (grid[0] - 1, 0)))
-    methods = {
-        "teacher": (snapshots[0].features, grid),
-        "refined teacher": (snapshots[0].refined_features, grid),
-        "FitNet": (snapshots[1].features, grid),
-    }
-    figures.append(method_rows(snapshots[0].pictures, methods))
     for figure in figures:
         assert_readable(figure)
 

@@ -17,7 +17,7 @@ from singer_hf.inspection.measure.audit import audit
 from singer_hf.inspection.measure.audit_result import AuditResult
 from singer_hf.inspection.measure.feature_comparison import compare_features
 from singer_hf.inspection.measure.snapshots import take_snapshot
-from singer_hf.inspection.report.page import audit_pictures, render_report
+from singer_hf.inspection.report.page import draw_report_figures, render_report
 from singer_hf.inspection.report.tables import number
 from singer_hf.inspection.report.verdict import judge, percent
 
@@ -35,7 +35,7 @@ def page() -> str:
     snapshots = [take_snapshot(m, planted_images(2), name=r.name) for m, r in zip(models, results, strict=True)]
     comparisons = {"student beside teacher": compare_features(*models[::-1], planted_images(2), progress=False)}
     return render_report(
-        results, audit_pictures(results, snapshots), subtitle="2 images, seed 0", comparisons=comparisons
+        results, draw_report_figures(results, snapshots), subtitle="2 images, seed 0", comparisons=comparisons
     )
 
 
@@ -66,16 +66,16 @@ def test_the_page_is_one_file_without_scripts_or_links_outside(page):
     assert "@import" not in page
 
 
-def test_the_verdict_stands_before_pictures_and_numbers(page):
+def test_the_verdict_comes_before_figures_and_metrics(page):
     headline = "teacher &lt;b&gt;&amp; has artifacts: high-norm patch tokens that would dominate a feature loss."
-    assert page.index(headline) < page.index("<h2>Pictures</h2>") < page.index("Student beside teacher")
-    assert page.index("student shows no high-norm artifacts on these images.") < page.index("<h2>Pictures</h2>")
+    assert page.index(headline) < page.index("<h2>Figures</h2>") < page.index("Students compared with the teacher")
+    assert page.index("student shows no high-norm artifacts on these images.") < page.index("<h2>Figures</h2>")
     assert "<b>" not in page
     assert "Note: 2 unreadable images left out." in page
     assert "What to do:" in page
 
 
-def test_every_picture_can_be_read_out_and_does_not_jump(page):
+def test_every_figure_has_an_alternative_text_and_a_size(page):
     images = [attrs for tag, attrs in _tags(page) if tag == "img"]
     assert all(image["alt"] and int(image["width"]) > 100 and int(image["height"]) > 100 for image in images)
 
@@ -111,7 +111,7 @@ def test_weak_outliers_get_a_milder_verdict():
     shares = {"loss_zero": 0.05, "gradient_zero": 0.05, "loss_mean": 0.05, "gradient_mean": 0.05}
     verdict = judge(_with(planted, kd_shares=shares))
     assert verdict.level == "few"
-    assert verdict.headline == "teacher has a few high-norm patch tokens, too weak to steer a feature loss."
+    assert verdict.headline == "teacher has a few high-norm patch tokens, too weak to dominate a feature loss."
 
 
 def test_tokens_of_twice_the_median_are_no_artifacts():
@@ -120,8 +120,8 @@ def test_tokens_of_twice_the_median_are_no_artifacts():
     verdict = judge(_with(planted, outlier_strength=2.1, norm_quantiles=quantiles))
     assert verdict.level == "clean"
     assert verdict.sentences[0] == (
-        "The most outliers, 12 % of the patches, are in block 1, on average 2.1 times as long as the median patch: "
-        "too few or too weak to be artifacts."
+        "Block 1 has the most outliers: 12 % of the patches, with a mean norm of 2.1 times the median of their image. "
+        "They are too few or too weak to be artifacts."
     )
 
 
@@ -129,7 +129,7 @@ def test_the_advice_names_the_blocks_and_what_an_adapter_left():
     planted = audit(planted_vit(), planted_images(2), progress=False)
     assert "raw features of block 1, 2 and 3 by MSE" in judge(planted).advice
     planted.refined = [planted.blocks[3]]
-    assert judge(planted).advice.startswith("The adapter does not remove them yet at block 3")
+    assert judge(planted).advice.startswith("The adapter does not yet remove the outliers at block 3")
     planted.refined = [planted.blocks[0]]
     assert judge(planted).advice.startswith("Distil from the refined features")
 

@@ -1,1 +1,1 @@
-"""The measures of an audit."""
+"""Measurements and metrics of an audit."""

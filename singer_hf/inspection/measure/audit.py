@@ -123,7 +123,7 @@ class _AuditRun:
         return measure_batch(patches, texture, self.rule)
 
     def _attention_shares(self, outliers: Tensor) -> Tensor:
-        """Returns the share (L, B) of the next block's attention that outliers (L, B, N) receive, NaN if not available."""
+        """Returns the share (L, B) of the next block's attention that outliers (L, B, N) receive, NaN if unknown."""
         shares = torch.full(outliers.shape[:2], float("nan"), dtype=torch.float64)
         for index, mask in enumerate(outliers[:-1]):
             received = self.attention.received(index + 1, mask) if mask.any() else None

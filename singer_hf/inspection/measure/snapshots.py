@@ -20,7 +20,7 @@ class Snapshot:
 
     Attributes:
         name: Name of the model in figures.
-        pictures: The images without normalisation, (K, H, W, 3), in [0, 1].
+        images: The images without normalisation, (K, H, W, 3), in [0, 1].
         grid: (rows, columns) of patches.
         norms: L2 norms of the patch tokens after every block, before the final norm, (L, K, N).
         features: Patch tokens after the last block, before the final norm, (K, N, D).
@@ -29,7 +29,7 @@ class Snapshot:
     """
 
     name: str
-    pictures: Tensor
+    images: Tensor
     grid: tuple[int, int]
     norms: Tensor
     features: Tensor
@@ -64,7 +64,7 @@ def take_snapshot(
     refined = {i: _patches(tokens, view.num_prefix_tokens) for i, tokens in sorted(refined.items())}
     return Snapshot(
         name=name or type(view.backbone).__name__,
-        pictures=to_pictures(pixel_values, mean, std),
+        images=to_pictures(pixel_values, mean, std),
         grid=view.grid(*pixel_values.shape[-2:]),
         norms=torch.stack([token_norms(tokens) for tokens in patches]),
         features=patches[-1],

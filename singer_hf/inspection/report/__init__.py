@@ -1,1 +1,1 @@
-"""The verdict, the figures and the page of an audit."""
+"""Verdict, figures, tables and page of an audit."""

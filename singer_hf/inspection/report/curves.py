@@ -1,4 +1,4 @@
-"""Curves and histograms of an audit: every function returns a matplotlib figure and writes nothing."""
+"""Curves and histograms of an audit as matplotlib figures."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Directions that a centring norm hides are not read at all: without a floor they would stretch the axis.
+# Centring by a norm gives singular values of 0, which a logarithmic axis cannot show.
 _SPECTRUM_FLOOR = 1e-4
 
 
 def norm_histograms(result: AuditResult, blocks: Sequence[int] | None = None, title: str | None = None) -> "Figure":
-    """Histograms of the patch norms by block on log axes, raw and (behind an adapter) refined.
+    """Draws histograms of the patch norms by block on log axes, raw and (after an adapter) refined.
 
     Args:
         result: The audit.
@@ -56,13 +56,14 @@ def norm_histograms(result: AuditResult, blocks: Sequence[int] | None = None, ti
     for axis in axes[-1]:
         axis.set_xlabel(NORM_UNIT, fontsize=FONT)
     figure.supylabel("share of patches per bin", fontsize=FONT)
-    legend_below(figure, axes.flat[0]) if refined else None
+    if refined:
+        legend_below(figure, axes.flat[0])
     set_title(figure, title or f"{short(result.name)}: distribution of patch norms")
     return figure
 
 
 def quantile_curves(results: Sequence[AuditResult], title: str | None = None) -> "Figure":
-    """Median, 99 % quantile and largest patch norm over depth, one colour per model, log axis.
+    """Draws median, 99 % quantile and largest patch norm over depth, one colour per model, on a log axis.
 
     Args:
         results: Audits of one or several models; refined features appear as crosses at their blocks.
@@ -93,7 +94,7 @@ def quantile_curves(results: Sequence[AuditResult], title: str | None = None) ->
 
 
 def outlier_shares(result: AuditResult, title: str | None = None) -> "Figure":
-    """What the outliers claim, block by block: of the patches, the KD loss, its gradient, and attention.
+    """Draws the outliers' share of the patches, of the KD loss, of its gradient, and of the attention, by block.
 
     Args:
         result: The audit.
@@ -111,19 +112,19 @@ def outlier_shares(result: AuditResult, title: str | None = None) -> "Figure":
         if any(value is not None for value in values):
             points = [float("nan") if value is None else 100 * value for value in values]
             axis.plot(range(len(points)), points, marker=marker, markersize=4, color=colour, label=label)
-    axis.set(xlabel="block", ylabel="share taken by outliers in %")
+    axis.set(xlabel="block", ylabel="share of the outliers in %")
     axis.set_ylim(bottom=0, top=max(1.0, 1.05 * axis.get_ylim()[1]))
     _plain_axis(axis, len(result.blocks))
     legend_below(figure, axis)
-    set_title(figure, title or f"{short(result.name)}: what the outlier patches claim")
+    set_title(figure, title or f"{short(result.name)}: shares of the outlier patches")
     return figure
 
 
 def singular_spectrum(singular_values: Sequence[float], r: int, title: str | None = None) -> "Figure":
-    """Singular values of what reads the tokens, the most-read direction first, with the r least-read ones marked.
+    """Draws the singular values of the next block in descending order, with the r smallest ones marked.
 
     Args:
-        singular_values: All D of them, in any order; those under 1e-4 of the largest are drawn there.
+        singular_values: All D singular values, in any order; values below 1e-4 of the largest are drawn at 1e-4.
         r: Rank of the adapter.
         title: Title of the figure.
     """
@@ -132,14 +133,12 @@ def singular_spectrum(singular_values: Sequence[float], r: int, title: str | Non
     figure = new_figure(5.6, 3.4)
     axis = figure.subplots()
     axis.plot(range(1, len(values) + 1), values, color=COLOURS[0])
-    axis.axvspan(
-        len(values) - r + 0.5, len(values) + 0.5, color=COLOURS[1], alpha=0.25, label=f"the r = {r} least read"
-    )
-    axis.set(yscale="log", xlabel="direction, most read first", ylabel="singular value")
+    axis.axvspan(len(values) - r + 0.5, len(values) + 0.5, color=COLOURS[1], alpha=0.25, label=f"the r = {r} smallest")
+    axis.set(yscale="log", xlabel="index, largest first", ylabel="singular value")
     axis.set_xlim(0.5, len(values) + 0.5)
     small_text(axis)
     legend_below(figure, axis)
-    set_title(figure, title or "What the next block reads")
+    set_title(figure, title or "Singular values of the next block")
     return figure
 
 

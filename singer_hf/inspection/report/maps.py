@@ -1,11 +1,10 @@
-"""Maps of norms and features: every function returns a matplotlib figure and writes nothing.
+"""Maps of patch norms and features as matplotlib figures.
 
-Colours are told apart by readers with any colour vision (Okabe-Ito lines, viridis maps); grids need not be square.
-matplotlib is imported inside functions only, so that the rest of the package works without it. Curves are in
-:mod:`singer_hf.inspection.report.curves`.
+The viridis colour map can be read with any colour vision. Grids need not be square. matplotlib is imported inside
+functions only, so that the rest of the package works without it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +14,6 @@ from torch.nn import functional as F
 from singer_hf.cards.drawing import FONT, MAP_COLOURS, log_ticks, new_figure, set_title, short, spread, wrapped
 from singer_hf.inspection.measure.audit_result import AuditResult
 from singer_hf.inspection.measure.snapshots import Snapshot
-from singer_hf.inspection.report.picture_data import pca_colours, relative_norms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +24,7 @@ _CELL = 1.45
 
 
 def norm_maps(snapshot: Snapshot, blocks: Sequence[int] | None = None, title: str | None = None) -> "Figure":
-    """Patch norms as maps, images x blocks, all on one colour scale; with an adapter the refined maps beside the raw.
+    """Draws patch norms as maps, images x blocks, on one colour scale; refined norms follow the raw ones.
 
     Args:
         snapshot: Features of a few images.
@@ -37,10 +35,10 @@ def norm_maps(snapshot: Snapshot, blocks: Sequence[int] | None = None, title: st
     columns = [(f"block {i}", snapshot.norms[i]) for i in blocks]
     columns += [(f"block {i}\nrefined", norms) for i, norms in snapshot.refined_norms.items()]
     everything = torch.cat([norms.flatten() for _, norms in columns])
-    figure, axes = _panels(len(snapshot.pictures), 1 + len(columns), snapshot.grid, extra_width=1.2)
+    figure, axes = _panels(len(snapshot.images), 1 + len(columns), snapshot.grid, extra_width=1.2)
     scale = _norm_scale(everything)
-    for row, picture in enumerate(snapshot.pictures):
-        _show_picture(axes[row][0], picture)
+    for row, shown in enumerate(snapshot.images):
+        axes[row][0].imshow(shown)
         _label_row(axes[row][0], f"image {row + 1}")
         for column, (_, norms) in enumerate(columns, start=1):
             image = axes[row][column].imshow(norms[row].view(snapshot.grid), cmap=MAP_COLOURS, norm=scale)
@@ -52,17 +50,17 @@ def norm_maps(snapshot: Snapshot, blocks: Sequence[int] | None = None, title: st
 
 
 def outlier_positions(result: AuditResult, blocks: Sequence[int] | None = None, title: str | None = None) -> "Figure":
-    """How often each place of the grid holds an outlier, in per cent of the images, on one colour scale.
+    """Draws how often each grid position has an outlier, in per cent of the images, on one colour scale.
 
     Args:
         result: The audit.
-        blocks: 0-based block indices; four spread over those with many outliers by default.
+        blocks: 0-based block indices; by default four of the blocks with many outliers.
         title: Title of the figure.
     """
     if blocks is None:
         most = max(block.outlier_count for block in result.blocks)
-        hit = [block.block for block in result.blocks if block.outlier_count >= 0.05 * most]
-        blocks = [hit[i] for i in spread(len(hit), 4)]
+        many = [block.block for block in result.blocks if block.outlier_count >= 0.05 * most]
+        blocks = [many[i] for i in spread(len(many), 4)]
     maps = [100 * torch.tensor(result.blocks[i].positions) / result.num_images for i in blocks]
     highest = max(1.0, max(float(values.max()) for values in maps))
     figure, axes = _panels(1, len(blocks), result.grid, cell=1.9, extra_width=0.9)
@@ -70,23 +68,23 @@ def outlier_positions(result: AuditResult, blocks: Sequence[int] | None = None, 
         image = axis.imshow(values, cmap=MAP_COLOURS, vmin=0, vmax=highest)
         axis.set_title(f"block {index}", fontsize=FONT)
     _colour_bar(figure, image, axes, "% of images")
-    set_title(figure, title or f"{short(result.name)}: where outliers sit")
+    set_title(figure, title or f"{short(result.name)}: positions of outliers")
     return figure
 
 
 def similarity_maps(
     snapshots: Sequence[Snapshot], patch: tuple[int, int], image: int = 0, title: str | None = None
 ) -> "Figure":
-    """Cosine similarity of every patch to a chosen one (red cross), model beside model (paper, figure 2).
+    """Draws the cosine similarity of every patch to a chosen one (red cross), one map per model (paper, figure 2).
 
     Args:
         snapshots: One per model, of the same images.
-        patch: (row, column) on the grid of the first model; other grids show the patch at the same place of the image.
-        image: Which of the images.
+        patch: (row, column) on the grid of the first model; on other grids the patch at the same position.
+        image: Index of the image.
         title: Title of the figure.
 
     Raises:
-        ValueError: If the patch lies outside the grid.
+        ValueError: If the patch is outside of the grid.
     """
     rows, columns = snapshots[0].grid
     if not (0 <= patch[0] < rows and 0 <= patch[1] < columns):
@@ -94,9 +92,9 @@ def similarity_maps(
     place = ((patch[0] + 0.5) / rows, (patch[1] + 0.5) / columns)
     entries = [entry for snapshot in snapshots for entry in _features(snapshot)]
     figure, axes = _panels(1, 1 + len(entries), snapshots[0].grid, cell=1.9, extra_width=0.9)
-    picture = snapshots[0].pictures[image]
-    _show_picture(axes[0][0], picture)
-    _cross(axes[0][0], place, tuple(picture.shape[:2]))
+    chosen_image = snapshots[0].images[image]
+    axes[0][0].imshow(chosen_image)
+    _cross(axes[0][0], place, tuple(chosen_image.shape[:2]))
     axes[0][0].set_title("image", fontsize=FONT)
     for axis, (name, features, grid) in zip(axes[0][1:], entries, strict=True):
         chosen = int(place[0] * grid[0]) * grid[1] + int(place[1] * grid[1])
@@ -110,19 +108,19 @@ def similarity_maps(
 
 
 def pca_maps(snapshots: Sequence[Snapshot], title: str | None = None) -> "Figure":
-    """The three leading principal components of the patch tokens as red, green, blue: models x images.
+    """Draws the three leading principal components of the patch tokens as red, green and blue: models x images.
 
-    Each row has one basis, fitted to all its images, so that colours can be compared along a row but not between rows.
+    Each row has one basis, fitted to all its images, so colours can be compared within a row, but not between rows.
 
     Args:
-        snapshots: One per model, of the same images; refined features get a row of their own.
+        snapshots: One per model, of the same images; refined features have their own row.
         title: Title of the figure.
     """
     entries = [entry for snapshot in snapshots for entry in _features(snapshot)]
-    pictures = snapshots[0].pictures
-    figure, axes = _panels(1 + len(entries), len(pictures), snapshots[0].grid, extra_width=0.8)
-    for axis, picture in zip(axes[0], pictures, strict=True):
-        _show_picture(axis, picture)
+    images = snapshots[0].images
+    figure, axes = _panels(1 + len(entries), len(images), snapshots[0].grid, extra_width=0.8)
+    for axis, shown in zip(axes[0], images, strict=True):
+        axis.imshow(shown)
     for row, (name, features, grid) in zip(axes[1:], entries, strict=True):
         for axis, colours in zip(row, pca_colours(features), strict=True):
             axis.imshow(colours.view(*grid, 3))
@@ -132,34 +130,26 @@ def pca_maps(snapshots: Sequence[Snapshot], title: str | None = None) -> "Figure
     return figure
 
 
-def method_rows(
-    pictures: Tensor, methods: Mapping[str, tuple[Tensor, tuple[int, int]]], title: str | None = None
-) -> "Figure":
-    """Teacher, refined teacher and students in rows: norms (left) and principal components (right) of the same images.
-
-    Norms are divided by the median of their image, because absolute norms say nothing across models; one colour scale.
+def pca_colours(features: Tensor) -> Tensor:
+    """Returns the three leading principal components of patch tokens as colours.
 
     Args:
-        pictures: The images, (K, H, W, 3) in [0, 1].
-        methods: Name -> patch tokens (K, N, D) and grid (rows, columns), in the order of the rows.
-        title: Title of the figure.
+        features: Patch tokens (K, N, D); all K images share one basis.
+
+    Returns:
+        Red, green and blue, (K, N, 3), each scaled from its 1st to its 99th percentile to [0, 1].
     """
-    count, grid = len(pictures), next(iter(methods.values()))[1]
-    norms = {name: relative_norms(features) for name, (features, _) in methods.items()}
-    scale = _norm_scale(torch.cat([values.flatten() for values in norms.values()]))
-    figure, axes = _panels(1 + len(methods), 2 * count, grid, extra_width=1.6)
-    for column, picture in enumerate([*pictures, *pictures]):
-        _show_picture(axes[0][column], picture)
-        axes[0][column].set_title("norm" if column < count else "components", fontsize=FONT)
-    for row, (name, (features, own_grid)) in zip(axes[1:], methods.items(), strict=True):
-        for axis, values in zip(row, norms[name], strict=False):
-            shown = axis.imshow(values.view(own_grid), cmap=MAP_COLOURS, norm=scale)
-        for axis, colours in zip(row[count:], pca_colours(features), strict=True):
-            axis.imshow(colours.view(*own_grid, 3))
-        _label_row(row[0], name)
-    _colour_bar(figure, shown, axes, "norm / median of its image")
-    set_title(figure, title or "Patch tokens of the last block")
-    return figure
+    flat = features.flatten(0, 1).double()
+    centred = flat - flat.mean(0)
+    # torch.pca_lowrank was ten times slower on 4,000 tokens of width 1024, and inaccurate for flat spectra.
+    _, _, basis = torch.linalg.svd(centred.T @ centred, full_matrices=False)
+    basis = basis[:3].T
+    # The sign of a component is arbitrary: the largest entry is made positive, so that figures are reproducible.
+    basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
+    components = centred @ basis
+    low, high = torch.quantile(components, torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
+    colours = ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    return colours.view(*features.shape[:2], -1)
 
 
 def _features(snapshot: Snapshot) -> list[tuple[str, Tensor, tuple[int, int]]]:
@@ -172,7 +162,7 @@ def _features(snapshot: Snapshot) -> list[tuple[str, Tensor, tuple[int, int]]]:
 def _panels(
     rows: int, columns: int, grid: tuple[int, int], cell: float = _CELL, extra_width: float = 0.0
 ) -> tuple["Figure", list]:
-    """A figure of equal panels shaped like the grid, without ticks."""
+    """Creates a figure of equal panels with the aspect ratio of the grid, without ticks."""
     height = cell * min(max(grid[0] / grid[1], 0.4), 2.5)
     width = max(columns * cell + 0.5 + extra_width, 3.6)
     figure = new_figure(width, rows * (height + 0.08) + 0.85)
@@ -182,12 +172,8 @@ def _panels(
     return figure, axes
 
 
-def _show_picture(axis: "Axes", picture: Tensor) -> None:
-    axis.imshow(picture)
-
-
 def _label_row(axis: "Axes", text: str) -> None:
-    # Lying, because standing text does not fit beside the flat panels of wide images.
+    # Horizontal, because vertical text does not fit next to the flat panels of wide images.
     axis.set_ylabel(wrapped(short(text, 30), 14), fontsize=FONT, rotation=0, ha="right", va="center")
 
 
@@ -198,7 +184,7 @@ def _cross(axis: "Axes", place: tuple[float, float], size: tuple[int, int]) -> N
 
 
 def _norm_scale(values: Tensor) -> object:
-    """One colour scale for all maps: logarithmic where the norms span more than a factor of 10."""
+    """Returns one colour scale for all maps, logarithmic if the norms span more than a factor of 10."""
     from matplotlib.colors import LogNorm, Normalize
 
     low, high = float(values.min()), float(values.max())

@@ -1,4 +1,4 @@
-"""One self-contained HTML page on one or several audits: verdict, pictures, tables. It loads nothing from anywhere."""
+"""Self-contained HTML page of one or several audits: verdicts, figures and tables, without external resources."""
 
 import base64
 import io
@@ -13,141 +13,142 @@ from singer_hf.inspection.measure.snapshots import Snapshot
 from singer_hf.inspection.report.curves import norm_histograms, outlier_shares, quantile_curves, singular_spectrum
 from singer_hf.inspection.report.maps import norm_maps, outlier_positions, pca_maps, similarity_maps
 from singer_hf.inspection.report.tables import comparison_table, model_section
-from singer_hf.inspection.report.verdict import is_hit
+from singer_hf.inspection.report.verdict import has_artifacts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Pictures are drawn finer than they are shown, for sharp text on dense screens.
+# Figures have a higher resolution than they are shown at, for sharp text on high-density screens.
 _DRAWN_DPI, _SHOWN_DPI, _SCROLLED_INCHES = 140, 100, 7.5
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure with what to say about it.
+class ReportFigure:
+    """A figure with its file name, title and caption.
 
     Attributes:
-        key: File name without its ending.
-        title: What it shows, for readers who cannot see it.
-        caption: How to read it.
-        figure: The figure.
+        name: File name without extension.
+        title: Alternative text of the image.
+        caption: How to read the figure.
+        figure: The matplotlib figure.
     """
 
-    key: str
+    name: str
     title: str
     caption: str
     figure: "Figure"
 
 
-def audit_pictures(
+def draw_report_figures(
     results: Sequence[AuditResult], snapshots: Sequence[Snapshot], patch: tuple[int, int] | None = None
-) -> list[Picture]:
-    """The figures of a report, in the order in which they are read.
+) -> list[ReportFigure]:
+    """Draws the figures of a report, in the order of the page.
 
     Args:
         results: One audit per model.
         snapshots: The features of a few images, one per model and in the same order.
-        patch: (row, column) of the patch others are compared with; by default the longest of the first image in the
-            last block of the first model.
+        patch: (row, column) of the patch with which all others are compared; by default the one with the largest
+            norm of the first image after the last block of the first model.
     """
-    pictures = [
-        Picture(
+    figures = [
+        ReportFigure(
             "quantiles",
             "Patch norms over depth",
-            "Solid: median, dashed: 99 % quantile, dotted: largest norm. Without artifacts the three stay close; a "
-            "dashed or dotted line that leaves the solid one marks the block in which they appear.",
+            "Solid: median, dashed: 99 % quantile, dotted: largest norm, each over all patches. Without artifacts the "
+            "three lines stay close; artifacts appear in the block where the dashed or dotted line rises.",
             quantile_curves(results),
         )
     ]
     for number, (result, snapshot) in enumerate(zip(results, snapshots, strict=True)):
-        pictures += _model_pictures(result, snapshot, f"{number + 1}_" if len(results) > 1 else "")
-    patch = _longest_patch(snapshots[0]) if patch is None else patch
-    pictures.append(
-        Picture(
+        figures += _model_figures(result, snapshot, f"{number + 1}_" if len(results) > 1 else "")
+    patch = _largest_patch(snapshots[0]) if patch is None else patch
+    figures.append(
+        ReportFigure(
             "similarity",
             "Similarity to one patch",
-            "Cosine similarity of every patch to the one at the red cross. An artifact resembles other artifacts and "
-            "nothing around it; a clean patch resembles the rest of its object.",
+            "Cosine similarity of every patch to the one at the red cross. An artifact is similar to other artifacts "
+            "and to no neighbour; any other patch is similar to the rest of its object.",
             similarity_maps(snapshots, patch),
         )
     )
-    pictures.append(
-        Picture(
+    figures.append(
+        ReportFigure(
             "components",
             "Principal components as colours",
-            "The three leading components of the patch tokens as red, green and blue. Colours can be compared along a "
-            "row, not between rows. Specks that follow nothing in the picture are artifacts.",
+            "The three leading principal components of the patch tokens as red, green and blue. Colours can be "
+            "compared within a row, but not between rows. Isolated spots without a counterpart in the image are "
+            "artifacts.",
             pca_maps(snapshots),
         )
     )
-    return pictures
+    return figures
 
 
-def _model_pictures(result: AuditResult, snapshot: Snapshot, prefix: str) -> list[Picture]:
-    pictures = [
-        Picture(
+def _model_figures(result: AuditResult, snapshot: Snapshot, prefix: str) -> list[ReportFigure]:
+    figures = [
+        ReportFigure(
             f"{prefix}norm_maps",
             f"Norm maps of {result.name}",
-            f"{result.name}: the norm of every patch, images by blocks, one colour scale. Single bright patches are "
+            f"{result.name}: norm of every patch, images by blocks, on one colour scale. Single bright patches are "
             "high-norm outliers.",
             norm_maps(snapshot),
         ),
-        Picture(
+        ReportFigure(
             f"{prefix}norm_histograms",
             f"Norm histograms of {result.name}",
-            f"{result.name}: how patch norms are distributed over all {result.num_images} images, both axes "
-            "logarithmic. Artifacts are a second hump far to the right.",
+            f"{result.name}: distribution of the patch norms over all {result.num_images} images, both axes "
+            "logarithmic. Artifacts form a second peak far to the right.",
             norm_histograms(result),
         ),
     ]
-    if any(map(is_hit, result.blocks)):
-        pictures += [
-            Picture(
+    if any(map(has_artifacts, result.blocks)):
+        figures += [
+            ReportFigure(
                 f"{prefix}outlier_shares",
-                f"What the outliers of {result.name} claim",
+                f"Shares of the outliers of {result.name}",
                 f"{result.name}: the outliers' share of the patches, of a plain MSE to these features (for a student "
-                "that predicts each image's mean patch), of its gradient, and of the next block's attention.",
+                "that predicts each image's mean patch token), of its gradient, and of the next block's attention.",
                 outlier_shares(result),
             ),
-            Picture(
+            ReportFigure(
                 f"{prefix}outlier_positions",
-                f"Where the outliers of {result.name} sit",
-                f"{result.name}: at every place of the grid the share of the images with an outlier there.",
+                f"Positions of the outliers of {result.name}",
+                f"{result.name}: share of the images with an outlier at each grid position.",
                 outlier_positions(result),
             ),
         ]
     for block in (result.adapter or {}).get("blocks", []):
         index = block["block"]
-        pictures.append(
-            Picture(
+        figures.append(
+            ReportFigure(
                 f"{prefix}spectrum_block_{index}",
-                f"What reads the features of block {index}",
-                f"{result.name}: how strongly what reads the features of block {index} reads each direction. A safe "
-                "adapter of rank r lives in the marked ones.",
-                singular_spectrum(block["singular_values"], block["r"], f"What reads block {index}"),
+                f"Singular values of the block that follows block {index}",
+                f"{result.name}: singular values of the input projections after block {index}. The "
+                "energy of a safe adapter of rank r is in the marked directions.",
+                singular_spectrum(block["singular_values"], block["r"], f"Singular values after block {index}"),
             )
         )
-    return pictures
+    return figures
 
 
-def _longest_patch(snapshot: Snapshot) -> tuple[int, int]:
+def _largest_patch(snapshot: Snapshot) -> tuple[int, int]:
     return divmod(int(snapshot.norms[-1][0].argmax()), snapshot.grid[1])
 
 
 def render_report(
     results: Sequence[AuditResult],
-    pictures: Sequence[Picture],
+    figures: Sequence[ReportFigure],
     *,
     subtitle: str,
     comparisons: Mapping[str, Sequence[Mapping]] | None = None,
 ) -> str:
-    """The page as one string of HTML.
+    """Returns the page as one string of HTML.
 
     Args:
         results: One audit per model.
-        pictures: The figures, see :func:`audit_pictures`.
+        figures: The figures, see :func:`draw_report_figures`.
         subtitle: One line on images, sample and date.
-        comparisons: Title -> what :func:`singer_hf.inspection.measure.feature_comparison.compare_features` gave.
+        comparisons: Title -> result of :func:`singer_hf.inspection.measure.feature_comparison.compare_features`.
     """
     environment = Environment(
         loader=PackageLoader("singer_hf.inspection.report"), autoescape=True, undefined=StrictUndefined
@@ -158,7 +159,7 @@ def render_report(
         title=f"Feature audit of {names}",
         subtitle=subtitle,
         models=[model_section(result) for result in results],
-        pictures=[_embedded(picture) for picture in pictures],
+        figures=[_embedded(figure) for figure in figures],
         comparisons=[{"title": key, "table": comparison_table(rows)} for key, rows in (comparisons or {}).items()],
         rule=f"the median plus {rule['mad_factor']:g} times the larger of the median absolute deviation and "
         f"{rule['mad_floor']:g} times the median",
@@ -166,20 +167,19 @@ def render_report(
 
 
 def figure_png(figure: "Figure") -> bytes:
-    """The figure as PNG."""
+    """Returns the figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DRAWN_DPI)
     return buffer.getvalue()
 
 
-def _embedded(picture: Picture) -> dict:
-    data = figure_png(picture.figure)
-    width, height = (round(inches * _SHOWN_DPI) for inches in picture.figure.get_size_inches())
+def _embedded(entry: ReportFigure) -> dict:
+    width, height = (round(inches * _SHOWN_DPI) for inches in entry.figure.get_size_inches())
     return {
-        "png": base64.b64encode(data).decode("ascii"),
-        "title": picture.title,
-        "caption": picture.caption,
+        "png": base64.b64encode(figure_png(entry.figure)).decode("ascii"),
+        "title": entry.title,
+        "caption": entry.caption,
         "width": width,
         "height": height,
-        "wide": picture.figure.get_figwidth() > _SCROLLED_INCHES,
+        "wide": entry.figure.get_figwidth() > _SCROLLED_INCHES,
     }

@@ -1,16 +1,16 @@
-"""The tables of a report: audits, adapters and comparisons as columns and rows of text."""
+"""Tables of a report: audits, adapters and comparisons as columns and rows of text."""
 
 from collections.abc import Mapping, Sequence
 
 from singer_hf.inspection.measure.audit_result import AuditResult, BlockAudit
-from singer_hf.inspection.report.verdict import is_hit, judge, percent
+from singer_hf.inspection.report.verdict import has_artifacts, judge, percent
 
 
 def model_section(result: AuditResult) -> dict:
-    """Everything the page says about one model."""
+    """Returns the verdict, the notes, the facts and the tables of one model, for the template of the page."""
     tables = [_block_table("Raw features, block by block", result.blocks)]
     if result.refined:
-        tables.append(_block_table("Refined features (behind the SiNGER adapter)", result.refined))
+        tables.append(_block_table("Refined features (after the SiNGER adapter)", result.refined))
     if result.adapter:
         tables += [_adapter_table(result.adapter), _final_table(result.adapter["final"])]
     return {
@@ -33,8 +33,8 @@ def _block_table(title: str, blocks: Sequence[BlockAudit]) -> dict:
         "99 % / median": lambda b: number(b.p99_over_median),
         "max / median": lambda b: number(b.max_over_median),
         "outliers": lambda b: percent(b.outlier_share),
-        "times median": lambda b: number(b.outlier_strength),
-        "in next block": lambda b: percent(b.persistence),
+        "outlier / median": lambda b: number(b.outlier_strength),
+        "persist": lambda b: percent(b.persistence),
         "on border": lambda b: percent(b.border_share),
         "texture rank": lambda b: number(b.texture_rank),
         "same direction": lambda b: number(b.outlier_cosine),
@@ -44,10 +44,15 @@ def _block_table(title: str, blocks: Sequence[BlockAudit]) -> dict:
     }
     if any(block.absolute_share is not None for block in blocks):
         columns["above absolute"] = lambda b: percent(b.absolute_share)
-    rows = [{"hit": is_hit(block), "cells": [cell(block) for cell in columns.values()]} for block in blocks]
+    rows = [
+        {"affected": has_artifacts(block), "cells": [cell(block) for cell in columns.values()]} for block in blocks
+    ]
     caption = (
-        f"By chance {percent(blocks[0].border_expected)} would lie on the border. Texture rank: 0 smoothest patch of "
-        "its image, 1 roughest. Same direction: mean cosine of all pairs of outliers."
+        "99 % / median: mean over images; max / median: over all patches. Outlier / median: mean norm of the outliers "
+        "over the median of their image. Persist: share of the outliers that are outliers after the next block too. "
+        f"On border: {percent(blocks[0].border_expected)} by chance. Texture rank: 0 for the smoothest patch of an "
+        "image, 1 for the roughest. Same direction: mean cosine of all pairs of outliers. Of MSE, of gradient, of "
+        "attention: the share of the outliers."
     )
     return {"title": title, "columns": list(columns), "rows": rows, "caption": caption}
 
@@ -65,12 +70,13 @@ def _adapter_table(adapter: Mapping) -> dict:
         "E_prob": lambda b: number((b["up"] or {}).get("e_prob")),
         "E_safe": lambda b: number((b["up"] or {}).get("e_safe")),
     }
-    rows = [{"hit": False, "cells": [cell(block) for cell in columns.values()]} for block in adapter["blocks"]]
+    rows = [{"affected": False, "cells": [cell(block) for cell in columns.values()]} for block in adapter["blocks"]]
     caption = (
-        "Refinement: how far the features move, relative to their length; outliers outweigh the rest, so once without "
-        "them. Next output, next write: how much the next block's tokens and its own contribution change at the "
-        "patches that are no outliers. Leakage: change of that contribution for moves of 30 % inside the adapter's "
-        "directions, beside random directions. E_prob, E_safe: share of Φ_up in the most and the least read ones."
+        "Refinement: relative change of the patch tokens, of all and without outliers. Next output, next write: "
+        "relative change of the next block's output and of what it adds to the tokens, without outliers. Leakage: "
+        "relative change of what the next block adds if every token moves by 30 % of its norm within the adapter's "
+        "directions; random leakage: within random directions. E_prob, E_safe: share of the energy of Φ_up in the "
+        "directions with the largest and with the smallest singular values."
     )
     return {"title": "Adapter and null space", "columns": list(columns), "rows": rows, "caption": caption}
 
@@ -83,20 +89,24 @@ def _final_table(final: Mapping) -> dict:
     if final["logits"] is not None:
         rows += [("logits", percent(final["logits"])), ("same top class", percent(final["top1_agreement"]))]
     return {
-        "title": "With the refined features flowing on",
-        "columns": ["measure", "relative change"],
-        "rows": [{"hit": False, "cells": row} for row in rows],
-        "caption": "The whole model with its adapters inline beside the raw model.",
+        "title": "Whole model with adapters",
+        "columns": ["metric", "relative change"],
+        "rows": [{"affected": False, "cells": row} for row in rows],
+        "caption": "The model with active adapters, compared with the raw model. Same top class: share of images.",
     }
 
 
 def comparison_table(rows: Sequence[Mapping]) -> dict:
-    """Columns and rows of what :func:`singer_hf.inspection.measure.feature_comparison.compare_features` gave."""
+    """Returns columns and rows of one comparison.
+
+    Args:
+        rows: Result of :func:`singer_hf.inspection.measure.feature_comparison.compare_features`.
+    """
     shares = {"iou", "inherited", "student_share", "teacher_share"}
     columns = {name: percent if name in shares else number for row in rows for name in row}
     labels = [name.replace("_", " ").replace("cka", "CKA").replace("iou", "IoU") for name in columns]
     cells = [[_cell(row.get(name), show) for name, show in columns.items()] for row in rows]
-    return {"columns": labels, "rows": [{"hit": False, "cells": row} for row in cells]}
+    return {"columns": labels, "rows": [{"affected": False, "cells": row} for row in cells]}
 
 
 def _cell(value: float | None, show: object) -> str:
@@ -104,5 +114,5 @@ def _cell(value: float | None, show: object) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number with three significant digits, "-" for None."""
+    """Formats a number with three significant digits, "-" for None."""
     return "-" if value is None else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -5,9 +5,9 @@
     python examples/audit.py --model_name_or_path teacher/ --adapter_name_or_path run/singer --output_dir audit/
     python examples/audit.py --model_name_or_path teacher/ fitnet/ run/ --dataset_name photos/ --output_dir audit/
 
-Writes audit.json, figures/*.png and report.html, a page of its own that loads nothing. Of several models the first is
-the teacher the others are compared with. Without `--dataset_name` the images are drawn scenes. A YAML file of the same
-names can stand in place of the flags.
+Writes audit.json, figures/*.png and report.html, a self-contained page. Of several models the first is the teacher,
+and the others are compared with it. Without `--dataset_name` the images are drawn scenes. A YAML file with the same
+names can replace the flags.
 """
 
 import sys

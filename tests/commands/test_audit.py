@@ -14,17 +14,13 @@ from zoo import SIZES, tiny_vit
 
 from singer_hf import SingerConfig
 from singer_hf.commands import audit as audit_command
+from singer_hf.inspection.inputs import AuditSettings, load_audited_model, load_images
 from singer_hf.inspection.measure.audit_result import AuditResult
 
 pytest.importorskip("matplotlib")
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "audit.py"
-PICTURES = ["components.png", "norm_histograms.png", "norm_maps.png", "outlier_positions.png", "outlier_shares.png"]
-
-
-@pytest.fixture(scope="module")
-def command():
-    return audit_command
+FIGURES = ["components.png", "norm_histograms.png", "norm_maps.png", "outlier_positions.png", "outlier_shares.png"]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +49,7 @@ def files(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(command, files, tmp_path, monkeypatch):
+def run(files, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
     def call(*models, **flags):
@@ -68,7 +64,7 @@ def run(command, files, tmp_path, monkeypatch):
             if value is not None:
                 arguments += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        command.main()
+        audit_command.main()
         return Path(flags["output_dir"])
 
     return call
@@ -78,12 +74,12 @@ def _models(folder):
     return [AuditResult.from_dict(model) for model in json.loads((folder / "audit.json").read_text())["models"]]
 
 
-def test_one_model_gives_numbers_pictures_and_a_page(run, capsys):
+def test_one_model_gives_metrics_figures_and_a_page(run, capsys):
     folder = run("teacher")
     (result,) = _models(folder)
     assert (result.name, result.num_images, result.grid) == ("teacher", 5, GRID)
     assert [block.outlier_count for block in result.blocks] == [0, 15, 10, 10]
-    expected = [*PICTURES, "quantiles.png", "similarity.png"]
+    expected = [*FIGURES, "quantiles.png", "similarity.png"]
     assert sorted(file.name for file in (folder / "figures").iterdir()) == sorted(expected)
     page = (folder / "report.html").read_text()
     assert "5 images of photos, seed 0" in page
@@ -109,28 +105,28 @@ def test_several_models_are_compared_with_the_first(run):
     folder = run("teacher", "student", max_samples=3)
     assert [result.name for result in _models(folder)] == ["teacher", "student"]
     comparisons = json.loads((folder / "audit.json").read_text())["comparisons"]
-    assert list(comparisons) == ["student beside teacher"]
-    last = comparisons["student beside teacher"][-1]
+    assert list(comparisons) == ["student compared with teacher"]
+    last = comparisons["student compared with teacher"][-1]
     assert (last["teacher_block"], last["student_block"]) == (3, 1)
     assert -1 <= last["cosine"] <= 1  # through the projector in the student's folder
     assert (folder / "figures" / "2_norm_maps.png").is_file()
 
 
 @pytest.mark.parametrize("dataset_name", ["photos", None])
-def test_the_sample_is_drawn_by_the_seed(command, files, dataset_name):
+def test_the_sample_is_drawn_by_the_seed(files, dataset_name):
     def sample(seed):
         name = None if dataset_name is None else str(files / dataset_name)
-        settings = command.Settings(["model"], "out", dataset_name=name, max_samples=3, seed=seed)
-        return [row["image"]["bytes"] or row["image"]["path"] for row in command.load_images(settings)]
+        settings = AuditSettings(["model"], "out", dataset_name=name, max_samples=3, seed=seed)
+        return [row["image"]["bytes"] or row["image"]["path"] for row in load_images(settings)]
 
     assert len(sample(1)) == 3
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
 
 
-def test_a_classifier_is_read_with_its_head(command, files):
-    settings = command.Settings([str(files / "classifier")], "out", device="cpu")
-    assert isinstance(command.load(settings.model_name_or_path[0], settings), ViTForImageClassification)
+def test_a_classifier_is_loaded_with_its_head(files):
+    settings = AuditSettings([str(files / "classifier")], "out", device="cpu")
+    assert isinstance(load_audited_model(settings.model_name_or_path[0], settings), ViTForImageClassification)
 
 
 def test_images_may_have_a_size_and_a_processor_of_their_own(run, files):
@@ -139,11 +135,11 @@ def test_images_may_have_a_size_and_a_processor_of_their_own(run, files):
     assert (result.image_size, result.grid) == ((64, 48), (8, 6))
 
 
-def test_a_yaml_file_stands_in_for_flags_and_scenes_for_a_dataset(command, files, tmp_path, monkeypatch):
+def test_a_yaml_file_stands_in_for_flags_and_scenes_for_a_dataset(files, tmp_path, monkeypatch):
     settings = {"model_name_or_path": [str(files / "student")], "output_dir": str(tmp_path / "out"), "max_samples": 3}
     (tmp_path / "audit.yaml").write_text(json.dumps(settings))
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path / "audit.yaml")])
-    command.main()
+    audit_command.main()
     assert "3 images of drawn scenes, seed 0" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -1,0 +1,155 @@
+"""Inputs of an audit: its settings, the models with their adapters, and batches of images."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+from transformers import AutoConfig, AutoModelForImageClassification
+
+import singer_hf  # noqa: F401  (registers the adapter with PEFT)
+from singer_hf.data.datasets import load_image_dataset, select_image_columns
+from singer_hf.data.drawn_scenes import scene_dataset
+from singer_hf.data.image_dataset import with_image_transform
+from singer_hf.data.image_processors import ImageSpec, image_spec, load_image_processor
+from singer_hf.data.transforms import eval_transform, to_rgb
+from singer_hf.vit.loading import load_model
+
+
+@dataclass
+class AuditSettings:
+    """Settings of an audit, which are also the flags of the command; the help texts document them."""
+
+    model_name_or_path: list[str] = field(metadata={"help": "One or several models: folders or Hub ids."})
+    output_dir: str = field(metadata={"help": "Folder for audit.json, figures/ and report.html."})
+    adapter_name_or_path: str | None = field(default=None, metadata={"help": "SiNGER adapter of the model."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Folder, parquet file or Hub id; labels unused."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset."})
+    image_column: str | None = field(default=None, metadata={"help": "Image column; detected by default."})
+    max_samples: int = field(default=500, metadata={"help": "Number of images, sampled with `seed`."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sample."})
+    processor_name_or_path: str | None = field(default=None, metadata={"help": "Image processor for all models."})
+    image_size: list[int] | None = field(default=None, metadata={"help": "Height and width of the images."})
+    batch_size: int = field(default=16, metadata={"help": "Images per batch; halved if memory is too small."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that load images."})
+    num_pictures: int = field(default=3, metadata={"help": "Number of images shown in figures."})
+    mad_factor: float = field(default=10.0, metadata={"help": "k of the outlier rule, median + k MAD."})
+    absolute_threshold: float | None = field(default=None, metadata={"help": "Norm above which patches are counted."})
+    device: str | None = field(default=None, metadata={"help": "Torch device; a GPU by default if available."})
+
+
+class ImageBatches:
+    """Batches of pixel values (B, 3, H, W) of the readable images of a dataset.
+
+    Args:
+        rows: Dataset with the column ``"image"``.
+        spec: Size and normalisation of the images.
+        transform: PIL image -> tensor (3, H, W).
+        batch_size: Images per batch.
+        num_workers: Processes that load images.
+
+    Attributes:
+        spec: See above.
+        unreadable: Names and errors of the unreadable images found so far.
+    """
+
+    def __init__(
+        self, rows: Dataset, spec: ImageSpec, transform: Callable, batch_size: int, num_workers: int = 0
+    ) -> None:
+        self.spec = spec
+        self.unreadable: dict[str, None] = {}
+        dataset = with_image_transform(rows, transform)
+        self.loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_collate_readable)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.loader:
+            self.unreadable |= dict.fromkeys(batch["errors"])
+            if batch["pixel_values"] is not None:
+                yield batch["pixel_values"]
+
+    def first(self) -> Tensor:
+        """Returns the first batch (B, 3, H, W).
+
+        Raises:
+            ValueError: If no image can be read.
+        """
+        batch = next(iter(self), None)
+        if batch is None:
+            raise ValueError(f"none of the {len(self.unreadable)} images can be read: {self.list_unreadable()}")
+        return batch
+
+    def list_unreadable(self, limit: int = 5) -> str:
+        """Returns the first unreadable images with their errors as one text."""
+        return "; ".join(list(self.unreadable)[:limit])
+
+
+def _collate_readable(rows: list[dict]) -> dict:
+    pixels = [row["pixel_values"] for row in rows if "pixel_values" in row]
+    errors = [row["error"] for row in rows if "error" in row]
+    return {"pixel_values": torch.stack(pixels) if pixels else None, "errors": errors}
+
+
+def load_audited_model(name: str, settings: AuditSettings) -> nn.Module:
+    """Loads a model, with its classification head if it has one, and its adapter if one is given.
+
+    Args:
+        name: Folder or Hub id.
+        settings: For the adapter and the device.
+    """
+    model = load_model(name, "model_name_or_path")
+    if any("ForImageClassification" in kind for kind in AutoConfig.from_pretrained(name).architectures or ()):
+        model = AutoModelForImageClassification.from_pretrained(name)
+    if settings.adapter_name_or_path is not None:
+        model = PeftModel.from_pretrained(model, settings.adapter_name_or_path)
+    return model.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def load_images(settings: AuditSettings) -> Dataset:
+    """Loads the sample of images, or draws scenes if no dataset is given.
+
+    Args:
+        settings: For the dataset, the number of images and the seed.
+    """
+    if settings.dataset_name is None:
+        return select_image_columns(scene_dataset(settings.max_samples, settings.seed))
+    return load_image_dataset(
+        settings.dataset_name,
+        split=settings.dataset_split,
+        image_column=settings.image_column,
+        max_samples=settings.max_samples,
+        seed=settings.seed,
+    )
+
+
+def load_image_batches(name: str, settings: AuditSettings) -> ImageBatches:
+    """Loads the images, normalised for one model.
+
+    Args:
+        name: Folder or Hub id of the model, whose image processor is used unless the settings name another one.
+        settings: For the images, their size and the batch size.
+
+    Raises:
+        ValueError: If there is no image processor, or ``image_size`` is not two numbers.
+    """
+    processor = load_image_processor(settings.processor_name_or_path or name)
+    if processor is None:
+        raise ValueError(f"`model_name_or_path` {name!r} has no image processor; give `--processor_name_or_path`")
+    spec, transform = image_spec(processor), eval_transform(processor)
+    if settings.image_size is not None:
+        transform = _resize_transform(settings.image_size, spec)
+    return ImageBatches(load_images(settings), spec, transform, settings.batch_size, settings.num_workers)
+
+
+def _resize_transform(image_size: list[int], spec: ImageSpec) -> v2.Compose:
+    if len(image_size) != 2:
+        raise ValueError(f"`image_size` must be a height and a width, got {image_size}")
+    steps = [to_rgb, v2.Resize(image_size, spec.interpolation, antialias=True), v2.ToImage()]
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std), v2.ToPureTensor()]
+    return v2.Compose(steps)

@@ -11,12 +11,33 @@ names can replace the flags.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
-from transformers import HfArgumentParser
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser
 
+import singer_hf  # noqa: F401  (registers the adapter with PEFT)
 from singer_hf.inspection.inputs import AuditSettings
 from singer_hf.inspection.run import run_audit
+from singer_hf.vit.loading import load_model
+
+
+def load_audited_model(name: str, settings: AuditSettings) -> nn.Module:
+    """Loads a model, with its classification head if it has one, and its adapter if one is given.
+
+    Args:
+        name: Folder or Hub id.
+        settings: For the adapter and the device.
+    """
+    model = load_model(name, "model_name_or_path")
+    if any("ForImageClassification" in kind for kind in AutoConfig.from_pretrained(name).architectures or ()):
+        model = AutoModelForImageClassification.from_pretrained(name)
+    if settings.adapter_name_or_path is not None:
+        model = PeftModel.from_pretrained(model, settings.adapter_name_or_path)
+    return model.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
 def main() -> None:
@@ -27,7 +48,7 @@ def main() -> None:
     else:
         (settings,) = parser.parse_args_into_dataclasses()
     try:
-        headlines = run_audit(settings)
+        headlines = run_audit(settings, partial(load_audited_model, settings=settings))
     except (ValueError, FileNotFoundError, MemoryError) as error:
         sys.exit(f"error: {error}")
     print(*headlines, f"See {Path(settings.output_dir) / 'report.html'}", sep="\n")

@@ -1,23 +1,19 @@
-"""Inputs of an audit: its settings, the models with their adapters, and batches of images."""
+"""Inputs of an audit: its settings, and batches of images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from transformers import AutoConfig, AutoModelForImageClassification
 
-import singer_hf  # noqa: F401  (registers the adapter with PEFT)
 from singer_hf.data.datasets import load_image_dataset, select_image_columns
 from singer_hf.data.drawn_scenes import scene_dataset
 from singer_hf.data.image_dataset import with_image_transform
 from singer_hf.data.image_processors import ImageSpec, image_spec, load_image_processor
 from singer_hf.data.transforms import eval_transform, to_rgb
-from singer_hf.vit.loading import load_model
 
 
 @dataclass
@@ -94,21 +90,6 @@ def _collate_readable(rows: list[dict]) -> dict:
     pixels = [row["pixel_values"] for row in rows if "pixel_values" in row]
     errors = [row["error"] for row in rows if "error" in row]
     return {"pixel_values": torch.stack(pixels) if pixels else None, "errors": errors}
-
-
-def load_audited_model(name: str, settings: AuditSettings) -> nn.Module:
-    """Loads a model, with its classification head if it has one, and its adapter if one is given.
-
-    Args:
-        name: Folder or Hub id.
-        settings: For the adapter and the device.
-    """
-    model = load_model(name, "model_name_or_path")
-    if any("ForImageClassification" in kind for kind in AutoConfig.from_pretrained(name).architectures or ()):
-        model = AutoModelForImageClassification.from_pretrained(name)
-    if settings.adapter_name_or_path is not None:
-        model = PeftModel.from_pretrained(model, settings.adapter_name_or_path)
-    return model.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
 def load_images(settings: AuditSettings) -> Dataset:

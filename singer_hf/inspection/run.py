@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import nn
 
 from singer_hf.artifacts.outliers import OutlierRule
 from singer_hf.distillation.teacher_input import TeacherInput
-from singer_hf.inspection.inputs import AuditSettings, ImageBatches, load_audited_model, load_image_batches
+from singer_hf.inspection.inputs import AuditSettings, ImageBatches, load_image_batches
 from singer_hf.inspection.measure.audit import audit
 from singer_hf.inspection.measure.audit_result import AuditResult
 from singer_hf.inspection.measure.feature_comparison import compare_features, load_projectors
@@ -40,11 +41,12 @@ class AuditedModel:
     snapshot: Snapshot
 
 
-def run_audit(settings: AuditSettings) -> list[str]:
+def run_audit(settings: AuditSettings, load_model: Callable[[str], nn.Module]) -> list[str]:
     """Audits all models of the settings and writes audit.json, figures/*.png and report.html.
 
     Args:
         settings: The settings; the first of several models is the teacher with which the others are compared.
+        load_model: Loads the model of a folder or Hub id, with its adapter if the settings name one.
 
     Returns:
         The headline of every model's verdict.
@@ -59,7 +61,7 @@ def run_audit(settings: AuditSettings) -> list[str]:
     if settings.adapter_name_or_path is not None and len(names) > 1:
         raise ValueError(f"`adapter_name_or_path` goes with one model, got {len(names)} models")
     labels = [Path(name).name if len({Path(n).name for n in names}) == len(names) else name for name in names]
-    models = [audit_model(name, label, settings) for name, label in zip(names, labels, strict=True)]
+    models = [audit_model(load_model(name), name, label, settings) for name, label in zip(names, labels, strict=True)]
     comparisons = {
         f"{student.result.name} compared with {models[0].result.name}": compare_with_teacher(student, models[0])
         for student in models[1:]
@@ -69,15 +71,16 @@ def run_audit(settings: AuditSettings) -> list[str]:
     return [judge(entry.result).headline for entry in models]
 
 
-def audit_model(name: str, label: str, settings: AuditSettings) -> AuditedModel:
-    """Loads a model and its images, and audits it.
+def audit_model(model: nn.Module, name: str, label: str, settings: AuditSettings) -> AuditedModel:
+    """Loads the images for a model and audits it.
 
     Args:
+        model: The model, with its adapter if the settings name one.
         name: Folder or Hub id of the model.
         label: Name of the model in tables and figures.
         settings: The settings.
     """
-    model, images = load_audited_model(name, settings), load_image_batches(name, settings)
+    images = load_image_batches(name, settings)
     rule = OutlierRule(mad_factor=settings.mad_factor, absolute=settings.absolute_threshold)
     first = images.first()
     result = audit(model, images, rule=rule, name=label)

@@ -14,7 +14,7 @@ from zoo import SIZES, tiny_vit
 
 from singer_hf import SingerConfig
 from singer_hf.commands import audit as audit_command
-from singer_hf.inspection.inputs import AuditSettings, load_audited_model, load_images
+from singer_hf.inspection.inputs import AuditSettings, load_images
 from singer_hf.inspection.measure.audit_result import AuditResult
 
 pytest.importorskip("matplotlib")
@@ -126,7 +126,9 @@ def test_the_sample_is_drawn_by_the_seed(files, dataset_name):
 
 def test_a_classifier_is_loaded_with_its_head(files):
     settings = AuditSettings([str(files / "classifier")], "out", device="cpu")
-    assert isinstance(load_audited_model(settings.model_name_or_path[0], settings), ViTForImageClassification)
+    assert isinstance(
+        audit_command.load_audited_model(settings.model_name_or_path[0], settings), ViTForImageClassification
+    )
 
 
 def test_images_may_have_a_size_and_a_processor_of_their_own(run, files):

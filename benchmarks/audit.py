@@ -1,10 +1,10 @@
-"""Cost of an audit beside the bare forward passes, in one run: `python benchmarks/audit.py` prints JSON.
+"""Cost of an audit compared with the bare forward passes: `python benchmarks/audit.py` prints JSON.
 
-A ViT-S/16 with random weights at 224 x 224 pixels, once as it is and once with high-norm tokens planted at five places
-of its grid, so that the measures that only outliers cause are paid for too. Every batch is run bare, by a copy of the
-model, right before it is audited, so that other load on the machine hits both. Processor time (of all threads) is the
-steadier clock on a shared machine. What an audit does once (a test of the attention, the directions the weights write)
-is counted in `ratio_with_setup` and gets lighter the more images there are.
+The model is a ViT-S/16 with random weights at 224 x 224 pixels, once unchanged and once with high-norm tokens at five
+grid positions, so that the metrics of outliers are included in the time. Every batch is run by a copy of the model
+right before it is audited, so that other load on the machine affects both. Processor time (of all threads) is the more
+stable clock on a shared machine. `ratio_with_setup` includes what an audit does once (check of the attention, singular
+directions, metrics of all images), so it decreases with the number of images.
 """
 
 import copy
@@ -22,12 +22,12 @@ from transformers import HfArgumentParser, ViTConfig, ViTModel
 
 from singer_hf.inspection.measure.audit import audit
 
-PLACES = (20, 21, 77, 150, 190)
+POSITIONS = (20, 21, 77, 150, 190)
 
 
 @dataclass
 class Settings:
-    """Sizes of the measurement."""
+    """Settings of the benchmark."""
 
     batch_size: int = field(default=8, metadata={"help": "Images per batch."})
     num_batches: int = field(default=24, metadata={"help": "Timed batches, after one to warm up."})
@@ -37,24 +37,24 @@ class Settings:
 
 
 def build_model(planted: bool) -> nn.Module:
-    """A random ViT-S/16, with a long position embedding at five places if ``planted``."""
+    """Builds a random ViT-S/16, with large position embeddings at five positions if ``planted``."""
     config = ViTConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536)
     model = ViTModel(config, add_pooling_layer=False).eval()
     if planted:
         with torch.no_grad():
-            for place in PLACES:
-                model.get_parameter("embeddings.position_embeddings")[0, 1 + place, 7] = 200.0
+            for position in POSITIONS:
+                model.get_parameter("embeddings.position_embeddings")[0, 1 + position, 7] = 200.0
     return model
 
 
 class Clock:
-    """Wall and processor seconds since the last reading."""
+    """Measures wall and processor seconds between laps."""
 
     def __init__(self, device: str) -> None:
         self.device, self.last = device, (0.0, 0.0)
 
     def lap(self) -> tuple[float, float]:
-        """Seconds since the last lap."""
+        """Returns wall and processor seconds since the last lap."""
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
         now = (time.perf_counter(), time.process_time())
@@ -64,7 +64,7 @@ class Clock:
 
 
 def timed_batches(model: nn.Module, settings: Settings, clock: Clock, bare: list, audited: list) -> Iterator[Tensor]:
-    """Batches for the audit; between them their bare forward passes, both timed."""
+    """Yields batches for the audit, each after its bare forward pass, and times both."""
     shape = (settings.batch_size, 3, 224, 224)
     for _ in range(settings.num_batches + 1):
         pixel_values = torch.randn(shape, device=settings.device)
@@ -77,7 +77,7 @@ def timed_batches(model: nn.Module, settings: Settings, clock: Clock, bare: list
 
 
 def compare(settings: Settings, planted: bool) -> dict[str, float]:
-    """Ratios of the time of an audit to that of the bare passes."""
+    """Returns the times of an audit and of the bare passes, and their ratios."""
     torch.manual_seed(settings.seed)
     model, clock = build_model(planted).to(settings.device), Clock(settings.device)
     bare, audited = [], []
@@ -85,7 +85,7 @@ def compare(settings: Settings, planted: bool) -> dict[str, float]:
     finish = clock.lap()
     results = {}
     for number, name in enumerate(("wall", "processor")):
-        # The first batch warms up the bare pass; in the audited one it pays for what is done once.
+        # The first batch warms up the bare pass; of the audit it includes what is done once.
         before, after = ([lap[number] for lap in laps[1:]] for laps in (bare, audited))
         setup = audited[0][number] - statistics.median(after) + finish[number]
         results[name] = {
@@ -99,14 +99,14 @@ def compare(settings: Settings, planted: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the benchmark and prints the result."""
     (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses()
     torch.set_num_threads(settings.threads)
     report = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {settings.threads} threads, torch {torch.__version__}, {settings.device}",
         "settings": vars(settings),
-        "clean": compare(settings, planted=False),
+        "unplanted": compare(settings, planted=False),
         "planted": compare(settings, planted=True),
     }
     print(json.dumps(report, indent=2))

@@ -127,7 +127,7 @@ def test_tokens_of_twice_the_median_are_no_artifacts():
 
 def test_the_advice_names_the_blocks_and_what_an_adapter_left():
     planted = audit(planted_vit(), planted_images(2), progress=False)
-    assert "raw features of block 1, 2 and 3 by MSE" in judge(planted).advice
+    assert "raw features of blocks 1, 2 and 3 by MSE" in judge(planted).advice
     planted.refined = [planted.blocks[3]]
     assert judge(planted).advice.startswith("The adapter does not yet remove the outliers at block 3")
     planted.refined = [planted.blocks[0]]

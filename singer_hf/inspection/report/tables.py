@@ -87,12 +87,15 @@ def _final_table(final: Mapping) -> dict:
         ("without outliers", percent(final["features_others"])),
     ]
     if final["logits"] is not None:
-        rows += [("logits", percent(final["logits"])), ("same top class", percent(final["top1_agreement"]))]
+        rows += [
+            ("logits", percent(final["logits"])),
+            ("images with the same top class", percent(final["top1_agreement"])),
+        ]
     return {
         "title": "Whole model with adapters",
         "columns": ["metric", "relative change"],
         "rows": [{"affected": False, "cells": row} for row in rows],
-        "caption": "The model with active adapters, compared with the raw model. Same top class: share of images.",
+        "caption": "The model with active adapters, compared with the raw model.",
     }
 
 
@@ -104,7 +107,9 @@ def comparison_table(rows: Sequence[Mapping]) -> dict:
     """
     shares = {"iou", "inherited", "student_share", "teacher_share"}
     columns = {name: percent if name in shares else number for row in rows for name in row}
-    labels = [name.replace("_", " ").replace("cka", "CKA").replace("iou", "IoU") for name in columns]
+    labels = [
+        name.replace("_", " ").replace("cka", "CKA").replace("iou", "IoU").replace("gram", "Gram") for name in columns
+    ]
     cells = [[_cell(row.get(name), show) for name, show in columns.items()] for row in rows]
     return {"columns": labels, "rows": [{"affected": False, "cells": row} for row in cells]}
 

@@ -176,20 +176,22 @@ def _advice(level: Level, affected: list[BlockAudit], result: AuditResult) -> st
         left = [block.block for block in result.refined if block.kd_shares["loss_mean"] >= STRONG_LOSS_SHARE]
         if left:
             return (
-                f"The adapter does not yet remove the outliers at block {_listed(left)}. An untrained adapter is not "
+                f"The adapter does not yet remove the outliers at {_listed(left)}. An untrained adapter is not "
                 "expected to; train it longer or increase the weight of the outlier loss."
             )
         return "Distil from the refined features: their outliers have a small share of the loss."
     return (
-        f"Do not match the raw features of block {_listed(layers)} by MSE. Distil through a SiNGER adapter, or choose "
+        f"Do not match the raw features of {_listed(layers)} by MSE. Distil through a SiNGER adapter, or choose "
         "blocks of similar depth without outliers."
     )
 
 
 def _listed(blocks: list[int]) -> str:
+    if len(blocks) == 1:
+        return f"block {blocks[0]}"
     if len(blocks) > 3 and blocks == list(range(blocks[0], blocks[-1] + 1)):
-        return f"{blocks[0]} to {blocks[-1]}"
-    return ", ".join(map(str, blocks[:-1])) + f" and {blocks[-1]}" if len(blocks) > 1 else str(blocks[0])
+        return f"blocks {blocks[0]} to {blocks[-1]}"
+    return f"blocks {', '.join(map(str, blocks[:-1]))} and {blocks[-1]}"
 
 
 def percent(share: float | None) -> str:

@@ -1,4 +1,4 @@
-"""A tiny ViT whose high-norm tokens are known exactly: which patches, in which blocks, how long, which direction."""
+"""A tiny ViT whose high-norm tokens are known exactly: patches, blocks, norms and direction."""
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -11,17 +11,17 @@ from singer_hf import SingerConfig
 GRID, PATCH, WIDTH, BLOCKS = (4, 6), 8, 32, 4
 IMAGE = (GRID[0] * PATCH, GRID[1] * PATCH)
 BASE, LENGTH, DIRECTION = 3.0, 40.0, 7
-# Block 1 makes these three patches long; block 2 makes the last of them short again.
+# Block 1 adds a long vector to these three patches; block 2 removes it from the last one.
 LASTING, FLEETING = (0, 8), (23,)
 PLANTED = (*LASTING, *FLEETING)
 
 
 def planted_vit() -> ViTModel:
-    """Every block passes its tokens on, but for one MLP unit in block 1 and one in block 2.
+    """Builds a ViT in which only one MLP unit of block 1 and one of block 2 change the tokens.
 
     The tokens do not depend on the image: all patches have norm 3, along channel 0. Block 1 adds 40 along channel 7
-    to the planted patches (which lie along channel 1 or 2 so that a unit can tell them), block 2 takes it from the
-    fleeting one.
+    to the planted patches (which lie along channel 1 or 2, so that a unit can select them), block 2 removes it from
+    the fleeting one.
     """
     config = ViTConfig(
         hidden_size=WIDTH,
@@ -48,10 +48,10 @@ def planted_vit() -> ViTModel:
     return model
 
 
-def _plant(model: ViTModel, block: int, read: dict[int, float], bias: float, token: Tensor, length: float) -> None:
-    """Unit 0 of a block's MLP reads some channels and, for ``token``, writes ``length`` along ``DIRECTION``."""
+def _plant(model: ViTModel, block: int, weights: dict[int, float], bias: float, token: Tensor, length: float) -> None:
+    """Sets unit 0 of a block's MLP, which adds ``length`` along ``DIRECTION`` to ``token``."""
     weight = model.get_parameter(f"layers.{block}.mlp.fc1.weight")
-    for channel, value in read.items():
+    for channel, value in weights.items():
         weight[0, channel] = value
     model.get_parameter(f"layers.{block}.mlp.fc1.bias")[0] = bias
     activation = F.gelu(F.layer_norm(token, (WIDTH,), eps=1e-12) @ weight[0] + bias)
@@ -59,7 +59,7 @@ def _plant(model: ViTModel, block: int, read: dict[int, float], bias: float, tok
 
 
 def expected_tokens(block: int) -> Tensor:
-    """Patch tokens (24, 32) after a block."""
+    """Returns the patch tokens (24, 32) after a block."""
     tokens = torch.zeros(GRID[0] * GRID[1], WIDTH, dtype=torch.float64)
     tokens[:, 0] = BASE
     tokens[list(PLANTED)] = 0.0
@@ -73,7 +73,7 @@ def expected_tokens(block: int) -> Tensor:
 
 
 def planted_images(batch: int = 5, seed: int = 0) -> Tensor:
-    """Noise of standard deviation about 1 with flat planted patches, (batch, 3, 32, 48)."""
+    """Returns noise of standard deviation about 1 with constant planted patches, (batch, 3, 32, 48)."""
     images = torch.randn(batch, 3, *IMAGE, generator=torch.Generator().manual_seed(seed))
     for place in PLANTED:
         row, column = divmod(place, GRID[1])
@@ -82,7 +82,7 @@ def planted_images(batch: int = 5, seed: int = 0) -> Tensor:
 
 
 def planted_adapter() -> PeftModel:
-    """:func:`planted_vit` with adapters after blocks 1 and 3 that remove channel ``DIRECTION``."""
+    """Returns :func:`planted_vit` with adapters after blocks 1 and 3 that remove channel ``DIRECTION``."""
     model = get_peft_model(planted_vit(), SingerConfig(r=1, layers_to_transform=[1, 3], nullspace_source="block"))
     for layer in model.base_model.singer_layers.values():
         with torch.no_grad():

@@ -13,19 +13,19 @@ def test_the_null_space_report_measures_what_the_adapter_does():
     first, last = report["blocks"]
     tokens = expected_tokens(1)
     assert first["refinement"] == pytest.approx(float(3**0.5 * LENGTH / tokens.norm()), rel=1e-4)
-    # At the patches that are no outliers nothing happens.
+    # Patches that are not outliers do not change.
     assert [first[f"{name}_others"] for name in ("refinement", "next_output", "next_write")] == [0.0, 0.0, 0.0]
-    # Block 2 answers the fleeting token alone; its unit fires stronger where channel 7 no longer stretches the norm.
+    # Block 2 changes the fleeting token only; its unit is more active without channel 7 in the norm.
     fleeting = expected_tokens(1)[23].float()
-    read = torch.zeros(32)
-    read[2] = 100.0
+    weight = torch.zeros(32)
+    weight[2] = 100.0
     raw, refined = (
-        F.gelu(F.layer_norm(token, (32,)) @ read - 10.0)
+        F.gelu(F.layer_norm(token, (32,)) @ weight - 10.0)
         for token in (fleeting, fleeting.where(fleeting < LENGTH, torch.zeros(())))
     )
     assert first["next_write"] == pytest.approx(float(refined / raw) - 1, rel=1e-4)
     assert (last["next_output"], last["next_write"], last["leakage"]) == (None, None, None)
-    # The weights of block 2's MLP read channel 2 only.
+    # Only the weights of channel 2 in block 2's MLP are not 0.
     assert first["singular_values"][:31] == pytest.approx([0.0] * 31, abs=1e-5)
     assert (first["up"]["e_prob"], first["down"]["e_prob"]) == (pytest.approx(0.0), pytest.approx(0.0))
     assert report["final"]["logits"] is None

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from singer_hf.data.datasets import load_image_dataset, select_image_columns
+from singer_hf.data.columns import select_image_and_label
+from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.drawn_scenes import scene_dataset
-from singer_hf.data.image_dataset import with_image_transform
+from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.image_processors import ImageSpec, image_spec, load_image_processor
 from singer_hf.data.transforms import eval_transform, to_rgb
 
@@ -58,7 +59,7 @@ class ImageBatches:
     ) -> None:
         self.spec = spec
         self.unreadable: dict[str, None] = {}
-        dataset = with_image_transform(rows, transform)
+        dataset = transform_images(rows, transform)
         self.loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_collate_readable)
 
     def __len__(self) -> int:
@@ -99,7 +100,7 @@ def load_images(settings: AuditSettings) -> Dataset:
         settings: For the dataset, the number of images and the seed.
     """
     if settings.dataset_name is None:
-        return select_image_columns(scene_dataset(settings.max_samples, settings.seed))
+        return select_image_and_label(scene_dataset(settings.max_samples, settings.seed))
     return load_image_dataset(
         settings.dataset_name,
         split=settings.dataset_split,

@@ -11,7 +11,7 @@ from singer_hf.artifacts.directions import defect_directions
 from singer_hf.artifacts.outliers import OutlierRule, middle, norm_quantiles, norm_statistics
 from singer_hf.inspection.measure.audit_result import QUANTILES, BlockAudit
 from singer_hf.inspection.measure.patch_measurements import PatchMeasurements
-from singer_hf.vit.structure import ViTView
+from singer_hf.vit.view import ViTView
 
 # Smallest denominator: JSON has no infinity.
 _TINY = 1e-12

@@ -40,8 +40,8 @@ class OutlierRule:
 
     def thresholds(self, norms: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the thresholds and the medians, both (..., 1), of norms (..., N) along the last dimension."""
-        median = middle(norms)
-        mad = middle((norms - median).abs())
+        median = row_median(norms)
+        mad = row_median((norms - median).abs())
         return median + self.mad_factor * torch.maximum(mad, self.mad_floor * median), median
 
     def mask(self, norms: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class OutlierRule:
         return asdict(self)
 
 
-def middle(values: Tensor) -> Tensor:
+def row_median(values: Tensor) -> Tensor:
     """Returns the median of (..., N) along the last dimension, (..., 1); for an even N the mean of the middle two."""
     ordered, count = values.sort(dim=-1).values, values.shape[-1]
     return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]).unsqueeze(-1) / 2

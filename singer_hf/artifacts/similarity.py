@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from singer_hf.artifacts.gram import gram_matrix
-from singer_hf.artifacts.outliers import OutlierRule, token_norms
+from singer_hf.artifacts.outliers import OutlierRule, row_median, token_norms
 from singer_hf.artifacts.streaming_metric import NORMS, StreamingMetric
 
 
@@ -186,7 +186,7 @@ def _hsic_triple(predictions: Tensor, references: Tensor) -> Tensor:
 
 
 def _over_median(norms: Tensor) -> Tensor:
-    return norms / norms.median(dim=1, keepdim=True).values.clamp(min=1e-12)
+    return norms / row_median(norms).clamp(min=1e-12)
 
 
 def _correlation(moments: Tensor, total: float) -> float | None:

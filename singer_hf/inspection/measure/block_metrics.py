@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from singer_hf.artifacts.directions import defect_directions
-from singer_hf.artifacts.outliers import OutlierRule, middle, norm_quantiles, norm_statistics
+from singer_hf.artifacts.outliers import OutlierRule, norm_quantiles, norm_statistics, row_median
 from singer_hf.inspection.measure.audit_result import QUANTILES, BlockAudit
 from singer_hf.inspection.measure.patch_measurements import PatchMeasurements
 from singer_hf.vit.view import ViTView
@@ -99,7 +99,7 @@ def _norm_fields(norms: Tensor) -> dict:
 
 
 def _outlier_fields(norms: Tensor, outliers: Tensor, rule: OutlierRule) -> dict:
-    ratios = norms.double() / middle(norms).clamp(min=_TINY)
+    ratios = norms.double() / row_median(norms).clamp(min=_TINY)
     return {
         "outlier_count": int(outliers.sum()),
         "outlier_share": float(outliers.double().mean()),

@@ -95,8 +95,8 @@ class ScriptArguments:
             raise ValueError("give exactly one of `--student_name_or_path` and `--student_config`")
         if self.method == Singer.name and self.settings():
             raise ValueError(
-                f"`--method_settings` must be left out with `--method {self.method}`, whose settings are flags of their "
-                f"own, got {self.method_settings!r}"
+                f"`--method_settings` must be left out with `--method {self.method}`, whose settings are flags of "
+                f"their own, got {self.method_settings!r}"
             )
         make_method(self.method, self.settings())
         if self.recipe is not None and self.method != Singer.name:

@@ -104,7 +104,8 @@ class Study:
         num_evaluations: Evaluations while training, evenly spread, for the curves; 0 is off.
         num_cost_steps: Steps of every method that are timed for the table's costs; 0 is off.
         training: Fields of SingerTrainingArguments for all cells.
-        benchmarks: Further benchmarks of :mod:`singer_hf.evaluation.benchmarks.catalog`: ``name`` and what departs from it.
+        benchmarks: Further benchmarks of :mod:`singer_hf.evaluation.benchmarks.catalog`: ``name`` and changed
+            settings.
         grid: (rows, columns) of a sweep of two settings, each (name, values); None without one.
     """
 

@@ -24,7 +24,7 @@ from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark, with_
 from singer_hf.evaluation.benchmarks.catalog import Benchmark, benchmark_table, expand_groups, get_benchmark
 from singer_hf.evaluation.benchmarks.protocols import PROTOCOLS, get_protocol
 from singer_hf.evaluation.benchmarks.run import BenchmarkRun, reused_head, run_benchmark
-from singer_hf.evaluation.benchmarks.run_settings import RunSettings, Subject
+from singer_hf.evaluation.benchmarks.run_settings import EvaluatedModel, RunSettings
 from singer_hf.evaluation.figures import confusion_figure, depth_figure, segmentation_figure, size_figure
 from singer_hf.evaluation.results import (
     Result,
@@ -59,7 +59,7 @@ class Settings:
     dataset_name: str | None = field(default=None, metadata={"help": "Folder or Hub id; also for one benchmark."})
     protocol: str | None = field(default=None, metadata={"help": f"One of {', '.join(PROTOCOLS)}. Default: singer."})
     output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for everything that is written."})
-    write_card: bool = field(default=False, metadata={"help": "Put the figures into the README.md of local students."})
+    write_card: bool = field(default=False, metadata={"help": "Put the metrics into the README.md of local students."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     train_split: str | None = field(default=None, metadata={"help": "Split the heads are trained on."})
     test_split: str | None = field(default=None, metadata={"help": "Split that is measured."})
@@ -86,7 +86,7 @@ class Settings:
     device: str | None = field(default=None, metadata={"help": "Torch device; a GPU if there is one."})
     num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
     cache_budget_gib: float = field(default=16.0, metadata={"help": "Largest size of one cache of features."})
-    num_pictures: int = field(default=4, metadata={"help": "Test images in the figures of masks and depths."})
+    num_pictures: int = field(default=4, metadata={"help": "Test images in the figures of masks and depth maps."})
     resamples: int = field(default=1000, metadata={"help": "Test sets drawn for the 95 % intervals."})
     list: bool = field(default=False, metadata={"help": "Show the benchmarks and end."})
 
@@ -138,11 +138,11 @@ def short_names(names: list[str]) -> list[str]:
     return short
 
 
-def load_subjects(settings: Settings) -> dict[str, Subject]:
+def load_models(settings: Settings) -> dict[str, EvaluatedModel]:
     names = list(dict.fromkeys(settings.model_name_or_path))
     labels = short_names(names)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    subjects = {}
+    models = {}
     for name, label in zip(names, labels, strict=True):
         processor = load_image_processor(settings.processor_name_or_path or name)
         if processor is None:
@@ -150,8 +150,8 @@ def load_subjects(settings: Settings) -> dict[str, Subject]:
                 f"`--model_name_or_path` {name!r} has no image processor; give `--processor_name_or_path`"
             )
         model = load_model(name, "model_name_or_path").to(device).eval().requires_grad_(False)
-        subjects[name] = Subject(label, model, image_spec(processor))
-    return subjects
+        models[name] = EvaluatedModel(label, model, image_spec(processor))
+    return models
 
 
 def run_settings(settings: Settings, benchmark: Benchmark) -> RunSettings:
@@ -165,21 +165,21 @@ def run_settings(settings: Settings, benchmark: Benchmark) -> RunSettings:
     )
 
 
-def evaluate(settings: Settings, subjects: dict[str, Subject], benchmark: Benchmark) -> dict[str, list[Result]]:
+def evaluate(settings: Settings, models: dict[str, EvaluatedModel], benchmark: Benchmark) -> dict[str, list[Result]]:
     """Results by model; the figures of the benchmark are drawn."""
     limits = {"max_train_samples": settings.max_train_samples, "seed": settings.seed}
     data = load_benchmark(benchmark, max_test_samples=settings.max_test_samples, **limits)
     how, runs = run_settings(settings, benchmark), {}
-    for name, subject in subjects.items():
-        print(f"{benchmark.name}: {subject.name}, {how.protocol.name} protocol, {len(data.test)} test images")
+    for name, evaluated in models.items():
+        print(f"{benchmark.name}: {evaluated.name}, {how.protocol.name} protocol, {len(data.test)} test images")
         head = reused_head(
-            subject,
+            evaluated,
             benchmark,
             how,
             dataset_name=settings.head_dataset_name,
             max_train_samples=settings.max_train_samples,
         )
-        runs[name] = run_benchmark(subject, benchmark, data, how, head)
+        runs[name] = run_benchmark(evaluated, benchmark, data, how, head)
     confusions = {run.results[0].model: run.confusion for run in runs.values() if run.confusion is not None}
     if confusions:
         write_per_class(settings.output_dir, benchmark, data.class_names, confusions)
@@ -215,26 +215,26 @@ def run(settings: Settings) -> None:
     students = [name for name in settings.model_name_or_path if has_student_card(name)]
     if settings.write_card and not students:
         raise ValueError("`--write_card` needs a student's folder with the README.md of its training among the models")
-    benchmarks, subjects = chosen_benchmarks(settings), load_subjects(settings)
-    results: dict[str, list[Result]] = {name: [] for name in subjects}
+    benchmarks, models = chosen_benchmarks(settings), load_models(settings)
+    results: dict[str, list[Result]] = {name: [] for name in models}
     missing = []
     for benchmark in benchmarks:
         try:
-            for name, figures in evaluate(settings, subjects, benchmark).items():
-                results[name] += figures
+            for name, metrics in evaluate(settings, models, benchmark).items():
+                results[name] += metrics
         except FileNotFoundError as error:
             missing.append(str(error))
             continue
-        write_results(settings.output_dir, [item for figures in results.values() for item in figures])
+        write_results(settings.output_dir, [item for metrics in results.values() for item in metrics])
     if any(results.values()):
-        print(results_table([item for figures in results.values() for item in figures]))
+        print(results_table([item for metrics in results.values() for item in metrics]))
         print(f"See {Path(settings.output_dir) / 'results.json'} and {Path(settings.output_dir) / 'figures'}")
     if missing:
         raise FileNotFoundError("\n".join(missing))
     if settings.write_card:
         for name in students:
             write_to_card(name, results[name])
-            print(f"figures written into {Path(name) / 'README.md'}")
+            print(f"metrics written into {Path(name) / 'README.md'}")
 
 
 def main() -> None:

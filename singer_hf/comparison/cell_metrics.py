@@ -20,8 +20,8 @@ from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark
 from singer_hf.evaluation.benchmarks.catalog import get_benchmark
 from singer_hf.evaluation.benchmarks.protocols import get_protocol
 from singer_hf.evaluation.benchmarks.run import run_benchmark
-from singer_hf.evaluation.benchmarks.run_settings import RunSettings, Subject
-from singer_hf.evaluation.features.feature_batches import ModelFeatures, in_order
+from singer_hf.evaluation.benchmarks.run_settings import EvaluatedModel, RunSettings
+from singer_hf.evaluation.features.feature_loaders import ModelFeatureLoader, in_order
 from singer_hf.evaluation.features.frozen_features import FrozenFeatures
 from singer_hf.evaluation.heads.knn import knn_accuracy
 from singer_hf.evaluation.heads.logistic_regression import linear_probe
@@ -62,8 +62,8 @@ def probe_metrics(model: nn.Module, processor: Any, train: Dataset, test: Datase
 
 
 def _features(model: nn.Module, processor: Any, rows: Dataset) -> tuple[dict[str, Tensor], Tensor]:
-    transformed = transform_images(rows, eval_transform(processor))
-    source, batches = ModelFeatures(model, transformed, FrozenFeatures()), []
+    transformed = with_image_transform(rows, eval_transform(processor))
+    source, batches = ModelFeatureLoader(model, transformed, FrozenFeatures()), []
     for features, labels in source.iterate(in_order(len(rows), _BATCH)):
         batches.append(({name: tensor[:, -1].cpu() for name, tensor in features.items()}, labels))
     names = batches[0][0]
@@ -135,8 +135,8 @@ def benchmark_metrics(
             :class:`singer_hf.evaluation.benchmarks.run_settings.RunSettings`.
         work_dir: Folder for the states of unfinished heads.
     """
-    subject = Subject("model", model.eval(), image_spec(processor))
-    metrics = {}
+    subject = EvaluatedModel("model", model.eval(), image_spec(processor))
+    figures = {}
     for entry in entries:
         benchmark = get_benchmark(entry["name"])
         if "dataset_name" in entry:

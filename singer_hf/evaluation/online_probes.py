@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from singer_hf.data.columns import select_image_and_label
 from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.transforms import eval_transform
-from singer_hf.evaluation.features.feature_batches import ModelFeatures, in_order
+from singer_hf.evaluation.features.feature_loaders import ModelFeatureLoader, in_order
 from singer_hf.evaluation.features.frozen_features import FrozenFeatures
 from singer_hf.evaluation.heads.knn import check_same_classes, knn_accuracy
 from singer_hf.evaluation.heads.logistic_regression import linear_probe, split_validation
@@ -20,13 +20,13 @@ PROBES: tuple[str, ...] = get_args(Probe)
 
 
 class OnlineProbes:
-    """A callable student -> figures, for the trainer's ``evaluators``.
+    """A callable student -> metrics, for the trainer's ``evaluators``.
 
-    Every call looks at the same images, so that figures of different steps can be compared. The features are those of
+    Every call looks at the same images, so that metrics of different steps can be compared. The features are those of
     the last block before the norm: class token and mean patch side by side, or the mean patch of a model without class
     token. Nothing is drawn at random, and the student is put back as it was.
 
-    The figures are ``knn_top1`` and ``linear_probe_top1``, in [0, 1]; the trainer logs them as ``eval_knn_top1`` and
+    The metrics are ``knn_top1`` and ``linear_probe_top1``, in [0, 1]; the trainer logs them as ``eval_knn_top1`` and
     ``eval_linear_probe_top1``, and ``metric_for_best_model="knn_top1"`` saves the best.
 
     Args:
@@ -87,17 +87,17 @@ class OnlineProbes:
         """Figures of the student as it is."""
         train, test = self._features(model, self.train_rows), self._features(model, self.test_rows)
         sets = (train, self.train_labels, test, self.test_labels)
-        figures = {}
+        metrics = {}
         if "knn" in self.probes:
-            figures["knn_top1"] = knn_accuracy(*sets, k=self.k, temperature=self.temperature)
+            metrics["knn_top1"] = knn_accuracy(*sets, k=self.k, temperature=self.temperature)
         if "linear_probe" in self.probes:
-            figures["linear_probe_top1"] = linear_probe(*sets)
-        return figures
+            metrics["linear_probe_top1"] = linear_probe(*sets)
+        return metrics
 
     def _features(self, model: nn.Module, rows: object) -> Tensor:
-        source = ModelFeatures(model, rows, FrozenFeatures(), num_workers=self.num_workers)
+        loader = ModelFeatureLoader(model, rows, FrozenFeatures(), num_workers=self.num_workers)
         batches = []
-        for features, _ in source.iterate(in_order(len(rows), self.batch_size)):
+        for features, _ in loader.iterate(in_order(len(rows), self.batch_size)):
             last = [features[name][:, -1] for name in ("cls", "mean") if name in features]
             batches.append(torch.cat(last, dim=1).cpu())
         return torch.cat(batches)

@@ -10,9 +10,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from torch import Tensor
 
-from singer_hf.cards.hub_metadata import Evaluation, eval_results
-from singer_hf.cards.student_card import library_versions
-from singer_hf.evaluation.benchmarks.catalog import MEANS, METRICS, Benchmark, mean_figures
+from singer_hf.cards.student_card import Evaluation, eval_results, library_versions
+from singer_hf.evaluation.benchmarks.catalog import MEANS, METRICS, Benchmark, mean_metrics
 from singer_hf.evaluation.metrics import greater_is_better, per_class_accuracy, per_class_iou
 
 _TAG = "singer-hf"
@@ -81,12 +80,12 @@ def write_results(folder: str | Path, results: Sequence[Result]) -> None:
         {**asdict(result), "greater_is_better": greater_is_better(result.metric), "interval": "95 % bootstrap"}
         for result in results
     ]
-    means = {model: mean_figures(figures) for model, figures in _main_figures(results).items()}
+    means = {model: mean_metrics(metrics) for model, metrics in _main_metrics(results).items()}
     data = {"versions": versions(), "results": _without_nan(rows), "means": means}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "results.md").write_text(results_table(results) + "\n\n" + all_figures_table(results) + "\n", "utf-8")
+    (folder / "results.md").write_text(results_table(results) + "\n\n" + all_metrics_table(results) + "\n", "utf-8")
 
 
 def write_per_class(
@@ -101,10 +100,10 @@ def write_per_class(
         confusions: Name of the model -> confusion matrix (C, C), rows are the truth.
     """
     measure = per_class_iou if benchmark.task == "segmentation" else per_class_accuracy
-    figures = {model: measure(confusion).tolist() for model, confusion in confusions.items()}
+    metrics = {model: measure(confusion).tolist() for model, confusion in confusions.items()}
     samples = next(iter(confusions.values())).sum(dim=1).long().tolist()
     rows = [
-        {"class": name, "n": samples[i], **{model: values[i] for model, values in figures.items()}}
+        {"class": name, "n": samples[i], **{model: values[i] for model, values in metrics.items()}}
         for i, name in enumerate(class_names)
     ]
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -121,21 +120,21 @@ def results_table(results: Sequence[Result]) -> str:
     """A markdown table: a row per model, a column per benchmark with its 95 % interval, and the means."""
     main = [result for result in results if result.is_main]
     columns = list(dict.fromkeys((result.benchmark, result.metric) for result in main))
-    figures = _main_figures(results)
-    means = [name for name in MEANS if any(name in mean_figures(row) for row in figures.values())]
+    metrics = _main_metrics(results)
+    means = [name for name in MEANS if any(name in mean_metrics(row) for row in metrics.values())]
     header = ["model", "parameters", *(f"{name} {metric} {_arrow(metric)}" for name, metric in columns), *means]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for model in dict.fromkeys(result.model for result in main):
         own = {(result.benchmark, result.metric): result for result in main if result.model == model}
         size = next(iter(own.values())).num_parameters
         cells = [_cell(own[column]) if column in own else "-" for column in columns]
-        averages = mean_figures(figures[model])
+        averages = mean_metrics(metrics[model])
         cells += [f"{averages[name]:.3f}" if name in averages else "-" for name in means]
         lines.append(f"| {' | '.join([model, f'{size / 1e6:.3g} M', *cells])} |")
     return "\n".join(lines)
 
 
-def all_figures_table(results: Iterable[Result]) -> str:
+def all_metrics_table(results: Iterable[Result]) -> str:
     """A markdown table with a row per figure."""
     lines = [
         "| model | benchmark | metric | value | 95 % interval | n | head | protocol | departs by |",
@@ -156,7 +155,7 @@ def has_student_card(folder: str | Path) -> bool:
 
 
 def write_to_card(folder: str | Path, results: Sequence[Result]) -> None:
-    """Puts the main figures into the ``model-index`` of the card in ``folder``; older figures of the same kind go.
+    """Puts the main metrics into the ``model-index`` of the card in ``folder``; older metrics of the same kind go.
 
     Args:
         folder: A student's folder with its README.md.
@@ -187,12 +186,12 @@ def _is_same(first: object, second: object) -> bool:
     return all(getattr(first, name) == getattr(second, name) for name in names)
 
 
-def _main_figures(results: Iterable[Result]) -> dict[str, dict[str, float]]:
-    figures: dict[str, dict[str, float]] = {}
+def _main_metrics(results: Iterable[Result]) -> dict[str, dict[str, float]]:
+    metrics: dict[str, dict[str, float]] = {}
     for result in results:
         if result.is_main:
-            figures.setdefault(result.model, {})[result.benchmark] = result.value
-    return figures
+            metrics.setdefault(result.model, {})[result.benchmark] = result.value
+    return metrics
 
 
 def _cell(result: Result) -> str:

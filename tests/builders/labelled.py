@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from singer_hf.data.image_processors import image_spec
-from singer_hf.evaluation.benchmarks.run_settings import Subject
+from singer_hf.evaluation.benchmarks.run_settings import EvaluatedModel
 
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 60, 220), (230, 220, 60))
 SIZE = 16
@@ -72,8 +72,8 @@ def tiny_processor(size: int = SIZE) -> hf.ViTImageProcessor:
     return hf.ViTImageProcessor(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
 
 
-def tiny_subject(name: str = "tiny", seed: int = 0) -> Subject:
-    return Subject(name, tiny_model(seed), image_spec(tiny_processor()))
+def tiny_evaluated_model(name: str = "tiny", seed: int = 0) -> EvaluatedModel:
+    return EvaluatedModel(name, tiny_model(seed), image_spec(tiny_processor()))
 
 
 def saved_model(folder: Path, seed: int = 0) -> Path:

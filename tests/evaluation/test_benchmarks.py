@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from labelled import colour_dataset, half_masks, image_folder, tiny_subject
+from labelled import colour_dataset, half_masks, image_folder, tiny_evaluated_model
 from PIL import Image
 
 from singer_hf.evaluation.benchmarks.benchmark_data import data_fingerprint, load_benchmark, with_folder
@@ -19,7 +19,7 @@ from singer_hf.evaluation.benchmarks.catalog import (
     benchmark_table,
     expand_groups,
     get_benchmark,
-    mean_figures,
+    mean_metrics,
 )
 from singer_hf.evaluation.benchmarks.imagenet_classes import IMAGENET_R, imagenet_index
 from singer_hf.evaluation.benchmarks.protocols import get_protocol
@@ -66,8 +66,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 
 def test_means_need_all_their_members():
-    figures = {"imagenet-r": 0.2, "imagenet-v2": 0.4, "food101": 0.9}
-    assert mean_figures(figures) == {"DS": pytest.approx(0.3)}
+    metrics = {"imagenet-r": 0.2, "imagenet-v2": 0.4, "food101": 0.9}
+    assert mean_metrics(metrics) == {"DS": pytest.approx(0.3)}
     assert len(MEANS["FG"]) == 4
 
 
@@ -193,19 +193,19 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_where_they_lie(tmp_path):
 def test_a_linear_head_learns_the_colours_and_its_result_does_not_depend_on_workers_or_a_rerun(tmp_path):
     data = _colours(tmp_path)
     benchmark = Benchmark("colours", "classification", str(tmp_path))
-    first = run_benchmark(tiny_subject(), benchmark, data, settings(tmp_path))
+    first = run_benchmark(tiny_evaluated_model(), benchmark, data, settings(tmp_path))
     assert first.results[0].metric == "top1"
     assert first.results[0].value > 0.9
     assert first.confusion.sum() == 30
-    again = run_benchmark(tiny_subject(), benchmark, data, settings(tmp_path / "other", num_workers=1))
+    again = run_benchmark(tiny_evaluated_model(), benchmark, data, settings(tmp_path / "other", num_workers=1))
     assert [item.value for item in again.results] == [item.value for item in first.results]
     # Another seed in the same folder is another fit, not a wrong state to go on from.
-    run_benchmark(tiny_subject(), benchmark, data, settings(tmp_path, seed=1))
+    run_benchmark(tiny_evaluated_model(), benchmark, data, settings(tmp_path, seed=1))
 
 
 def test_neighbours_are_found_too(tmp_path):
     benchmark = Benchmark("colours", "knn", str(tmp_path))
-    run = run_benchmark(tiny_subject(), benchmark, _colours(tmp_path), settings(tmp_path))
+    run = run_benchmark(tiny_evaluated_model(), benchmark, _colours(tmp_path), settings(tmp_path))
     assert [item.metric for item in run.results] == ["knn_top1"]
     assert run.results[0].value > 0.9
     assert run.results[0].head == "cls, k=20, T=0.07"
@@ -213,7 +213,7 @@ def test_neighbours_are_found_too(tmp_path):
 
 def test_random_views_are_learned_from_as_well(tmp_path):
     benchmark = Benchmark("colours", "classification", str(tmp_path))
-    run = run_benchmark(tiny_subject(), benchmark, _colours(tmp_path), settings(tmp_path, augment=True))
+    run = run_benchmark(tiny_evaluated_model(), benchmark, _colours(tmp_path), settings(tmp_path, augment=True))
     assert run.results[0].value > 0.9
     assert run.results[0].changes["augment"] is True
 
@@ -232,17 +232,17 @@ def test_the_rates_of_dinov2_follow_the_batch_and_those_given_by_hand_do_not(tmp
 def test_the_imagenet_head_is_trained_once_and_reused(tmp_path, protocol, restricted):
     names = ["n01443537", "n12267677", "n02007558"]  # classes 1, 988 and 130
     imagenet = image_folder(tmp_path / "in", {"train": ["1", "988", "130"], "validation": ["1", "988", "130"]})
-    subject, how = tiny_subject(), settings(tmp_path, protocol)
+    evaluated, how = tiny_evaluated_model(), settings(tmp_path, protocol)
     renditions = with_folder(get_benchmark("imagenet-r"), str(image_folder(tmp_path / "r", {"test": names})))
-    head = reused_head(subject, renditions, how, dataset_name=str(imagenet))
+    head = reused_head(evaluated, renditions, how, dataset_name=str(imagenet))
     assert head[1].linear.out_features == 1000
     assert "trained on 12 images" in head[0]
-    run = run_benchmark(subject, renditions, load_benchmark(renditions), how, head)
+    run = run_benchmark(evaluated, renditions, load_benchmark(renditions), how, head)
     assert run.results[0].value > 0.6
     assert bool(run.results[0].notes) is restricted  # dinov2 answers among the classes of the set only
     assert restricted == any("answers among 200 classes" in note for note in run.results[0].notes)
     # The second time no ImageNet is needed.
-    again = reused_head(subject, renditions, how, dataset_name=str(tmp_path / "gone"))
+    again = reused_head(evaluated, renditions, how, dataset_name=str(tmp_path / "gone"))
     assert torch.equal(again[1].linear.weight, head[1].linear.weight)
 
 
@@ -250,7 +250,7 @@ def test_a_set_with_one_class_is_refused(tmp_path):
     data = _colours(tmp_path, num_classes=1)
     benchmark = Benchmark("colours", "classification", str(tmp_path))
     with pytest.raises(ValueError, match=r"`labels` must hold at least 2 classes"):
-        run_benchmark(tiny_subject(), benchmark, data, settings(tmp_path))
+        run_benchmark(tiny_evaluated_model(), benchmark, data, settings(tmp_path))
 
 
 @pytest.mark.parametrize("protocol", ["singer", "dinov2"])
@@ -259,7 +259,7 @@ def test_segmentation_learns_colours_in_one_window_and_in_sliding_ones(tmp_path,
     half_masks(6, seed=1).to_parquet(tmp_path / "test.parquet")
     benchmark = replace(with_folder(get_benchmark("camvid"), str(tmp_path)), num_classes=2)
     how = settings(tmp_path, protocol, resize_size=20 if protocol == "dinov2" else None, learning_rates=(0.1,))
-    run = run_benchmark(tiny_subject(), benchmark, load_benchmark(benchmark), how)
+    run = run_benchmark(tiny_evaluated_model(), benchmark, load_benchmark(benchmark), how)
     assert run.results[0].metric == "mean_iou"
     assert run.results[0].value > 0.8
     pixels = (6, 19, 30) if protocol == "dinov2" else None  # masks as stored, without the void row
@@ -275,7 +275,7 @@ def test_masks_that_count_nowhere_are_refused(tmp_path):
     benchmark = with_folder(get_benchmark("camvid"), str(tmp_path))
     benchmark = replace(benchmark, num_classes=2, ignore_values=(0, 1, 11))
     with pytest.raises(ValueError, match=r"`labels` must hold pixels that count, got only the ignored index 255"):
-        run_benchmark(tiny_subject(), benchmark, load_benchmark(benchmark), settings(tmp_path))
+        run_benchmark(tiny_evaluated_model(), benchmark, load_benchmark(benchmark), settings(tmp_path))
 
 
 def test_masks_with_more_classes_than_said_are_refused(tmp_path):
@@ -283,13 +283,15 @@ def test_masks_with_more_classes_than_said_are_refused(tmp_path):
     half_masks(3, seed=1).to_parquet(tmp_path / "test.parquet")
     benchmark = replace(with_folder(get_benchmark("camvid"), str(tmp_path)), num_classes=2, ignore_values=())
     with pytest.raises(ValueError, match=r"`labels` must be within 0 and 1 or the ignored 255, got 11"):
-        run_benchmark(tiny_subject(), benchmark, load_benchmark(benchmark), settings(tmp_path))
+        run_benchmark(tiny_evaluated_model(), benchmark, load_benchmark(benchmark), settings(tmp_path))
 
 
 def test_depth_is_predicted_in_metres(tmp_path):
     benchmark = get_benchmark("scenes-depth")
     data = load_benchmark(benchmark, max_train_samples=8, max_test_samples=4)
-    run = run_benchmark(tiny_subject(), benchmark, data, settings(tmp_path, num_epochs=4, depth_temperature=1.0))
+    run = run_benchmark(
+        tiny_evaluated_model(), benchmark, data, settings(tmp_path, num_epochs=4, depth_temperature=1.0)
+    )
     assert run.results[0].metric == "rmse"
     assert 0 < run.results[0].value < 6
     assert run.confusion is None
@@ -301,7 +303,7 @@ def test_depth_without_a_valid_pixel_is_refused(tmp_path):
     data = load_benchmark(benchmark, max_train_samples=4, max_test_samples=2)
     empty = data.train.map(lambda row: {"target": _flat_depth()}, load_from_cache_file=False)
     with pytest.raises(ValueError, match=r"got 0, NaN or larger values everywhere; check the depth column's unit"):
-        run_benchmark(tiny_subject(), benchmark, replace(data, train=empty), settings(tmp_path))
+        run_benchmark(tiny_evaluated_model(), benchmark, replace(data, train=empty), settings(tmp_path))
 
 
 def _flat_depth():

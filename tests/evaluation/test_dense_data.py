@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.evaluation.benchmarks.dense_data import DenseRows, DepthDecoder, MaskDecoder, select_dense_columns
-from singer_hf.evaluation.benchmarks.image_crops import View
+from singer_hf.evaluation.benchmarks.image_crops import ImageCrop
 
 NORMAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 KINDS = ("center", "squash", "random_crop", "random_resized_crop")
 
 
 def view(kind, size=(8, 8), resize=12):
-    return View(kind, size, resize, **NORMAL)
+    return ImageCrop(kind, size, resize, **NORMAL)
 
 
 def dataset(images, targets, target="annotation"):
@@ -122,7 +122,7 @@ def test_a_whole_view_keeps_the_mask_as_it_is_stored():
 
 
 def test_a_view_undoes_its_normalisation_for_pictures():
-    shown = View("squash", (4, 4), 4, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    shown = ImageCrop("squash", (4, 4), 4, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
     pixels = shown(Image.new("RGB", (4, 4), (51, 102, 153)))
     assert shown.restore(pixels)[:, 0, 0].tolist() == pytest.approx([0.2, 0.4, 0.6], abs=1e-4)
 

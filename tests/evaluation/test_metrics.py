@@ -27,11 +27,11 @@ def test_confusion_has_the_truth_in_rows():
 
 def test_classification_equals_scikit_learn(scores):
     logits, labels = scores
-    figures = metrics.divide_classification(metrics.count_classification(logits, labels))
+    values = metrics.divide_classification(metrics.count_classification(logits, labels))
     predicted, classes = logits.argmax(1).numpy(), np.arange(7)
-    assert figures["top1"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
-    assert figures["top5"] == pytest.approx(sklearn.metrics.top_k_accuracy_score(labels, logits, k=5, labels=classes))
-    assert figures["mean_class_accuracy"] == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predicted))
+    assert values["top1"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
+    assert values["top5"] == pytest.approx(sklearn.metrics.top_k_accuracy_score(labels, logits, k=5, labels=classes))
+    assert values["mean_class_accuracy"] == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predicted))
     confusion = metrics.count_confusion(logits.argmax(1), labels, 7)
     assert (confusion.numpy() == sklearn.metrics.confusion_matrix(labels, predicted, labels=classes)).all()
 
@@ -63,8 +63,8 @@ def test_figures_of_a_set_are_no_means_of_batch_means(scores):
 def test_depth_errors_equal_values_written_out():
     depth = torch.tensor([[2.0, 4.0], [0.0, float("nan")]])
     predicted = torch.tensor([[1.0, 5.0], [9.0, 9.0]])
-    figures = metrics.divide_depth(metrics.count_depth(predicted, depth))
-    assert figures == pytest.approx(
+    values = metrics.divide_depth(metrics.count_depth(predicted, depth))
+    assert values == pytest.approx(
         {
             "rmse": 1.0,
             "log10": (np.log10(2) + np.log10(1.25)) / 2,
@@ -91,8 +91,8 @@ def test_calibration_error_equals_the_value_written_out():
 
 def test_accuracy_is_split_by_the_frequency_of_the_training_classes():
     confusion = torch.tensor([[8, 2, 0], [5, 5, 0], [3, 0, 1]])
-    figures = metrics.accuracy_by_frequency(confusion, torch.tensor([500, 100, 19]))
-    assert figures == {"top1_head": 0.8, "top1_medium": 0.5, "top1_tail": 0.25}
+    values = metrics.accuracy_by_frequency(confusion, torch.tensor([500, 100, 19]))
+    assert values == {"top1_head": 0.8, "top1_medium": 0.5, "top1_tail": 0.25}
     assert metrics.accuracy_by_frequency(confusion, torch.tensor([500, 200, 101])).keys() == {"top1_head"}
 
 
@@ -138,8 +138,8 @@ def test_evaluate_metrics_work_offline_and_count_over_batches(scores, tmp_path):
     metric = ClassificationMetric(cache_dir=str(tmp_path))
     metric.add_batch(predictions=logits[:50], references=labels[:50])
     metric.add_batch(predictions=logits[50:150].tolist(), references=labels[50:150].tolist())
-    figures = metric.compute(predictions=logits[150:].numpy(), references=labels[150:].numpy())
-    assert figures == pytest.approx(metrics.divide_classification(metrics.count_classification(logits, labels)))
+    values = metric.compute(predictions=logits[150:].numpy(), references=labels[150:].numpy())
+    assert values == pytest.approx(metrics.divide_classification(metrics.count_classification(logits, labels)))
     with pytest.raises(ValueError, match="`compute` must follow `add_batch`"):
         metric.compute()
 
@@ -154,5 +154,5 @@ def test_evaluate_metrics_of_several_processes_merge(tmp_path):
 
 def test_the_depth_metric_knows_its_largest_depth(tmp_path):
     metric = DepthMetric(max_depth=5.0, cache_dir=str(tmp_path))
-    figures = metric.compute(predictions=[[[1.0, 9.0]]], references=[[[2.0, 8.0]]])
-    assert figures["rmse"] == 1.0
+    values = metric.compute(predictions=[[[1.0, 9.0]]], references=[[[2.0, 8.0]]])
+    assert values["rmse"] == 1.0

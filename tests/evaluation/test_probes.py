@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from singer_hf.evaluation.benchmarks.protocols import get_protocol
-from singer_hf.evaluation.features.feature_batches import ArrayFeatures, ModelFeatures
+from singer_hf.evaluation.features.feature_loaders import ArrayFeatureLoader, ModelFeatureLoader
 from singer_hf.evaluation.features.frozen_features import FrozenFeatures
 from singer_hf.evaluation.features.sliding_window import head_predictor, sliding_window
 from singer_hf.evaluation.heads.fit import Candidate, FitSettings, cosine_rate, fit_heads, head_metrics, sweep
-from singer_hf.evaluation.heads.heads import DepthHead, LinearHead, SegmentationHead, stacked_logits
+from singer_hf.evaluation.heads.linear_heads import DepthHead, LinearHead, SegmentationHead, stacked_logits
 from singer_hf.evaluation.heads.logistic_regression import linear_probe
 from singer_hf.evaluation.heads.tasks import ClassificationTask, DepthTask, SegmentationTask
 
@@ -41,7 +41,7 @@ def class_rows(rows=160, blocks=1, seed=0):
     labels = torch.randint(0, 4, (rows,), generator=rng)
     centres = torch.randn(4, 8, generator=torch.Generator().manual_seed(99)) * 2
     tokens = centres[labels][:, None] + torch.randn(rows, blocks, 8, generator=rng)
-    return ArrayFeatures({"cls": tokens, "mean": torch.randn(rows, blocks, 8, generator=rng)}, labels)
+    return ArrayFeatureLoader({"cls": tokens, "mean": torch.randn(rows, blocks, 8, generator=rng)}, labels)
 
 
 def dense_rows(task, rows=48, seed=0, shuffled=False):
@@ -54,11 +54,11 @@ def dense_rows(task, rows=48, seed=0, shuffled=False):
         labels = 1.0 + 3.0 * labels
     if shuffled:
         labels = labels[torch.randperm(rows, generator=rng)]
-    return ArrayFeatures({"map": patches, "global": torch.randn(rows, 8, generator=rng)}, labels)
+    return ArrayFeatureLoader({"map": patches, "global": torch.randn(rows, 8, generator=rng)}, labels)
 
 
-def first(source):
-    return next(source.iterate([range(4)]))[0]
+def first(loader):
+    return next(loader.iterate([range(4)]))[0]
 
 
 # Logistic regression
@@ -190,47 +190,47 @@ TASKS = {
 @pytest.mark.parametrize("name", TASKS)
 def test_dense_probes_learn_a_solvable_set_and_not_a_shuffled_one(name):
     task, make_head, metric = TASKS[name]
-    figures = []
+    metrics = []
     for shuffled in (False, True):
-        source = dense_rows(name, shuffled=shuffled)
-        candidates = sweep(lambda source=source: make_head(first(source)), (0.1, 1.0))
-        fit = fit_heads(candidates, task, source, SETTINGS, **QUIET)
-        figures.append(head_metrics(fit.head, task, dense_rows(name, seed=5))[metric])
-    solved, lost = figures
+        loader = dense_rows(name, shuffled=shuffled)
+        candidates = sweep(lambda loader=loader: make_head(first(loader)), (0.1, 1.0))
+        fit = fit_heads(candidates, task, loader, SETTINGS, **QUIET)
+        metrics.append(head_metrics(fit.head, task, dense_rows(name, seed=5))[metric])
+    solved, lost = metrics
     # Mixing three depths 1, 4, 7 m blindly costs 2.4 m; the borders of upsampled patches cost a part of that.
     assert (solved > 0.6 and lost < 0.35) if metric == "mean_iou" else (solved < 1.3 and lost > 2.2)
 
 
 def test_the_classification_probe_learns_its_tokens_and_not_noise():
-    source, task = class_rows(), ClassificationTask(4)
+    loader, task = class_rows(), ClassificationTask(4)
     for tokens, expected in (("cls", lambda top1: top1 > 0.9), ("mean", lambda top1: top1 < 0.5)):
         fit = fit_heads(
-            sweep(lambda t=tokens: LinearHead(first(source), 4, t), (0.01, 0.1)), task, source, SETTINGS, **QUIET
+            sweep(lambda t=tokens: LinearHead(first(loader), 4, t), (0.01, 0.1)), task, loader, SETTINGS, **QUIET
         )
         assert expected(head_metrics(fit.head, task, class_rows(seed=3))["top1"])
 
 
-def linear_candidates(source, rates=(0.001, 0.01, 0.1), choices=(("cls", 1), ("cls+mean", 2))):
+def linear_candidates(loader, rates=(0.001, 0.01, 0.1), choices=(("cls", 1), ("cls+mean", 2))):
     return {
         name: candidate
         for tokens, blocks in choices
         for name, candidate in sweep(
-            lambda t=tokens, b=blocks: LinearHead(first(source), 4, t, b), rates, f"{tokens} {blocks} "
+            lambda t=tokens, b=blocks: LinearHead(first(loader), 4, t, b), rates, f"{tokens} {blocks} "
         ).items()
     }
 
 
-def trained(candidates, task, source, settings=SETTINGS, **options):
-    fit = fit_heads(candidates, task, source, settings, **QUIET, **options)
+def trained(candidates, task, loader, settings=SETTINGS, **options):
+    fit = fit_heads(candidates, task, loader, settings, **QUIET, **options)
     return fit, {name: candidate.head for name, candidate in candidates.items()}
 
 
 def test_every_head_of_a_sweep_equals_the_head_trained_alone():
-    source, task = class_rows(blocks=2), ClassificationTask(4)
-    together, heads = trained(linear_candidates(source), task, source)
-    for name, candidate in linear_candidates(source).items():
+    loader, task = class_rows(blocks=2), ClassificationTask(4)
+    together, heads = trained(linear_candidates(loader), task, loader)
+    for name, candidate in linear_candidates(loader).items():
         # Alone but with a rival that cannot win, so that both runs hold out the same rows.
-        alone, single = trained({name: candidate, "rival": Candidate(LinearHead(first(source), 4), 0.0)}, task, source)
+        alone, single = trained({name: candidate, "rival": Candidate(LinearHead(first(loader), 4), 0.0)}, task, loader)
         assert torch.allclose(single[name].linear.weight, heads[name].linear.weight, atol=1e-5)
         assert alone.scores[name] == pytest.approx(together.scores[name])
 
@@ -238,74 +238,74 @@ def test_every_head_of_a_sweep_equals_the_head_trained_alone():
 @pytest.mark.parametrize("name", TASKS)
 def test_dense_sweeps_equal_heads_trained_alone(name):
     task, make_head, _ = TASKS[name]
-    source, settings = dense_rows(name), FitSettings(epochs=2, batch_size=16)
-    _, heads = trained(sweep(lambda: make_head(first(source)), (0.01, 0.5)), task, source, settings)
-    _, others = trained(sweep(lambda: make_head(first(source)), (0.5, 0.1)), task, source, settings)
+    loader, settings = dense_rows(name), FitSettings(epochs=2, batch_size=16)
+    _, heads = trained(sweep(lambda: make_head(first(loader)), (0.01, 0.5)), task, loader, settings)
+    _, others = trained(sweep(lambda: make_head(first(loader)), (0.5, 0.1)), task, loader, settings)
     assert torch.equal(heads["lr=0.5"].conv.weight, others["lr=0.5"].conv.weight)
 
 
 def test_the_rate_is_chosen_by_the_validation_part():
-    source, task = class_rows(), ClassificationTask(4)
-    fit, heads = trained(sweep(lambda: LinearHead(first(source), 4), (0.0, 0.1)), task, source)
+    loader, task = class_rows(), ClassificationTask(4)
+    fit, heads = trained(sweep(lambda: LinearHead(first(loader), 4), (0.0, 0.1)), task, loader)
     assert fit.name == "lr=0.1"
     assert fit.scores["lr=0.1"] > 0.8 > fit.scores["lr=0"]
     assert fit.head is heads["lr=0.1"]
 
 
 def test_depth_heads_are_chosen_by_the_lower_error():
-    source = dense_rows("depth")
-    fit, _ = trained(sweep(lambda: DepthHead(first(source)), (0.0, 1.0)), DepthTask(temperature=0.6), source)
+    loader = dense_rows("depth")
+    fit, _ = trained(sweep(lambda: DepthHead(first(loader)), (0.0, 1.0)), DepthTask(temperature=0.6), loader)
     assert fit.name == "lr=1"
     assert fit.scores["lr=1"] < fit.scores["lr=0"]
 
 
 def test_a_single_head_is_trained_on_all_rows():
-    source = class_rows()
-    fit, heads = trained({"only": Candidate(LinearHead(first(source), 4), 0.1)}, ClassificationTask(4), source)
+    loader = class_rows()
+    fit, heads = trained({"only": Candidate(LinearHead(first(loader), 4), 0.1)}, ClassificationTask(4), loader)
     assert (fit.name, fit.scores, fit.epochs) == ("only", {}, 20)
     assert fit.head is heads["only"]
 
 
 def test_a_diverged_head_is_never_chosen_and_leaves_the_others_alone():
-    source, task = class_rows(), ClassificationTask(4)
-    fit, _ = trained(sweep(lambda: LinearHead(first(source), 4), (0.1, float("inf"))), task, source)
+    loader, task = class_rows(), ClassificationTask(4)
+    fit, _ = trained(sweep(lambda: LinearHead(first(loader), 4), (0.1, float("inf"))), task, loader)
     assert fit.name == "lr=0.1"
     assert math.isnan(fit.scores["lr=inf"])
-    candidates = {name: Candidate(LinearHead(first(source), 4), math.inf) for name in "ab"}
+    candidates = {name: Candidate(LinearHead(first(loader), 4), math.inf) for name in "ab"}
     with pytest.raises(ValueError, match=r"all 2 heads diverged, at learning rates \[inf, inf\]; lower them"):
-        fit_heads(candidates, task, source, SETTINGS, **QUIET)
+        fit_heads(candidates, task, loader, SETTINGS, **QUIET)
 
 
 def test_a_resumed_fit_equals_a_straight_one(tmp_path):
-    source, task = class_rows(blocks=2), ClassificationTask(4)
-    straight, _ = trained(linear_candidates(source), task, source)
+    loader, task = class_rows(blocks=2), ClassificationTask(4)
+    straight, _ = trained(linear_candidates(loader), task, loader)
 
-    class Interrupted(ArrayFeatures):
+    class Interrupted(ArrayFeatureLoader):
         def set_epoch(self, epoch):
             if epoch == 7:
                 raise KeyboardInterrupt
 
-    broken = Interrupted(source.features, source.labels)
+    broken = Interrupted(loader.features, loader.labels)
     with pytest.raises(KeyboardInterrupt):
-        trained(linear_candidates(source), task, broken, state_path=tmp_path / "fit.pt")
-    resumed, _ = trained(linear_candidates(source), task, source, state_path=tmp_path / "fit.pt")
+        trained(linear_candidates(loader), task, broken, state_path=tmp_path / "fit.pt")
+    resumed, _ = trained(linear_candidates(loader), task, loader, state_path=tmp_path / "fit.pt")
     assert (resumed.name, resumed.scores) == (straight.name, straight.scores)
     assert torch.equal(resumed.head.linear.weight, straight.head.linear.weight)
 
 
 def test_a_state_file_of_another_fit_is_refused(tmp_path):
-    source, task = class_rows(blocks=2), ClassificationTask(4)
-    trained(linear_candidates(source), task, source, state_path=tmp_path / "fit.pt")
+    loader, task = class_rows(blocks=2), ClassificationTask(4)
+    trained(linear_candidates(loader), task, loader, state_path=tmp_path / "fit.pt")
     with pytest.raises(
         ValueError, match=r"`state_path` must belong to the same settings, candidates and data, got '.*of"
     ):
-        trained(linear_candidates(source, (0.5,)), task, source, state_path=tmp_path / "fit.pt")
+        trained(linear_candidates(loader, (0.5,)), task, loader, state_path=tmp_path / "fit.pt")
 
 
 def test_early_stop_keeps_the_best_head_and_is_off_by_default():
-    source, task = class_rows(), ClassificationTask(4)
+    loader, task = class_rows(), ClassificationTask(4)
     settings = FitSettings(epochs=50, batch_size=16, patience=3)
-    fit, _ = trained(sweep(lambda: LinearHead(first(source), 4), (0.1, 0.2)), task, source, settings)
+    fit, _ = trained(sweep(lambda: LinearHead(first(loader), 4), (0.1, 0.2)), task, loader, settings)
     assert fit.epochs < 50
     assert fit.scores[fit.name] > 0.8
     assert FitSettings().patience is None
@@ -333,7 +333,9 @@ def test_dense_labels_without_anything_to_learn_are_refused(task, labels, messag
     features = {"map": torch.randn(8, 4, 2, 2), "global": torch.randn(8, 4)}
     make = DepthHead if isinstance(task, DepthTask) else lambda f: SegmentationHead(f, 3)
     with pytest.raises(ValueError, match=message):
-        fit_heads({"one": Candidate(make(features), 0.1)}, task, ArrayFeatures(features, labels), SETTINGS, **QUIET)
+        fit_heads(
+            {"one": Candidate(make(features), 0.1)}, task, ArrayFeatureLoader(features, labels), SETTINGS, **QUIET
+        )
 
 
 @pytest.mark.parametrize(
@@ -344,10 +346,10 @@ def test_dense_labels_without_anything_to_learn_are_refused(task, labels, messag
     ],
 )
 def test_class_labels_without_anything_to_learn_are_refused(labels, message):
-    source = ArrayFeatures(class_rows().features, labels)
+    loader = ArrayFeatureLoader(class_rows().features, labels)
     with pytest.raises(ValueError, match=message):
         fit_heads(
-            {"one": Candidate(LinearHead(first(source), 4), 0.1)}, ClassificationTask(4), source, SETTINGS, **QUIET
+            {"one": Candidate(LinearHead(first(loader), 4), 0.1)}, ClassificationTask(4), loader, SETTINGS, **QUIET
         )
 
 
@@ -403,23 +405,23 @@ class Rows(torch.utils.data.Dataset):
 
 def test_results_do_not_depend_on_the_number_of_workers():
     model, task = vit(), ClassificationTask(2)
-    figures = []
+    metrics = []
     for workers in (0, 2):
-        source = ModelFeatures(model, Rows(), FrozenFeatures(), num_workers=workers)
+        loader = ModelFeatureLoader(model, Rows(), FrozenFeatures(), num_workers=workers)
         head = fit_heads(
-            {"a": Candidate(LinearHead(first(source), 2), 0.1)}, task, source, FitSettings(2, 4), **QUIET
+            {"a": Candidate(LinearHead(first(loader), 2), 0.1)}, task, loader, FitSettings(2, 4), **QUIET
         ).head
-        figures.append(head.linear.weight)
-    assert torch.equal(*figures)
+        metrics.append(head.linear.weight)
+    assert torch.equal(*metrics)
 
 
 def test_the_model_is_frozen_and_left_as_it_was():
     model = vit().train()
     model.layers[0].eval()
     before = [p.clone() for p in model.parameters()]
-    source = ModelFeatures(model, Rows(), FrozenFeatures())
+    loader = ModelFeatureLoader(model, Rows(), FrozenFeatures())
     fit_heads(
-        {"a": Candidate(LinearHead(first(source), 2), 0.1)}, ClassificationTask(2), source, FitSettings(1, 4), **QUIET
+        {"a": Candidate(LinearHead(first(loader), 2), 0.1)}, ClassificationTask(2), loader, FitSettings(1, 4), **QUIET
     )
     assert model.training
     assert not model.layers[0].training
@@ -427,11 +429,11 @@ def test_the_model_is_frozen_and_left_as_it_was():
 
 
 def test_masks_of_another_size_than_the_image_are_refused():
-    source = ModelFeatures(vit(), Rows(labels=torch.zeros(12, 16, 16)), FrozenFeatures(dense=True))
+    loader = ModelFeatureLoader(vit(), Rows(labels=torch.zeros(12, 16, 16)), FrozenFeatures(dense=True))
     with pytest.raises(
         ValueError, match=r"of the size of its image \(height, width\) \(32, 32\), got \(16, 16\); resize"
     ):
-        first(source)
+        first(loader)
 
 
 # Sliding windows

@@ -1,4 +1,4 @@
-"""Bootstrap intervals, results.json, tables, the model card and the figures of an evaluation."""
+"""Bootstrap intervals, results.json, tables, the model card and the metrics of an evaluation."""
 
 import json
 
@@ -8,13 +8,13 @@ from huggingface_hub import ModelCard
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
 
 from singer_hf.cards.student_card import CardInfo, student_card
-from singer_hf.evaluation.benchmarks.bootstrap import (
+from singer_hf.evaluation.benchmarks.catalog import get_benchmark
+from singer_hf.evaluation.bootstrap import (
     ClassificationOutcomes,
     CountedOutcomes,
     bootstrap_intervals,
     knn_outcomes,
 )
-from singer_hf.evaluation.benchmarks.catalog import get_benchmark
 from singer_hf.evaluation.figures import (
     class_colours,
     confusion_figure,
@@ -26,7 +26,7 @@ from singer_hf.evaluation.heads.tasks import DepthTask, SegmentationTask
 from singer_hf.evaluation.metrics import count_classification, divide_classification
 from singer_hf.evaluation.results import (
     Result,
-    all_figures_table,
+    all_metrics_table,
     results_table,
     write_per_class,
     write_results,
@@ -75,11 +75,11 @@ def result(**changes):
 def test_figures_of_classified_images_are_those_of_scikit_learn_and_of_the_metrics():
     outcomes, logits = classified()
     labels, predictions = outcomes.labels, logits.argmax(dim=1)
-    figures = outcomes.figures()
-    assert figures["top1"] == pytest.approx(accuracy_score(labels, predictions))
-    assert figures["mean_class_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predictions))
+    metrics = outcomes.metrics()
+    assert metrics["top1"] == pytest.approx(accuracy_score(labels, predictions))
+    assert metrics["mean_class_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predictions))
     assert outcomes.confusion().tolist() == confusion_matrix(labels, predictions).tolist()
-    assert figures == pytest.approx(divide_classification(count_classification(logits, labels)))
+    assert metrics == pytest.approx(divide_classification(count_classification(logits, labels)))
 
 
 def test_a_weight_counts_an_image_as_often_as_it_says():
@@ -87,7 +87,7 @@ def test_a_weight_counts_an_image_as_often_as_it_says():
     weights = torch.randint(0, 4, (30,), generator=RNG)
     repeated = logits.repeat_interleave(weights, dim=0)
     labels = outcomes.labels.repeat_interleave(weights)
-    assert outcomes.figures(weights) == pytest.approx(divide_classification(count_classification(repeated, labels)))
+    assert outcomes.metrics(weights) == pytest.approx(divide_classification(count_classification(repeated, labels)))
 
 
 @pytest.mark.parametrize("task", [SegmentationTask(4), DepthTask(temperature=0.6)])
@@ -97,15 +97,15 @@ def test_weighted_images_of_dense_tasks_equal_repeated_ones(task):
     labels = torch.randint(1, 4, (5, 6, 6), generator=RNG)
     labels = labels.float() if is_depth else labels
     outcomes = CountedOutcomes([task.count(logits[[i]], labels[[i]]) for i in range(5)], task.divide)
-    assert outcomes.figures() == pytest.approx(task.divide(task.count(logits, labels)))
+    assert outcomes.metrics() == pytest.approx(task.divide(task.count(logits, labels)))
     weights = torch.tensor([0, 2, 1, 1, 1])
     rows = torch.arange(5).repeat_interleave(weights)
-    assert outcomes.figures(weights) == pytest.approx(task.divide(task.count(logits[rows], labels[rows])), rel=1e-5)
+    assert outcomes.metrics(weights) == pytest.approx(task.divide(task.count(logits[rows], labels[rows])), rel=1e-5)
 
 
 def test_the_long_tail_is_split_by_the_training_images():
     outcomes, _ = classified(num_classes=7, train_counts=torch.tensor([500, 300, 50, 40, 30, 5, 2]))
-    assert {"top1_head", "top1_medium", "top1_tail"} <= set(outcomes.figures())
+    assert {"top1_head", "top1_medium", "top1_tail"} <= set(outcomes.metrics())
 
 
 # Intervals
@@ -191,7 +191,7 @@ def test_the_table_has_a_row_per_model_and_a_column_per_benchmark():
         "| student | 22 M | 0.712 (0.700 to 0.720) | 0.941 (0.900 to 1.000) |",
         "| teacher | 300 M | 0.800 (0.790 to 0.810) | - |",
     ]
-    assert "| student | food101 | ece ↓ | 0.1000 |" in all_figures_table(rows)
+    assert "| student | food101 | ece ↓ | 0.1000 |" in all_metrics_table(rows)
 
 
 def test_the_means_of_the_paper_are_added_where_all_members_were_run():

@@ -30,7 +30,7 @@ class BenchmarkData:
         test: Likewise.
         num_classes: Number of classes; 0 for depth.
         class_names: Their names, "0", "1", ... where the data does not say them.
-        fingerprint: Says whether two figures were measured on the same rows, on whatever machine.
+        fingerprint: Says whether two metrics were measured on the same rows, on whatever machine.
     """
 
     train: Dataset | None

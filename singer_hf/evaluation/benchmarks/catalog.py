@@ -252,16 +252,16 @@ def expand_groups(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(get_benchmark(member).name for member in members))
 
 
-def mean_figures(figures: Mapping[str, float]) -> dict[str, float]:
+def mean_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """The means of :data:`MEANS` whose members are all there.
 
     Args:
-        figures: Name of the benchmark -> its figure.
+        metrics: Name of the benchmark -> its figure.
     """
     return {
-        mean: sum(figures[name] for name in members) / len(members)
+        mean: sum(metrics[name] for name in members) / len(members)
         for mean, members in MEANS.items()
-        if all(name in figures for name in members)
+        if all(name in metrics for name in members)
     }
 
 

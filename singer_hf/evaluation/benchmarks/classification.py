@@ -9,14 +9,14 @@ from torch import Tensor
 
 from singer_hf.data.image_dataset import transform_images
 from singer_hf.evaluation.benchmarks.benchmark_data import BenchmarkData, data_fingerprint
-from singer_hf.evaluation.benchmarks.bootstrap import ClassificationOutcomes, CountedOutcomes, knn_outcomes
 from singer_hf.evaluation.benchmarks.catalog import Benchmark
-from singer_hf.evaluation.benchmarks.image_crops import View, view_of
-from singer_hf.evaluation.benchmarks.run_settings import RunSettings, Subject, cached_source, digest
-from singer_hf.evaluation.features.feature_batches import FeatureSource, ModelFeatures, in_order
+from singer_hf.evaluation.benchmarks.image_crops import ImageCrop, crop_for
+from singer_hf.evaluation.benchmarks.run_settings import EvaluatedModel, RunSettings, cached_loader, digest
+from singer_hf.evaluation.bootstrap import ClassificationOutcomes, CountedOutcomes, knn_outcomes
+from singer_hf.evaluation.features.feature_loaders import FeatureLoader, ModelFeatureLoader, in_order
 from singer_hf.evaluation.heads.fit import fit_heads, sweep
-from singer_hf.evaluation.heads.heads import LinearHead
 from singer_hf.evaluation.heads.knn import check_same_classes, knn_predict
+from singer_hf.evaluation.heads.linear_heads import LinearHead
 from singer_hf.evaluation.heads.tasks import ClassificationTask
 from singer_hf.evaluation.metrics import check_classes
 
@@ -24,7 +24,7 @@ _TEST_BATCH = 256
 
 
 def measure_linear(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     benchmark: Benchmark,
     data: BenchmarkData,
     settings: RunSettings,
@@ -33,7 +33,7 @@ def measure_linear(
     """Trains linear heads on the training split, unless one is given, and classifies the test split.
 
     Args:
-        subject: The model.
+        evaluated: The model.
         benchmark: The benchmark.
         data: Its data.
         settings: How to run.
@@ -42,16 +42,16 @@ def measure_linear(
     Returns:
         Outcomes, name of the head, and notes.
     """
-    _, _, notes = subject.linear_features(settings.protocol)
-    name, trained = fit_linear(subject, benchmark, data, settings) if head is None else head
-    source = _source(subject, data.test, _center(subject, settings), settings)
+    _, _, notes = evaluated.linear_features(settings.protocol)
+    name, trained = fit_linear(evaluated, benchmark, data, settings) if head is None else head
+    loader = _loader(evaluated, data.test, _center(evaluated, settings), settings)
     labels = torch.as_tensor(data.test["label"][:])
     check_classes(labels, data.num_classes, "labels")
     known = None
     if head is not None and benchmark.known_classes and not settings.protocol.all_classes:
         known = torch.tensor(benchmark.known_classes)
         notes.append(f"the reused head answers among {len(known)} classes")
-    top5, confidences = _classify(trained, source, known, subject.device)
+    top5, confidences = _classify(trained, loader, known, evaluated.device)
     counts = None
     if benchmark.long_tail:
         counts = torch.bincount(torch.as_tensor(data.train["label"][:]), minlength=data.num_classes)
@@ -59,7 +59,7 @@ def measure_linear(
 
 
 def measure_knn(
-    subject: Subject, benchmark: Benchmark, data: BenchmarkData, settings: RunSettings
+    evaluated: EvaluatedModel, benchmark: Benchmark, data: BenchmarkData, settings: RunSettings
 ) -> tuple[CountedOutcomes, str, list[str]]:
     """Classifies the test split by its nearest training images; the last of the protocol's inputs with one block.
 
@@ -68,11 +68,11 @@ def measure_knn(
     """
     if data.train is None:
         raise ValueError(f"`task` must not be knn for {benchmark.name!r}, which has no training images")
-    _, choices, notes = subject.linear_features(settings.protocol)
+    _, choices, notes = evaluated.linear_features(settings.protocol)
     tokens = choices[0][0]
-    center = _center(subject, settings)
-    train, train_labels = _tokens(_source(subject, data.train, center, settings), tokens)
-    test, labels = _tokens(_source(subject, data.test, center, settings), tokens)
+    center = _center(evaluated, settings)
+    train, train_labels = _tokens(_loader(evaluated, data.train, center, settings), tokens)
+    test, labels = _tokens(_loader(evaluated, data.test, center, settings), tokens)
     check_same_classes(train_labels, labels)
     protocol = settings.protocol
     k = min(protocol.knn_neighbours, len(train))
@@ -83,16 +83,16 @@ def measure_knn(
 
 
 def fit_linear(
-    subject: Subject, benchmark: Benchmark, data: BenchmarkData, settings: RunSettings
+    evaluated: EvaluatedModel, benchmark: Benchmark, data: BenchmarkData, settings: RunSettings
 ) -> tuple[str, LinearHead]:
     """The best of the protocol's linear heads, chosen on a part of the training split: its name and itself."""
-    _, choices, _ = subject.linear_features(settings.protocol)
-    center = _center(subject, settings)
-    source = validation = _source(subject, data.train, center, settings)
+    _, choices, _ = evaluated.linear_features(settings.protocol)
+    center = _center(evaluated, settings)
+    loader = validation = _loader(evaluated, data.train, center, settings)
     if settings.augment:
-        view = view_of("random_resized_crop", subject.spec, center.size, center.resize)
-        source = _model_source(subject, data.train, view, settings)
-    example = next(iter(source.iterate([[0]])))[0]
+        view = crop_for("random_resized_crop", evaluated.spec, center.size, center.resize)
+        loader = _model_loader(evaluated, data.train, view, settings)
+    example = next(iter(loader.iterate([[0]])))[0]
     candidates = {}
     for tokens, blocks in choices:
         prefix = f"{tokens}, last {blocks}, " if len(choices) > 1 else f"{tokens}, "
@@ -104,19 +104,21 @@ def fit_linear(
     result = fit_heads(
         candidates,
         ClassificationTask(data.num_classes),
-        source,
+        loader,
         settings.fit_settings(dense=False),
-        validation_source=validation,
-        state_path=settings.state_file(subject.fingerprint, benchmark.name, data.fingerprint, center),
-        device=subject.device,
+        validation_loader=validation,
+        state_path=settings.state_file(evaluated.fingerprint, benchmark.name, data.fingerprint, center),
+        device=evaluated.device,
         progress=settings.progress,
     )
     return result.name, result.head
 
 
-def head_file(subject: Subject, benchmark_name: str, settings: RunSettings, max_train_samples: int | None) -> Path:
+def head_file(
+    evaluated: EvaluatedModel, benchmark_name: str, settings: RunSettings, max_train_samples: int | None
+) -> Path:
     """Where the head of a benchmark lies for this model, protocol, seed and number of training images."""
-    parts = (subject.fingerprint, settings.protocol, settings.changes(), settings.seed, max_train_samples)
+    parts = (evaluated.fingerprint, settings.protocol, settings.changes(), settings.seed, max_train_samples)
     return settings.work_dir / "heads" / f"{benchmark_name}-{digest(*parts)}.safetensors"
 
 
@@ -144,30 +146,32 @@ def _empty_head(tokens: str, num_blocks: int, width: int, num_classes: int) -> L
     return LinearHead({"cls": example, "mean": example}, num_classes, tokens, num_blocks)
 
 
-def _center(subject: Subject, settings: RunSettings) -> View:
-    size = settings.size(subject.spec)
-    return view_of("center", subject.spec, size, settings.resize(size))
+def _center(evaluated: EvaluatedModel, settings: RunSettings) -> ImageCrop:
+    size = settings.size(evaluated.spec)
+    return crop_for("center", evaluated.spec, size, settings.resize(size))
 
 
-def _model_source(subject: Subject, dataset: object, view: View, settings: RunSettings) -> ModelFeatures:
-    features_fn, _, _ = subject.linear_features(settings.protocol)
-    rows = transform_images(dataset, view, seed=settings.seed)
-    return ModelFeatures(subject.model, rows, features_fn, num_workers=settings.num_workers)
+def _model_loader(
+    evaluated: EvaluatedModel, dataset: object, view: ImageCrop, settings: RunSettings
+) -> ModelFeatureLoader:
+    features_fn, _, _ = evaluated.linear_features(settings.protocol)
+    rows = with_image_transform(dataset, view, seed=settings.seed)
+    return ModelFeatureLoader(evaluated.model, rows, features_fn, num_workers=settings.num_workers)
 
 
-def _source(subject: Subject, dataset: object, view: View, settings: RunSettings) -> FeatureSource:
-    source = _model_source(subject, dataset, view, settings)
+def _loader(evaluated: EvaluatedModel, dataset: object, view: ImageCrop, settings: RunSettings) -> FeatureLoader:
+    loader = _model_loader(evaluated, dataset, view, settings)
     data = f"{dataset._fingerprint} {data_fingerprint(dataset)}"
-    return cached_source(subject, source, data, view, settings)
+    return cached_loader(evaluated, loader, data, view, settings)
 
 
 @torch.no_grad()
 def _classify(
-    head: LinearHead, source: FeatureSource, known: Tensor | None, device: torch.device
+    head: LinearHead, loader: FeatureLoader, known: Tensor | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     top5, confidences = [], []
     head = head.to(device).eval()
-    for features, _ in source.iterate(in_order(len(source), _TEST_BATCH)):
+    for features, _ in loader.iterate(in_order(len(loader), _TEST_BATCH)):
         logits = head({name: tensor.to(device) for name, tensor in features.items()}).float().cpu()
         if known is not None:
             others = torch.ones(logits.shape[1], dtype=torch.bool)
@@ -178,10 +182,10 @@ def _classify(
     return torch.cat(top5), torch.cat(confidences)
 
 
-def _tokens(source: FeatureSource, tokens: str) -> tuple[Tensor, Tensor]:
+def _tokens(loader: FeatureLoader, tokens: str) -> tuple[Tensor, Tensor]:
     """Features (N, D) of the last block and labels (N,)."""
     features, labels = [], []
-    for batch, batch_labels in source.iterate(in_order(len(source), _TEST_BATCH)):
+    for batch, batch_labels in loader.iterate(in_order(len(loader), _TEST_BATCH)):
         features.append(batch[tokens][:, -1].float().cpu())
         labels.append(batch_labels.cpu())
     return torch.cat(features), torch.cat(labels).long()

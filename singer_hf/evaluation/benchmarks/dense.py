@@ -9,15 +9,15 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from singer_hf.evaluation.benchmarks.benchmark_data import BenchmarkData, data_fingerprint
-from singer_hf.evaluation.benchmarks.bootstrap import CountedOutcomes
 from singer_hf.evaluation.benchmarks.catalog import Benchmark
 from singer_hf.evaluation.benchmarks.dense_data import IGNORED, DenseRows, DepthDecoder, MaskDecoder
-from singer_hf.evaluation.benchmarks.image_crops import View, view_of
-from singer_hf.evaluation.benchmarks.run_settings import RunSettings, Subject, cached_source
-from singer_hf.evaluation.features.feature_batches import FeatureSource, ModelFeatures, in_order
+from singer_hf.evaluation.benchmarks.image_crops import ImageCrop, crop_for
+from singer_hf.evaluation.benchmarks.run_settings import EvaluatedModel, RunSettings, cached_loader
+from singer_hf.evaluation.bootstrap import CountedOutcomes
+from singer_hf.evaluation.features.feature_loaders import FeatureLoader, ModelFeatureLoader, in_order
 from singer_hf.evaluation.features.sliding_window import head_predictor, sliding_window
 from singer_hf.evaluation.heads.fit import fit_heads, sweep
-from singer_hf.evaluation.heads.heads import DepthHead, SegmentationHead
+from singer_hf.evaluation.heads.linear_heads import DepthHead, SegmentationHead
 from singer_hf.evaluation.heads.tasks import DepthTask, SegmentationTask, upsample
 
 _AUGMENTED_SCALE = 0.7  # SiNGER's mdistiller/dataset/ade20k.py: RandomResizedCrop(scale=(0.7, 1.0))
@@ -43,14 +43,14 @@ class Pictures:
 class _Views:
     """Views for training and test; ``stride`` is None where a test image is seen in one piece."""
 
-    train: View
-    augmented: View
-    test: View
+    train: ImageCrop
+    augmented: ImageCrop
+    test: ImageCrop
     stride: tuple[int, int] | None = None
 
 
 def measure_dense(
-    subject: Subject, benchmark: Benchmark, data: BenchmarkData, settings: RunSettings
+    evaluated: EvaluatedModel, benchmark: Benchmark, data: BenchmarkData, settings: RunSettings
 ) -> tuple[CountedOutcomes, str, list[str], Pictures]:
     """Trains segmentation or depth heads on the training split and predicts the test split.
 
@@ -63,22 +63,22 @@ def measure_dense(
         if is_depth
         else MaskDecoder(benchmark.ignore_values, benchmark.label_offset)
     )
-    task, views = _task(benchmark, data, settings), _views(subject, is_depth, settings)
-    features_fn, notes = subject.dense_features(settings.protocol)
+    task, views = _task(benchmark, data, settings), _views(evaluated, is_depth, settings)
+    features_fn, notes = evaluated.dense_features(settings.protocol)
 
-    def source(dataset: object, view: View) -> ModelFeatures:
+    def loader(dataset: object, view: ImageCrop) -> ModelFeatureLoader:
         rows = DenseRows(dataset, view, decode, settings.seed)
-        return ModelFeatures(subject.model, rows, features_fn, num_workers=settings.num_workers)
+        return ModelFeatureLoader(evaluated.model, rows, features_fn, num_workers=settings.num_workers)
 
-    train = validation = _cached(subject, source(data.train, views.train), settings)
+    train = validation = _cached(evaluated, loader(data.train, views.train), settings)
     if settings.augment:
-        train = source(data.train, views.augmented)
-    name, head = _fit(subject, benchmark, data, settings, task, train, validation)
-    test = source(data.test, views.test)
+        train = loader(data.train, views.augmented)
+    name, head = _fit(evaluated, benchmark, data, settings, task, train, validation)
+    test = loader(data.test, views.test)
     if views.stride is None:
-        predicted = _in_batches(subject, head, _cached(subject, test, settings))
+        predicted = _in_batches(evaluated, head, _cached(evaluated, test, settings))
     else:
-        predicted = _by_window(subject, head, test, views, settings)
+        predicted = _by_window(evaluated, head, test, views, settings)
     # Spread over the set: neighbouring rows are often neighbouring frames.
     shown = torch.linspace(0, len(data.test) - 1, settings.num_pictures).round().long().unique().tolist()
     counts, truths, predictions = _count(predicted, task, shown, len(data.test), settings.progress)
@@ -93,40 +93,40 @@ def _task(benchmark: Benchmark, data: BenchmarkData, settings: RunSettings) -> S
     return DepthTask(settings.protocol.max_depth, temperature)
 
 
-def _views(subject: Subject, is_depth: bool, settings: RunSettings) -> _Views:
+def _views(evaluated: EvaluatedModel, is_depth: bool, settings: RunSettings) -> _Views:
     """Depth: the centre square. Segmentation: the whole image in one window, or crops and a sliding window."""
-    protocol, size, spec = settings.protocol, settings.size(subject.spec), subject.spec
+    protocol, size, spec = settings.protocol, settings.size(evaluated.spec), evaluated.spec
     shorter = settings.resize_size or max(size)
-    augmented = view_of("random_resized_crop", spec, size, shorter, _AUGMENTED_SCALE)
+    augmented = crop_for("random_resized_crop", spec, size, shorter, _AUGMENTED_SCALE)
     if is_depth:
-        center = view_of("center", spec, size, shorter)
+        center = crop_for("center", spec, size, shorter)
         return _Views(center, augmented, center)
     if protocol.stride == protocol.window:
-        squash = view_of("squash", spec, size, shorter)
+        squash = crop_for("squash", spec, size, shorter)
         return _Views(squash, augmented, squash)
     # Without `augment` the crop of each image is drawn once: features of crops can be kept then.
-    crop = view_of("random_crop", spec, size, shorter)
+    crop = crop_for("random_crop", spec, size, shorter)
     stride = tuple(
         max(1, round(length * step / window))
         for length, step, window in zip(size, protocol.stride, protocol.window, strict=True)
     )
-    return _Views(crop, crop, view_of("whole", spec, size, shorter), stride)
+    return _Views(crop, crop, crop_for("whole", spec, size, shorter), stride)
 
 
-def _cached(subject: Subject, source: ModelFeatures, settings: RunSettings) -> FeatureSource:
-    rows: DenseRows = source.dataset
+def _cached(evaluated: EvaluatedModel, loader: ModelFeatureLoader, settings: RunSettings) -> FeatureLoader:
+    rows: DenseRows = loader.dataset
     data = f"{rows.dataset._fingerprint} {data_fingerprint(rows.dataset)} {rows.decode} {rows.seed}"
-    return cached_source(subject, source, data, rows.view, settings)
+    return cached_loader(evaluated, loader, data, rows.view, settings)
 
 
 def _fit(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     benchmark: Benchmark,
     data: BenchmarkData,
     settings: RunSettings,
     task: SegmentationTask | DepthTask,
-    train: FeatureSource,
-    validation: FeatureSource,
+    train: FeatureLoader,
+    validation: FeatureLoader,
 ) -> tuple[str, nn.Module]:
     example, protocol = next(iter(train.iterate([[0]])))[0], settings.protocol
 
@@ -140,32 +140,32 @@ def _fit(
         task,
         train,
         settings.fit_settings(dense=True),
-        validation_source=validation,
-        state_path=settings.state_file(subject.fingerprint, benchmark, data.fingerprint, subject.spec),
-        device=subject.device,
+        validation_loader=validation,
+        state_path=settings.state_file(evaluated.fingerprint, benchmark, data.fingerprint, evaluated.spec),
+        device=evaluated.device,
         progress=settings.progress,
     )
     return result.name, result.head
 
 
 @torch.no_grad()
-def _in_batches(subject: Subject, head: nn.Module, source: FeatureSource) -> Iterator[tuple[Tensor, Tensor]]:
+def _in_batches(evaluated: EvaluatedModel, head: nn.Module, loader: FeatureLoader) -> Iterator[tuple[Tensor, Tensor]]:
     """(logits (1, C, h, w), labels (1, H, W)) of each image."""
-    for features, labels in source.iterate(in_order(len(source), _TEST_BATCH)):
-        logits = head({name: tensor.to(subject.device) for name, tensor in features.items()})
-        yield from zip(logits[:, None], labels.to(subject.device)[:, None], strict=True)
+    for features, labels in loader.iterate(in_order(len(loader), _TEST_BATCH)):
+        logits = head({name: tensor.to(evaluated.device) for name, tensor in features.items()})
+        yield from zip(logits[:, None], labels.to(evaluated.device)[:, None], strict=True)
 
 
 def _by_window(
-    subject: Subject, head: nn.Module, source: ModelFeatures, views: _Views, settings: RunSettings
+    evaluated: EvaluatedModel, head: nn.Module, loader: ModelFeatureLoader, views: _Views, settings: RunSettings
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """As :func:`_in_batches`, from windows over images of any size, with masks as they are stored."""
-    predict = head_predictor(subject.model, source.features_fn, head)
-    for row in DataLoader(source.dataset, batch_size=None, num_workers=settings.num_workers):
-        pixel_values = row["pixel_values"][None].to(subject.device)
+    predict = head_predictor(evaluated.model, loader.features_fn, head)
+    for row in DataLoader(loader.dataset, batch_size=None, num_workers=settings.num_workers):
+        pixel_values = row["pixel_values"][None].to(evaluated.device)
         yield (
             sliding_window(predict, pixel_values, views.test.size, views.stride),
-            row["labels"][None].to(subject.device),
+            row["labels"][None].to(evaluated.device),
         )
 
 

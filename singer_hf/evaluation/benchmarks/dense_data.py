@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
-from singer_hf.evaluation.benchmarks.image_crops import View
+from singer_hf.evaluation.benchmarks.image_crops import ImageCrop
 
 IGNORED = 255
 # Columns that are taken for the target where none is named.
@@ -81,7 +81,9 @@ class DenseRows(torch.utils.data.Dataset):
         seed: Seed of random views.
     """
 
-    def __init__(self, dataset: Dataset, view: View, decode: Callable[[Image.Image], Tensor], seed: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset, view: ImageCrop, decode: Callable[[Image.Image], Tensor], seed: int = 0
+    ) -> None:
         self.dataset, self.view, self.decode, self.seed = dataset, view, decode, seed
         # Shared memory: workers that live longer than an epoch see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()

@@ -17,7 +17,7 @@ Kind = Literal["center", "squash", "whole", "random_crop", "random_resized_crop"
 
 
 @dataclass(frozen=True)
-class View:
+class ImageCrop:
     """A callable PIL image -> tensor (3, H, W), or (image, target) -> both, cut alike.
 
     Its ``repr`` says all it does, so that it can stand in the fingerprint of a feature cache. Images are resized as
@@ -84,6 +84,6 @@ class View:
         )
 
 
-def view_of(kind: Kind, spec: ImageSpec, size: tuple[int, int], resize: int, min_scale: float = 0.08) -> View:
+def crop_for(kind: Kind, spec: ImageSpec, size: tuple[int, int], resize: int, min_scale: float = 0.08) -> ImageCrop:
     """A view with the normalisation and interpolation of a model's image processor."""
-    return View(kind, size, resize, spec.mean, spec.std, spec.interpolation, min_scale)
+    return ImageCrop(kind, size, resize, spec.mean, spec.std, spec.interpolation, min_scale)

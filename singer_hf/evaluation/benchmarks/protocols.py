@@ -7,11 +7,11 @@ of facebookresearch/dinov2 at b8931f7 and section 7 of its paper (arXiv:2304.071
 from dataclasses import dataclass
 
 from singer_hf.evaluation.heads.fit import FitSettings
-from singer_hf.evaluation.heads.heads import Tokens
+from singer_hf.evaluation.heads.linear_heads import Tokens
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """How frozen features are evaluated.
 
     Attributes:
@@ -62,11 +62,11 @@ class Protocol:
 
 
 # lineval/utils.py: weight decay 1e-6; the flag `--momentum` exists but is not given to SGD. Cosine to 1e-8 per step.
-# README: `--batch-size 64 -lr 0.5`, 150 epochs for ImageNet, 200 for ADE20K and NYUd. Their figures are those of the
+# README: `--batch-size 64 -lr 0.5`, 150 epochs for ImageNet, 200 for ADE20K and NYUd. Their numbers are those of the
 # best epoch on the test set; ours are those of the last epoch.
 _SINGER_SGD = {"batch_size": 64, "momentum": 0.0, "weight_decay": 1e-6, "final_rate": 1e-8}
 
-SINGER = Protocol(
+SINGER = EvaluationProtocol(
     name="singer",
     image_size=224,  # lineval/utils.py: --img-size
     resize_size=256,  # lineval/imagenet.py: int(img_size * 256 / 224)
@@ -82,14 +82,14 @@ SINGER = Protocol(
     max_depth=10.0,
     # README: `test/nyud.py -t 0.6`. That script refuses `-t 0.6` (`-t` is the checkpoint's tag there); its flag for
     # the temperature is `-T`, 0.03 without it. 0.6 is what the README can only mean, and it suits a head trained
-    # with a plain cross-entropy: 0.03 picks a single bin. Which of them gave the paper's figures is not said.
+    # with a plain cross-entropy: 0.03 picks a single bin. Which of them gave the paper's numbers is not said.
     depth_temperature=0.6,
     all_classes=True,  # lineval/test/imagenet_r.py: the best of all 1000 classes
 )
 
 _DINOV2_BATCH = 128  # eval/linear.py: per GPU; on one GPU the batch
 
-DINOV2 = Protocol(
+DINOV2 = EvaluationProtocol(
     name="dinov2",
     image_size=224,  # data/transforms.py: make_classification_eval_transform
     resize_size=256,
@@ -103,7 +103,7 @@ DINOV2 = Protocol(
     # eval/linear.py: 10 epochs of 1250 steps, SGD momentum 0.9, no weight decay, cosine to 0.
     classification=FitSettings(epochs=10, batch_size=_DINOV2_BATCH, momentum=0.9),
     # Paper: segmentation on 512 px crops. Their dense heads were trained by mmsegmentation, whose settings are not in
-    # the repository: the figures of this line are ours, with the rates swept as above.
+    # the repository: the values of this line are ours, with the rates swept as above.
     dense=FitSettings(epochs=10, batch_size=16, momentum=0.9),
     batch_norm=True,  # eval/segmentation/models/decode_heads/linear_head.py: BNHead
     window=(512, 512),
@@ -118,7 +118,7 @@ DINOV2 = Protocol(
 PROTOCOLS = {protocol.name: protocol for protocol in (SINGER, DINOV2)}
 
 
-def get_protocol(name: str) -> Protocol:
+def get_protocol(name: str) -> EvaluationProtocol:
     """The protocol called ``name``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One model on one benchmark: from data to figures with intervals."""
+"""One model on one benchmark: from data to metrics with intervals."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 from torch import Tensor
 
 from singer_hf.evaluation.benchmarks.benchmark_data import BenchmarkData, load_benchmark
-from singer_hf.evaluation.benchmarks.bootstrap import Outcomes, bootstrap_intervals
 from singer_hf.evaluation.benchmarks.catalog import DRAWN, Benchmark, get_benchmark
 from singer_hf.evaluation.benchmarks.classification import (
     fit_linear,
@@ -17,8 +16,9 @@ from singer_hf.evaluation.benchmarks.classification import (
     save_head,
 )
 from singer_hf.evaluation.benchmarks.dense import Pictures, measure_dense
-from singer_hf.evaluation.benchmarks.run_settings import RunSettings, Subject
-from singer_hf.evaluation.heads.heads import LinearHead
+from singer_hf.evaluation.benchmarks.run_settings import EvaluatedModel, RunSettings
+from singer_hf.evaluation.bootstrap import Outcomes, bootstrap_intervals
+from singer_hf.evaluation.heads.linear_heads import LinearHead
 from singer_hf.evaluation.results import Result
 
 
@@ -27,7 +27,7 @@ class BenchmarkRun:
     """What came out.
 
     Attributes:
-        results: All figures, the benchmark's main one first.
+        results: All metrics, the benchmark's main one first.
         confusion: Confusion matrix (C, C), rows are the truth; None for depth and nearest neighbours.
         pictures: Test images with truth and prediction; None for classification.
     """
@@ -38,7 +38,7 @@ class BenchmarkRun:
 
 
 def run_benchmark(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     benchmark: Benchmark,
     data: BenchmarkData,
     settings: RunSettings,
@@ -47,7 +47,7 @@ def run_benchmark(
     """Evaluates a model on a benchmark.
 
     Args:
-        subject: The model.
+        evaluated: The model.
         benchmark: The benchmark.
         data: What :func:`load_benchmark` gave for it.
         settings: How to run.
@@ -58,18 +58,18 @@ def run_benchmark(
     """
     confusion = pictures = None
     if benchmark.task == "knn":
-        outcomes, name, notes = measure_knn(subject, benchmark, data, settings)
+        outcomes, name, notes = measure_knn(evaluated, benchmark, data, settings)
     elif benchmark.task == "classification":
-        outcomes, name, notes = measure_linear(subject, benchmark, data, settings, head)
+        outcomes, name, notes = measure_linear(evaluated, benchmark, data, settings, head)
         confusion = outcomes.confusion()
     else:
-        outcomes, name, notes, pictures = measure_dense(subject, benchmark, data, settings)
+        outcomes, name, notes, pictures = measure_dense(evaluated, benchmark, data, settings)
         confusion = outcomes.total().get("confusion")
-    return BenchmarkRun(_results(subject, benchmark, data, settings, outcomes, name, notes), confusion, pictures)
+    return BenchmarkRun(_results(evaluated, benchmark, data, settings, outcomes, name, notes), confusion, pictures)
 
 
 def reused_head(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     benchmark: Benchmark,
     settings: RunSettings,
     *,
@@ -79,7 +79,7 @@ def reused_head(
     """The head a benchmark reuses, trained now unless it was before; None for a benchmark that trains its own.
 
     Args:
-        subject: The model.
+        evaluated: The model.
         benchmark: The benchmark, such as ImageNet-R.
         settings: How to run.
         dataset_name: Another copy of the data the head is trained on.
@@ -90,19 +90,19 @@ def reused_head(
     """
     if not benchmark.head_from:
         return None
-    file = head_file(subject, benchmark.head_from, settings, max_train_samples)
+    file = head_file(evaluated, benchmark.head_from, settings, max_train_samples)
     if not file.is_file():
-        source = get_benchmark(benchmark.head_from)
+        trained_on = get_benchmark(benchmark.head_from)
         if dataset_name is not None:
-            source = replace(source, train_name=dataset_name, image_column=None, target_column=None)
-        data = load_benchmark(source, max_train_samples=max_train_samples, max_test_samples=1, seed=settings.seed)
-        name, head = fit_linear(subject, source, data, settings)
+            trained_on = replace(trained_on, train_name=dataset_name, image_column=None, target_column=None)
+        data = load_benchmark(trained_on, max_train_samples=max_train_samples, max_test_samples=1, seed=settings.seed)
+        name, head = fit_linear(evaluated, trained_on, data, settings)
         save_head(file, f"{name}, trained on {len(data.train)} images {data.fingerprint}", head)
     return load_head(file)
 
 
 def _results(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     benchmark: Benchmark,
     data: BenchmarkData,
     settings: RunSettings,
@@ -110,17 +110,17 @@ def _results(
     head: str,
     notes: list[str],
 ) -> list[Result]:
-    figures = outcomes.figures()
+    metrics = outcomes.metrics()
     intervals = bootstrap_intervals(outcomes, settings.resamples, settings.seed)
     missing = (float("nan"), float("nan"))
-    names = sorted(figures, key=lambda name: name != benchmark.metric)
+    names = sorted(metrics, key=lambda name: name != benchmark.metric)
     return [
         Result(
-            model=subject.name,
+            model=evaluated.name,
             benchmark=benchmark.name,
             task=benchmark.task,
             metric=name,
-            value=figures[name],
+            value=metrics[name],
             low=intervals.get(name, missing)[0],
             high=intervals.get(name, missing)[1],
             n=len(outcomes),
@@ -130,8 +130,8 @@ def _results(
             head=head,
             dataset=_shown(benchmark),
             data_fingerprint=data.fingerprint,
-            image_size=settings.size(subject.spec),
-            num_parameters=subject.num_parameters,
+            image_size=settings.size(evaluated.spec),
+            num_parameters=evaluated.num_parameters,
             num_train=0 if data.train is None else len(data.train),
             notes=tuple(notes),
         )

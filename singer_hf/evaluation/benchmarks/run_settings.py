@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from singer_hf.data.image_processors import ImageSpec
-from singer_hf.evaluation.benchmarks.protocols import Protocol
-from singer_hf.evaluation.features.feature_batches import FeatureSource, ModelFeatures
+from singer_hf.evaluation.benchmarks.protocols import EvaluationProtocol
 from singer_hf.evaluation.features.feature_cache import cache_fingerprint, cache_if_it_fits, model_fingerprint
+from singer_hf.evaluation.features.feature_loaders import FeatureLoader, ModelFeatureLoader
 from singer_hf.evaluation.features.frozen_features import FrozenFeatures
 from singer_hf.evaluation.heads.fit import FitSettings
-from singer_hf.evaluation.heads.heads import Tokens
+from singer_hf.evaluation.heads.linear_heads import Tokens
 from singer_hf.vit.structure import view_vit
 
 # Fields of RunSettings that change what is measured.
@@ -22,7 +22,7 @@ _CHANGES = ("num_epochs", "batch_size", "learning_rates", "image_size", "resize_
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A frozen model under evaluation.
 
     Attributes:
@@ -50,7 +50,9 @@ class Subject:
         """Number of its parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    def linear_features(self, protocol: Protocol) -> tuple[FrozenFeatures, tuple[tuple[Tokens, int], ...], list[str]]:
+    def linear_features(
+        self, protocol: EvaluationProtocol
+    ) -> tuple[FrozenFeatures, tuple[tuple[Tokens, int], ...], list[str]]:
         """What the linear heads read, as the protocol says where the model has it; else what was done instead.
 
         Returns:
@@ -69,12 +71,12 @@ class Subject:
             notes.append("no class token: mean patch")
         return FrozenFeatures(max(blocks for _, blocks in choices), norm=norm), choices, notes
 
-    def dense_features(self, protocol: Protocol) -> tuple[FrozenFeatures, list[str]]:
+    def dense_features(self, protocol: EvaluationProtocol) -> tuple[FrozenFeatures, list[str]]:
         """What the segmentation and depth heads read, and notes on what the model lacks."""
         norm, notes = self._norm(protocol)
         return FrozenFeatures(norm=norm, dense=True), notes
 
-    def _norm(self, protocol: Protocol) -> tuple[bool, list[str]]:
+    def _norm(self, protocol: EvaluationProtocol) -> tuple[bool, list[str]]:
         try:
             has_norm = view_vit(self.model).final_norm is not None
         except ValueError:
@@ -104,7 +106,7 @@ class RunSettings:
         progress: Whether to show progress bars.
     """
 
-    protocol: Protocol
+    protocol: EvaluationProtocol
     work_dir: Path
     seed: int = 0
     num_epochs: int | None = None
@@ -162,22 +164,22 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
-def cached_source(
-    subject: Subject, source: ModelFeatures, data: str, transform: object, settings: RunSettings
-) -> FeatureSource:
-    """The features of ``source`` from the run's cache, or ``source`` itself where they do not fit the budget.
+def cached_loader(
+    evaluated: EvaluatedModel, loader: ModelFeatureLoader, data: str, transform: object, settings: RunSettings
+) -> FeatureLoader:
+    """The features of ``loader`` from the run's cache, or ``loader`` itself where they do not fit the budget.
 
     Args:
-        subject: The model they are read from.
-        source: Where they come from.
+        evaluated: The model they are read from.
+        loader: Where they come from.
         data: Fingerprint of the images.
         transform: What is done to the images; its ``repr`` says all of it.
         settings: Settings of the run, for folder and budget.
     """
     return cache_if_it_fits(
-        source,
+        loader,
         settings.work_dir / "features",
-        cache_fingerprint(subject.model, data, transform, source.features_fn),
+        cache_fingerprint(evaluated.model, data, transform, loader.features_fn),
         budget_gib=settings.cache_budget_gib,
         progress=settings.progress,
     )

@@ -13,7 +13,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from singer_hf.evaluation.features.feature_batches import ArrayFeatures, FeatureSource, ModelFeatures, in_order
+from singer_hf.evaluation.features.feature_loaders import (
+    ArrayFeatureLoader,
+    FeatureLoader,
+    ModelFeatureLoader,
+    in_order,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,21 +68,21 @@ def cache_fingerprint(model: nn.Module, data: str, transform: object, features_f
 
 
 def cache_features(
-    source: ModelFeatures,
+    loader: ModelFeatureLoader,
     directory: str | os.PathLike,
     fingerprint: dict[str, str],
     *,
     budget_gib: float = 16.0,
     batch_size: int = 64,
     progress: bool = True,
-) -> ArrayFeatures:
-    """Features of every row of ``source``, from disk where they are there already, else computed once and kept.
+) -> ArrayFeatureLoader:
+    """Features of every row of ``loader``, from disk where they are there already, else computed once and kept.
 
     Concurrent runs may share ``directory``: each writes to a name of its own and the first to finish wins. Features of
     another model, data or transform lie under another name and are never used.
 
     Args:
-        source: Rows without random views: these would be frozen.
+        loader: Rows without random views: these would be frozen.
         directory: Folder of caches; each takes one sub-folder.
         fingerprint: What the features depend on; see :func:`cache_fingerprint`.
         budget_gib: Largest size of this cache in GiB.
@@ -89,22 +94,22 @@ def cache_features(
     """
     folder = Path(directory) / _digest(fingerprint)[:24]
     if not folder.exists():
-        _write(source, folder, fingerprint, budget_gib, batch_size, progress)
+        _write(loader, folder, fingerprint, budget_gib, batch_size, progress)
     return open_cache(folder, fingerprint)
 
 
 def cache_if_it_fits(
-    source: ModelFeatures, directory: str | os.PathLike, fingerprint: dict[str, str], **options: object
-) -> FeatureSource:
-    """:func:`cache_features`, or, with a logged warning, ``source`` itself where the features do not fit."""
+    loader: ModelFeatureLoader, directory: str | os.PathLike, fingerprint: dict[str, str], **options: object
+) -> FeatureLoader:
+    """:func:`cache_features`, or, with a logged warning, ``loader`` itself where the features do not fit."""
     try:
-        return cache_features(source, directory, fingerprint, **options)
+        return cache_features(loader, directory, fingerprint, **options)
     except CacheBudgetError as error:
         logger.warning("%s. They are computed anew in every pass.", error)
-        return source
+        return loader
 
 
-def open_cache(folder: str | os.PathLike, fingerprint: dict[str, str]) -> ArrayFeatures:
+def open_cache(folder: str | os.PathLike, fingerprint: dict[str, str]) -> ArrayFeatureLoader:
     """Opens a finished cache.
 
     Args:
@@ -126,20 +131,20 @@ def open_cache(folder: str | os.PathLike, fingerprint: dict[str, str]) -> ArrayF
         )
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in [*meta["features"], _LABELS]}
     labels = arrays.pop(_LABELS)
-    return ArrayFeatures(arrays, labels)
+    return ArrayFeatureLoader(arrays, labels)
 
 
 def _write(
-    source: ModelFeatures, folder: Path, fingerprint: dict, budget_gib: float, batch_size: int, progress: bool
+    loader: ModelFeatureLoader, folder: Path, fingerprint: dict, budget_gib: float, batch_size: int, progress: bool
 ) -> None:
-    batches = in_order(len(source), batch_size)
-    shapes = _row_shapes(*next(source.iterate(batches[:1])), num_rows=len(source))
+    batches = in_order(len(loader), batch_size)
+    shapes = _row_shapes(*next(loader.iterate(batches[:1])), num_rows=len(loader))
     size = _check_size(shapes, folder.parent, budget_gib)
     logger.info("Caching %.3g GiB of features in %s", size, folder.parent)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:
-        _fill(source, partial, shapes, batches, f"caching {size:.3g} GiB" if progress else None)
+        _fill(loader, partial, shapes, batches, f"caching {size:.3g} GiB" if progress else None)
         meta = {"fingerprint": fingerprint, "features": [name for name in shapes if name != _LABELS]}
         (partial / _META).write_text(json.dumps(meta, indent=2))
         _publish(partial, folder)
@@ -163,12 +168,12 @@ def _check_size(shapes: dict, directory: Path, budget_gib: float) -> float:
     return size
 
 
-def _fill(source: ModelFeatures, folder: Path, shapes: dict, batches: list[range], title: str | None) -> None:
+def _fill(loader: ModelFeatureLoader, folder: Path, shapes: dict, batches: list[range], title: str | None) -> None:
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
         for name, (shape, dtype) in shapes.items()
     }
-    bar = tqdm(source.iterate(batches), total=len(batches), desc=title, disable=title is None)
+    bar = tqdm(loader.iterate(batches), total=len(batches), desc=title, disable=title is None)
     for rows, (features, labels) in zip(batches, bar, strict=True):
         for name, tensor in {**features, _LABELS: labels}.items():
             arrays[name][rows.start : rows.stop] = tensor.cpu().numpy()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from singer_hf.evaluation.features.feature_batches import FeaturesFn
+from singer_hf.evaluation.features.feature_loaders import FeaturesFn
 
 
 def sliding_window(

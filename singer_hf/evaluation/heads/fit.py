@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from singer_hf.evaluation.features.feature_batches import FeatureSource, in_order
+from singer_hf.evaluation.features.feature_loaders import FeatureLoader, in_order
 from singer_hf.evaluation.heads.fit_state import load_state, save_state
-from singer_hf.evaluation.heads.heads import group_heads, group_logits
+from singer_hf.evaluation.heads.linear_heads import group_heads, group_logits
 from singer_hf.evaluation.heads.logistic_regression import split_validation
 from singer_hf.evaluation.heads.tasks import Task
 from singer_hf.evaluation.metrics import Counts, add_counts, greater_is_better
@@ -88,15 +88,15 @@ def sweep(
 def fit_heads(
     candidates: dict[str, Candidate],
     task: Task,
-    source: FeatureSource,
+    loader: FeatureLoader,
     settings: FitSettings,
     *,
-    validation_source: FeatureSource | None = None,
+    validation_loader: FeatureLoader | None = None,
     state_path: Path | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> FitResult:
-    """Trains all candidates on the same batches and returns the one that is best on a held-out part of ``source``.
+    """Trains all candidates on the same batches and returns the one that is best on a held-out part of ``loader``.
 
     Each head has its own loss, gradient and momentum, so it ends up as if it had been trained alone. The test set
     has no part in this.
@@ -104,9 +104,9 @@ def fit_heads(
     Args:
         candidates: Name -> head and learning rate.
         task: The task that gives loss and metric.
-        source: The training set.
+        loader: The training set.
         settings: How to train.
-        validation_source: The same rows as ``source`` without random views; None validates on ``source`` itself.
+        validation_loader: The same rows as ``loader`` without random views; None validates on ``loader`` itself.
         state_path: File that keeps the state after every epoch and is resumed from if it exists.
         device: Where the heads are trained.
         progress: Whether to show a progress bar.
@@ -118,23 +118,23 @@ def fit_heads(
     if not candidates:
         raise ValueError("`candidates` must hold at least one head, got none")
     choosing = len(candidates) > 1 or settings.patience is not None
-    rows, held_out = _split(len(source), settings) if choosing else (torch.arange(len(source)), torch.arange(0))
+    rows, held_out = _split(len(loader), settings) if choosing else (torch.arange(len(loader)), torch.arange(0))
     fit = _Fit(candidates, task, settings, torch.device(device))
-    held_out_source = validation_source or source
-    key = repr((settings, len(source), [(name, item.learning_rate) for name, item in candidates.items()]))
+    held_out_loader = validation_loader or loader
+    key = repr((settings, len(loader), [(name, item.learning_rate) for name, item in candidates.items()]))
     if state_path is not None:
         load_state(Path(state_path), key, fit)
     bar = tqdm(total=settings.epochs, initial=fit.epoch, desc="probes", unit="epoch", disable=not progress)
     while fit.epoch < settings.epochs and not fit.out_of_patience():
-        fit.train_epoch(source, rows)
+        fit.train_epoch(loader, rows)
         if settings.patience is not None:
-            fit.judge(fit.score(held_out_source, held_out))
+            fit.judge(fit.score(held_out_loader, held_out))
         if state_path is not None:
             save_state(Path(state_path), key, fit)
         bar.update()
     bar.close()
     if choosing and settings.patience is None:
-        fit.judge(fit.score(held_out_source, held_out))
+        fit.judge(fit.score(held_out_loader, held_out))
     return fit.result()
 
 
@@ -142,7 +142,7 @@ def fit_heads(
 def count_heads(
     heads: Sequence[nn.Module],
     task: Task,
-    source: FeatureSource,
+    loader: FeatureLoader,
     batches: Sequence[Sequence[int]],
     device: torch.device | str = "cpu",
 ) -> list[Counts]:
@@ -150,7 +150,7 @@ def count_heads(
     counts: list[Counts] = [{} for _ in heads]
     for head in heads:
         head.eval()
-    for features, labels in source.iterate(batches):
+    for features, labels in loader.iterate(batches):
         features, labels = _move(features, labels, device)
         for group in group_heads(heads):
             logits = group_logits([heads[i] for i in group], features)
@@ -160,14 +160,14 @@ def count_heads(
 
 
 def head_metrics(
-    head: nn.Module, task: Task, source: FeatureSource, batch_size: int = 128, device: torch.device | str = "cpu"
+    head: nn.Module, task: Task, loader: FeatureLoader, batch_size: int = 128, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """Metrics of one head over all rows of ``source``.
+    """Metrics of one head over all rows of ``loader``.
 
     Raises:
         ValueError: If no label counts.
     """
-    return task.divide(count_heads([head], task, source, in_order(len(source), batch_size), device)[0])
+    return task.divide(count_heads([head], task, loader, in_order(len(loader), batch_size), device)[0])
 
 
 class _Fit:
@@ -190,14 +190,14 @@ class _Fit:
         self.scores: dict[str, float] = {}
         self.best: dict[str, object] = {}
 
-    def train_epoch(self, source: FeatureSource, rows: Tensor) -> None:
-        """One pass over the ``rows`` (M,) of ``source`` in shuffled order; the first one also checks the labels."""
-        source.set_epoch(self.epoch)
+    def train_epoch(self, loader: FeatureLoader, rows: Tensor) -> None:
+        """One pass over the ``rows`` (M,) of ``loader`` in shuffled order; the first one also checks the labels."""
+        loader.set_epoch(self.epoch)
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.epoch)
         batches = rows[torch.randperm(len(rows), generator=generator)].split(self.settings.batch_size)
         self.heads.train()
         label_counts = 0
-        for step, (features, labels) in enumerate(source.iterate([batch.tolist() for batch in batches])):
+        for step, (features, labels) in enumerate(loader.iterate([batch.tolist() for batch in batches])):
             features, labels = _move(features, labels, self.device)
             if self.epoch == 0:
                 label_counts = label_counts + self.task.count_labels(labels)
@@ -219,13 +219,13 @@ class _Fit:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = cosine_rate(rate, self.settings.final_rate, progress)
 
-    def score(self, source: FeatureSource, rows: Tensor) -> dict[str, float]:
+    def score(self, loader: FeatureLoader, rows: Tensor) -> dict[str, float]:
         """Each head's metric on the held-out rows; NaN for heads whose weights are no longer finite."""
         finite = [i for i, head in enumerate(self.heads) if all(p.isfinite().all() for p in head.parameters())]
         if not finite:
             raise ValueError(f"all {len(self.heads)} heads diverged, at learning rates {self.rates}; lower them")
         batches = [batch.tolist() for batch in rows.split(self.settings.batch_size)]
-        counts = count_heads([self.heads[i] for i in finite], self.task, source, batches, self.device)
+        counts = count_heads([self.heads[i] for i in finite], self.task, loader, batches, self.device)
         scores = dict.fromkeys(self.names, math.nan)
         scores.update(
             {self.names[i]: self.task.divide(c)[self.task.metric] for i, c in zip(finite, counts, strict=True)}
@@ -263,7 +263,7 @@ def cosine_rate(peak: float, final: float, progress: float) -> float:
 
 
 def _split(num_rows: int, settings: FitSettings) -> tuple[Tensor, Tensor]:
-    # Labels may be masks and are not read yet: a random part, the same for every kind of source.
+    # Labels may be masks and are not read yet: a random part, the same for every kind of loader.
     return split_validation(torch.empty(num_rows, 0), settings.validation_share, settings.seed)
 
 

@@ -13,19 +13,19 @@ Batch = tuple[dict[str, Tensor], Tensor]
 FeaturesFn = Callable[[nn.Module, Tensor], dict[str, Tensor]]
 
 
-class FeatureSource(Protocol):
+class FeatureLoader(Protocol):
     """Rows of features and labels that can be read in any order."""
 
     def __len__(self) -> int: ...
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws other random views of the images from now on, where the source does that."""
+        """Draws other random views of the images from now on, where the loader does that."""
 
     def iterate(self, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """Yields (features, labels) of each batch of row indices, in the order given."""
 
 
-class ModelFeatures:
+class ModelFeatureLoader:
     """Features computed anew in every pass, so that random views of the images can be used.
 
     Args:
@@ -63,20 +63,20 @@ class ModelFeatures:
         Raises:
             ValueError: If a row is broken or its mask is not of its image's size.
         """
-        loader = DataLoader(
+        data_loader = DataLoader(
             self.dataset,
             batch_sampler=[[int(row) for row in batch] for batch in batches],
             num_workers=self.num_workers,
             collate_fn=collate_rows,
         )
         with _frozen(self.model):
-            for pixel_values, labels in loader:
+            for pixel_values, labels in data_loader:
                 with torch.no_grad():  # not around the yield: it would reach into the caller's training step
                     features = self.features_fn(self.model, pixel_values.to(self.device))
                 yield features, labels
 
 
-class ArrayFeatures:
+class ArrayFeatureLoader:
     """Features that exist already: tensors, arrays, or memory-mapped files.
 
     Args:

@@ -17,7 +17,7 @@ class Outcomes(Protocol):
 
     def __len__(self) -> int: ...
 
-    def figures(self, weights: Tensor | None = None) -> dict[str, float]:
+    def metrics(self, weights: Tensor | None = None) -> dict[str, float]:
         """Figures of the set in which image i occurs ``weights[i]`` times; None counts every image once."""
 
 
@@ -49,7 +49,7 @@ class ClassificationOutcomes:
         counts = torch.bincount(cells, weights=weights.double(), minlength=self.num_classes**2)
         return counts.reshape(self.num_classes, self.num_classes)
 
-    def figures(self, weights: Tensor | None = None) -> dict[str, float]:
+    def metrics(self, weights: Tensor | None = None) -> dict[str, float]:
         """``top1``, ``top5``, ``mean_class_accuracy``, ``ece``, and ``top1_head`` etc. with ``train_counts``."""
         weights = torch.ones(len(self), dtype=torch.double) if weights is None else weights.double()
         confusion = self.confusion(weights)
@@ -62,10 +62,10 @@ class ClassificationOutcomes:
             "top5_hits": (weights * hits.any(dim=1)).sum(),
             "calibration": histogram.index_add_(0, bins, rows * weights[:, None]),
         }
-        figures = divide_classification(counts)
+        metrics = divide_classification(counts)
         if self.train_counts is not None:
-            figures.update(accuracy_by_frequency(confusion, self.train_counts))
-        return figures
+            metrics.update(accuracy_by_frequency(confusion, self.train_counts))
+        return metrics
 
 
 class CountedOutcomes:
@@ -73,7 +73,7 @@ class CountedOutcomes:
 
     Args:
         counts: Counts of each image, all of the same keys and shapes.
-        divide: Sums of a set -> figures, such as ``SegmentationTask.divide``.
+        divide: Sums of a set -> metrics, such as ``SegmentationTask.divide``.
     """
 
     def __init__(self, counts: Sequence[Counts], divide: Callable[[Counts], dict[str, float]]) -> None:
@@ -95,8 +95,8 @@ class CountedOutcomes:
         """Sums of all images."""
         return self._total
 
-    def figures(self, weights: Tensor | None = None) -> dict[str, float]:
-        """The figures of ``divide``."""
+    def metrics(self, weights: Tensor | None = None) -> dict[str, float]:
+        """The metrics of ``divide``."""
         if weights is None:
             return self.divide(self._total)
         sums = {key: (weights.float() @ rows).double() for key, rows in self._rows.items()}
@@ -106,7 +106,7 @@ class CountedOutcomes:
 def knn_outcomes(scores: Tensor, labels: Tensor) -> CountedOutcomes:
     """Outcomes of a nearest-neighbour vote with class scores (N, C): figure ``knn_top1``."""
     hits = (scores.argmax(dim=1) == labels).double()
-    return CountedOutcomes([{"hits": hit, "images": torch.ones(())} for hit in hits], _knn_figure)
+    return CountedOutcomes([{"hits": hit, "images": torch.ones(())} for hit in hits], _knn_metrics)
 
 
 def bootstrap_intervals(
@@ -137,7 +137,7 @@ def bootstrap_intervals(
     drawn: dict[str, list[float]] = {}
     for _ in range(resamples):
         rows = torch.randint(number, (number,), generator=generator)
-        for name, value in outcomes.figures(torch.bincount(rows, minlength=number)).items():
+        for name, value in outcomes.metrics(torch.bincount(rows, minlength=number)).items():
             drawn.setdefault(name, []).append(value)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
     return {
@@ -146,5 +146,5 @@ def bootstrap_intervals(
     }
 
 
-def _knn_figure(counts: Counts) -> dict[str, float]:
+def _knn_metrics(counts: Counts) -> dict[str, float]:
     return {"knn_top1": float(counts["hits"] / counts["images"])}

@@ -20,11 +20,13 @@ import torch
 from transformers import HfArgumentParser
 
 from singer_hf.data.image_processors import image_spec, load_image_processor
+from singer_hf.evaluation.benchmarks.benchmark import Benchmark
 from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark, with_folder
-from singer_hf.evaluation.benchmarks.catalog import Benchmark, benchmark_table, expand_groups, get_benchmark
+from singer_hf.evaluation.benchmarks.catalog import benchmark_table, expand_groups, get_benchmark
+from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
 from singer_hf.evaluation.benchmarks.protocols import PROTOCOLS, get_protocol
 from singer_hf.evaluation.benchmarks.run import BenchmarkRun, reused_head, run_benchmark
-from singer_hf.evaluation.benchmarks.run_settings import EvaluatedModel, RunSettings
+from singer_hf.evaluation.benchmarks.run_settings import RunSettings
 from singer_hf.evaluation.figures import confusion_figure, depth_figure, segmentation_figure, size_figure
 from singer_hf.evaluation.results import (
     Result,

@@ -18,9 +18,10 @@ from singer_hf.distillation.artifact_metrics import artifact_metrics
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark
 from singer_hf.evaluation.benchmarks.catalog import get_benchmark
+from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
 from singer_hf.evaluation.benchmarks.protocols import get_protocol
 from singer_hf.evaluation.benchmarks.run import run_benchmark
-from singer_hf.evaluation.benchmarks.run_settings import EvaluatedModel, RunSettings
+from singer_hf.evaluation.benchmarks.run_settings import RunSettings
 from singer_hf.evaluation.features.feature_loaders import ModelFeatureLoader, in_order
 from singer_hf.evaluation.features.frozen_features import FrozenFeatures
 from singer_hf.evaluation.heads.knn import knn_accuracy

@@ -12,8 +12,9 @@ from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.transforms import eval_transform
 from singer_hf.evaluation.features.feature_loaders import ModelFeatureLoader, in_order
 from singer_hf.evaluation.features.frozen_features import FrozenFeatures
-from singer_hf.evaluation.heads.knn import check_same_classes, knn_accuracy
+from singer_hf.evaluation.heads.knn import knn_accuracy
 from singer_hf.evaluation.heads.logistic_regression import linear_probe, split_validation
+from singer_hf.evaluation.label_checks import check_same_classes
 
 Probe = Literal["knn", "linear_probe"]
 PROBES: tuple[str, ...] = get_args(Probe)

@@ -11,7 +11,9 @@ from huggingface_hub import ModelCard
 from torch import Tensor
 
 from singer_hf.cards.student_card import Evaluation, eval_results, library_versions
-from singer_hf.evaluation.benchmarks.catalog import MEANS, METRICS, Benchmark, mean_metrics
+from singer_hf.comparison.metric_table import METRICS
+from singer_hf.evaluation.benchmarks.benchmark import Benchmark
+from singer_hf.evaluation.benchmarks.catalog import MEANS, mean_metrics
 from singer_hf.evaluation.metrics import greater_is_better, per_class_accuracy, per_class_iou
 
 _TAG = "singer-hf"

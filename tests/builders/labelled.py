@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from singer_hf.data.image_processors import image_spec
-from singer_hf.evaluation.benchmarks.run_settings import EvaluatedModel
+from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
 
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 60, 220), (230, 220, 60))
 SIZE = 16

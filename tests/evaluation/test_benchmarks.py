@@ -11,11 +11,11 @@ from datasets import Dataset
 from labelled import colour_dataset, half_masks, image_folder, tiny_evaluated_model
 from PIL import Image
 
+from singer_hf.evaluation.benchmarks.benchmark import Benchmark
 from singer_hf.evaluation.benchmarks.benchmark_data import data_fingerprint, load_benchmark, with_folder
 from singer_hf.evaluation.benchmarks.catalog import (
     BENCHMARKS,
     MEANS,
-    Benchmark,
     benchmark_table,
     expand_groups,
     get_benchmark,

@@ -175,8 +175,8 @@ def test_columns_that_cannot_be_found_are_asked_for():
 
 
 def test_a_folder_of_images_and_masks_is_read_by_its_metadata(tmp_path):
+    from singer_hf.evaluation.benchmarks.benchmark import Benchmark
     from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark
-    from singer_hf.evaluation.benchmarks.catalog import Benchmark
 
     for split in ("train", "test"):
         _write_pairs(tmp_path / split)

@@ -21,7 +21,8 @@ from singer_hf.evaluation.features.feature_cache import (
 )
 from singer_hf.evaluation.features.feature_loaders import ModelFeatureLoader
 from singer_hf.evaluation.features.frozen_features import FrozenFeatures
-from singer_hf.evaluation.heads.fit import Candidate, FitSettings, fit_heads
+from singer_hf.evaluation.heads.fit import fit_heads
+from singer_hf.evaluation.heads.fit_settings import Candidate, FitSettings
 from singer_hf.evaluation.heads.linear_heads import LinearHead, SegmentationHead
 from singer_hf.evaluation.heads.tasks import ClassificationTask, SegmentationTask
 

@@ -6,7 +6,7 @@ import sklearn.metrics
 import torch
 
 from singer_hf.evaluation import metrics
-from singer_hf.evaluation.evaluate_metrics import ClassificationMetric, DepthMetric, SegmentationMetric
+from singer_hf.evaluation.metrics import ClassificationMetric, DepthMetric, SegmentationMetric
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from zoo import FAMILIES, HIDDEN, IMAGE
 
 from singer_hf.commands import distill as distill_command
 from singer_hf.data.image_processors import image_spec
+from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
 from singer_hf.evaluation.benchmarks.protocols import get_protocol
-from singer_hf.evaluation.benchmarks.run_settings import EvaluatedModel
 from singer_hf.evaluation.heads.linear_heads import LinearHead
 from singer_hf.evaluation.online_probes import OnlineProbes
 

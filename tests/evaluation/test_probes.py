@@ -12,7 +12,8 @@ from singer_hf.evaluation.benchmarks.protocols import get_protocol
 from singer_hf.evaluation.features.feature_loaders import ArrayFeatureLoader, ModelFeatureLoader
 from singer_hf.evaluation.features.frozen_features import FrozenFeatures
 from singer_hf.evaluation.features.sliding_window import head_predictor, sliding_window
-from singer_hf.evaluation.heads.fit import Candidate, FitSettings, cosine_rate, fit_heads, head_metrics, sweep
+from singer_hf.evaluation.heads.fit import cosine_rate, fit_heads, head_metrics
+from singer_hf.evaluation.heads.fit_settings import Candidate, FitSettings, sweep
 from singer_hf.evaluation.heads.linear_heads import DepthHead, LinearHead, SegmentationHead, stacked_logits
 from singer_hf.evaluation.heads.logistic_regression import linear_probe
 from singer_hf.evaluation.heads.tasks import ClassificationTask, DepthTask, SegmentationTask

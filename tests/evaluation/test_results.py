@@ -15,6 +15,7 @@ from singer_hf.evaluation.bootstrap import (
     bootstrap_intervals,
     knn_outcomes,
 )
+from singer_hf.evaluation.counts import count_classification
 from singer_hf.evaluation.figures import (
     class_colours,
     confusion_figure,
@@ -23,7 +24,7 @@ from singer_hf.evaluation.figures import (
     size_figure,
 )
 from singer_hf.evaluation.heads.tasks import DepthTask, SegmentationTask
-from singer_hf.evaluation.metrics import count_classification, divide_classification
+from singer_hf.evaluation.metrics import divide_classification
 from singer_hf.evaluation.results import (
     Result,
     all_metrics_table,

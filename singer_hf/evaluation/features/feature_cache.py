@@ -1,4 +1,8 @@
-"""Features on disk: memory-mapped, of a stated size, under a fingerprint of model, data and transform."""
+"""Features cached on disk under a fingerprint of model, data and transform.
+
+They are memory-mapped numpy files and not a ``datasets.Dataset`` by ``map``: random batches of 2,000 rows of width 384
+take 1 ms instead of 40 ms or more, and of dense maps 4 to 20 ms instead of 57 ms or more.
+"""
 
 import hashlib
 import json
@@ -28,11 +32,11 @@ _META = "meta.json"
 
 
 class CacheBudgetError(ValueError):
-    """The features do not fit in the stated budget or on the disk."""
+    """Error: the features exceed the budget or the free disk space."""
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's class, config, parameters and buffers; any changed weight changes it."""
+    """SHA-256 of a model's class, config, parameters and buffers."""
     digest = hashlib.sha256(type(model).__name__.encode())
     if hasattr(getattr(model, "config", None), "to_json_string"):
         digest.update(model.config.to_json_string().encode())
@@ -44,16 +48,16 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def cache_fingerprint(model: nn.Module, data: str, transform: object, features_fn: object) -> dict[str, str]:
-    """What cached features depend on, each as text.
+    """Describes what cached features depend on, each part as text.
 
     Args:
         model: The frozen model.
         data: Fingerprint of the rows, such as ``_fingerprint`` of a ``datasets.Dataset``, with split and subset.
-        transform: The image transform; its ``repr`` counts and must say all that matters.
-        features_fn: What is read of the model; its ``repr`` counts.
+        transform: The image transform; its ``repr`` must describe it completely.
+        features_fn: The features function, likewise.
 
     Raises:
-        ValueError: If a ``repr`` holds a memory address: it would change in every run.
+        ValueError: If a ``repr`` holds a memory address, which changes in every run.
     """
     parts = {
         "model": model_fingerprint(model),
@@ -63,7 +67,7 @@ def cache_fingerprint(model: nn.Module, data: str, transform: object, features_f
     }
     for name, text in parts.items():
         if " at 0x" in text:
-            raise ValueError(f"the `repr` of `{name}` must say what it does, got {text!r}; give it a `__repr__`")
+            raise ValueError(f"the `repr` of `{name}` must describe what it does, got {text!r}; give it a `__repr__`")
     return parts
 
 
@@ -76,15 +80,15 @@ def cache_features(
     batch_size: int = 64,
     progress: bool = True,
 ) -> ArrayFeatureLoader:
-    """Features of every row of ``loader``, from disk where they are there already, else computed once and kept.
+    """Loads the features of every row from disk, after computing and storing them if they are not there.
 
-    Concurrent runs may share ``directory``: each writes to a name of its own and the first to finish wins. Features of
-    another model, data or transform lie under another name and are never used.
+    Concurrent runs may share ``directory``: each writes to a name of its own, and the first to finish wins. Features
+    of another model, data or transform have another name and are never used.
 
     Args:
-        loader: Rows without random views: these would be frozen.
-        directory: Folder of caches; each takes one sub-folder.
-        fingerprint: What the features depend on; see :func:`cache_fingerprint`.
+        loader: Rows without random crops, as these would always be the same.
+        directory: Folder of caches, with a sub-folder for each.
+        fingerprint: Description of what the features depend on; see :func:`cache_fingerprint`.
         budget_gib: Largest size of this cache in GiB.
         batch_size: Images per forward pass.
         progress: Whether to show a progress bar.
@@ -101,7 +105,14 @@ def cache_features(
 def cache_if_it_fits(
     loader: ModelFeatureLoader, directory: str | os.PathLike, fingerprint: dict[str, str], **options: object
 ) -> FeatureLoader:
-    """:func:`cache_features`, or, with a logged warning, ``loader`` itself where the features do not fit."""
+    """Returns :func:`cache_features`, or, with a logged warning, ``loader`` itself if the features do not fit.
+
+    Args:
+        loader: Rows without random crops.
+        directory: Folder of caches.
+        fingerprint: Description of what the features depend on.
+        **options: Further arguments of :func:`cache_features`.
+    """
     try:
         return cache_features(loader, directory, fingerprint, **options)
     except CacheBudgetError as error:
@@ -114,7 +125,7 @@ def open_cache(folder: str | os.PathLike, fingerprint: dict[str, str]) -> ArrayF
 
     Args:
         folder: Its folder.
-        fingerprint: What the features must depend on.
+        fingerprint: Description of what the features must depend on.
 
     Raises:
         FileNotFoundError: If ``folder`` holds no finished cache.
@@ -163,7 +174,7 @@ def _check_size(shapes: dict, directory: Path, budget_gib: float) -> float:
     free = shutil.disk_usage(directory).free / _GIB
     if size > budget_gib:
         raise CacheBudgetError(f"the features need {size:.3g} GiB, more than `budget_gib`={budget_gib:g}; raise it")
-    if size > free:  # a full disk would kill the process, as the files are written through memory
+    if size > free:  # a full disk would kill the process, as the files are written by memory map
         raise CacheBudgetError(f"the features need {size:.3g} GiB, but {str(directory)!r} has {free:.3g} GiB free")
     return size
 
@@ -185,7 +196,7 @@ def _publish(partial: Path, folder: Path) -> None:
     try:
         partial.rename(folder)
     except OSError:
-        # Another run finished the same features first; theirs are as good.
+        # Another run stored the same features first.
         if not (folder / _META).is_file():
             raise
 

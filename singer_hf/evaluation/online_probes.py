@@ -1,4 +1,4 @@
-"""Evaluators for training: cheap nearest neighbours and a linear probe on a fixed share of labelled images."""
+"""Evaluator for training: nearest neighbours and a linear probe on a fixed share of labelled images."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -23,27 +23,27 @@ PROBES: tuple[str, ...] = get_args(Probe)
 class OnlineProbes:
     """A callable student -> metrics, for the trainer's ``evaluators``.
 
-    Every call looks at the same images, so that metrics of different steps can be compared. The features are those of
-    the last block before the norm: class token and mean patch side by side, or the mean patch of a model without class
-    token. Nothing is drawn at random, and the student is put back as it was.
+    Every call uses the same images, so that metrics of different steps can be compared. The features are those of the
+    last block before the norm: class token and mean patch concatenated, or the mean patch of a model without class
+    token. A call draws no random numbers, and every module of the student gets its mode back.
 
     The metrics are ``knn_top1`` and ``linear_probe_top1``, in [0, 1]; the trainer logs them as ``eval_knn_top1`` and
     ``eval_linear_probe_top1``, and ``metric_for_best_model="knn_top1"`` saves the best.
 
     Args:
-        train_dataset: Labelled images to learn from: a dataset of the `datasets` library with images and classes.
-        test_dataset: Labelled images to measure on.
+        train_dataset: Labelled training images: a dataset of the `datasets` library with images and classes.
+        test_dataset: Labelled test images.
         image_processor: The student's image processor.
-        probes: What to run: "knn", "linear_probe" or both; the features are computed once.
+        probes: "knn", "linear_probe" or both; the features are extracted once.
         share: Share of the labelled images of either set that is used, in (0, 1].
-        max_images: At most this many images of either set.
-        image_column: Column with the images; found by itself if None.
-        label_column: Column with the classes; found by itself if None.
+        max_images: Largest number of images of either set.
+        image_column: Column with the images; None searches for it.
+        label_column: Column with the classes; None searches for it.
         seed: Seed of the share.
-        k: Neighbours of the vote.
+        k: Number of neighbours in the vote.
         temperature: Temperature of the vote.
         batch_size: Images per forward pass.
-        num_workers: Processes that read images.
+        num_workers: Number of processes that load images.
 
     Raises:
         ValueError: If an argument is out of range, a set has no labels, or the classes do not fit.
@@ -85,7 +85,7 @@ class OnlineProbes:
         self.k = min(k, len(self.train_labels))
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Figures of the student as it is."""
+        """Computes the metrics of the student."""
         train, test = self._features(model, self.train_rows), self._features(model, self.test_rows)
         sets = (train, self.train_labels, test, self.test_labels)
         metrics = {}

@@ -71,13 +71,7 @@ def test_several_models_on_all_three_tasks_of_the_scenes_give_one_table(run, mod
     assert row["changes"] == {"num_epochs": 1, "batch_size": 6}
 
 
-def test_models_are_called_by_the_fewest_parts_of_their_paths(command, tmp_path):
-    assert command.short_names(["/a/b/student", "user/teacher"]) == ["student", "teacher"]
-    assert command.short_names(["/a/one/final", "/a/two/final"]) == ["one/final", "two/final"]
-    assert command.short_names([str(tmp_path)]) == [tmp_path.name]
-
-
-def test_the_same_command_gives_the_same_figures(run, model, tmp_path):
+def test_the_same_command_gives_the_same_metrics(run, model, tmp_path):
     flags = ("--model_name_or_path", model, "--benchmark", "scenes-classification", *SMALL)
     for out in ("one", "two"):
         assert run(*flags, "--output_dir", tmp_path / out) is None
@@ -111,12 +105,12 @@ def test_own_masks_need_their_number_of_classes(run, model, tmp_path):
         half_masks(4).to_parquet(tmp_path / f"{split}.parquet")
     flags = ("--task", "segmentation", "--dataset_name", tmp_path, "--output_dir", tmp_path / "out", *SMALL)
     message = run("--model_name_or_path", model, *flags)
-    assert message.startswith("error: `num_classes` must say how many classes the masks of")
+    assert message.startswith("error: `num_classes` must be the number of classes in the masks of")
     more = ("--num_classes", 2, "--ignore_values", 11, 255)
     assert run("--model_name_or_path", model, *flags, *more) is None
 
 
-def test_figures_go_into_the_student_s_card(run, model, tmp_path):
+def test_metrics_go_into_the_student_s_card(run, model, tmp_path):
     student_card(CardInfo(student_class="ViTModel")).save(model / "README.md")
     flags = ("--benchmark", "scenes-classification", "--output_dir", tmp_path / "out", "--write_card", *SMALL)
     teacher = saved_model(tmp_path / "teacher")
@@ -154,8 +148,10 @@ def test_bad_flags_are_refused_with_what_to_do(run, model, tmp_path):
     assert run(*base).startswith("error: give `--benchmark NAME` (see `--list`), or `--task` with `--dataset_name`")
     assert run(*base, "--benchmark", "mnist").startswith("error: `benchmark` must be one of ['DS', 'FG',")
     assert run(*base, "--benchmark", "scenes", "--protocol", "own").startswith("error: `protocol` must be one of")
-    assert run(*base, "--benchmark", "cifar10", "--task", "depth").startswith("error: `--task` beside `--benchmark`")
-    assert run(*base, "--benchmark", "DS", "--dataset_name", tmp_path).endswith("go with one benchmark, got 2")
+    assert run(*base, "--benchmark", "cifar10", "--task", "depth").startswith(
+        "error: `--task` with `--benchmark` must be knn, got 'depth'"
+    )
+    assert run(*base, "--benchmark", "DS", "--dataset_name", tmp_path).endswith("need exactly one benchmark, got 2")
     assert "`model_name_or_path` must be a module, a local folder" in run(
         "--model_name_or_path", tmp_path / "none", "--benchmark", "scenes", "--processor_name_or_path", model
     )

@@ -130,7 +130,9 @@ def test_a_cache_of_another_model_is_refused(model, tmp_path):
 
 
 def test_a_repr_with_a_memory_address_is_refused(model):
-    with pytest.raises(ValueError, match="the `repr` of `transform` must say what it does, got '<object object at 0x"):
+    with pytest.raises(
+        ValueError, match="the `repr` of `transform` must describe what it does, got '<object object at 0x"
+    ):
         fingerprint(model, transform=object())
 
 

@@ -47,12 +47,12 @@ def load_benchmark(
 
     Args:
         benchmark: The benchmark, with the names and columns to use.
-        max_train_samples: Largest number of training images, drawn by ``seed``; None takes all.
+        max_train_samples: Largest number of training images; ``seed`` draws them. None takes all.
         max_test_samples: Largest number of test images, likewise.
         seed: Seed of the subsets and of drawn scenes.
 
     Raises:
-        FileNotFoundError: If the data cannot be reached; the message gives the names that were tried and how to give a copy.
+        FileNotFoundError: If the data cannot be reached; the message names what was tried.
         ValueError: If columns, classes or splits do not fit.
     """
     train = None
@@ -184,7 +184,7 @@ def _places(names: list[str], known: list[str]) -> list[int]:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(
-            f"the classes of the test split must be those of the training split, got also {unknown[0]!r}; check "
+            f"the classes of the test split must be those of the training split, got {unknown[0]!r}; check "
             "that both splits are of the same data set"
         )
     return [known.index(name) for name in names]

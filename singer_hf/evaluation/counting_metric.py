@@ -40,7 +40,7 @@ class CountingMetric(evaluate.Metric):
 
     @abstractmethod
     def count(self, predictions: Tensor, references: Tensor) -> Counts:
-        """Counts one batch of predictions (B, ...) and references (B, ...)."""
+        """Counts one batch: predictions and references of shape (B,), (B, C) or (B, H, W)."""
 
     @staticmethod
     @abstractmethod

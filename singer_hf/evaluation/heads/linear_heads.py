@@ -125,7 +125,7 @@ def group_heads(heads: Sequence[nn.Module]) -> list[list[int]]:
 
 
 def group_logits(heads: Sequence[nn.Module], features: dict[str, Tensor]) -> Tensor:
-    """Logits (R, B, C, ...) of the R heads of one group of :func:`group_heads`, for features (B, ...)."""
+    """Logits (R, B, C) or (R, B, C, h, w) of the R heads of one group of :func:`group_heads`."""
     return heads[0](features)[None] if len(heads) == 1 else stacked_logits(heads, features)
 
 

@@ -22,7 +22,7 @@ class Task(Protocol):
         """Returns an empty metric; heads are chosen by its main metric."""
 
     def predict(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Computes predictions (B, ...) for the metric at the size of the labels (B, ...), from logits (B, C, ...)."""
+        """Computes predictions for the metric from logits (B, C) or (B, C, h, w), at the size of the labels."""
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss, a scalar, over the labels that count; 0 if none counts."""

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from labelled import colour_dataset, half_masks, image_folder, saved_model
@@ -10,7 +9,6 @@ from labelled import colour_dataset, half_masks, image_folder, saved_model
 from singer_hf.cards.student_card import CardInfo, student_card
 from singer_hf.commands import evaluate as evaluate_command
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "evaluate.py"
 SMALL = ("--num_epochs", 1, "--resamples", 5, "--max_train_samples", 12, "--max_test_samples", 6, "--batch_size", 6)
 
 

@@ -24,7 +24,7 @@ def test_unreachable_data_say_what_was_tried_and_how_to_give_a_folder():
     assert "splits 'train' and 'validation'" in message
 
 
-def test_a_benchmark_without_a_public_copy_says_so():
+def test_a_benchmark_without_a_public_copy_is_refused():
     with pytest.raises(FileNotFoundError, match=r"'inat2019' cannot be reached \(nothing was tried\): no public copy"):
         load_benchmark(get_benchmark("inat2019"))
 

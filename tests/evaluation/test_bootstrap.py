@@ -30,7 +30,7 @@ def hits(number, right):
     return knn_outcomes(scores, torch.ones(number, dtype=torch.long))
 
 
-def test_figures_of_classified_images_are_those_of_scikit_learn_and_of_the_metrics():
+def test_metrics_of_classified_images_equal_those_of_scikit_learn_and_of_the_metric():
     outcomes, logits = classified()
     labels, predictions = outcomes.labels, logits.argmax(dim=1)
     metrics = outcomes.metrics()
@@ -40,7 +40,7 @@ def test_figures_of_classified_images_are_those_of_scikit_learn_and_of_the_metri
     assert metrics == pytest.approx(ClassificationMetric().compute(predictions=logits, references=labels))
 
 
-def test_a_weight_counts_an_image_as_often_as_it_says():
+def test_a_weight_is_the_number_of_times_an_image_counts():
     outcomes, logits = classified(30)
     weights = torch.randint(0, 4, (30,), generator=RNG)
     repeated = logits.repeat_interleave(weights, dim=0)

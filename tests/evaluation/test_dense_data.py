@@ -83,9 +83,9 @@ def test_image_and_mask_are_cut_alike(kind):
         assert row["pixel_values"].shape == (3, 8, 8)
         assert row["labels"].shape == (8, 8)
         assert row["labels"].dtype == torch.uint8
-        told = row["pixel_values"][0] * 255 / 40
+        decoded = row["pixel_values"][0] * 255 / 40
         # Between two classes the image is interpolated; inside the blocks it must tell the mask's class.
-        assert ((told - row["labels"]).abs() < 0.5).float().mean() > 0.6
+        assert ((decoded - row["labels"]).abs() < 0.5).float().mean() > 0.6
 
 
 def test_masks_are_resized_to_the_nearest_pixel():

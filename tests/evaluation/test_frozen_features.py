@@ -30,7 +30,7 @@ def vit(**sizes):
     return hf.ViTModel(hf.ViTConfig(**config), add_pooling_layer=False).eval()
 
 
-def test_frozen_features_are_the_tokens_before_or_behind_the_final_norm():
+def test_frozen_features_are_the_tokens_before_or_after_the_final_norm():
     model, images = vit(), torch.randn(2, 3, 32, 48)
     output = model(images, interpolate_pos_encoding=True).last_hidden_state
     normed = FrozenFeatures(norm=True)(model, images)
@@ -44,7 +44,7 @@ def test_frozen_features_are_the_tokens_before_or_behind_the_final_norm():
     assert torch.allclose(model.layernorm(raw["global"][:, -16:]), output[:, 0], atol=1e-5)
 
 
-def test_the_last_feature_map_of_a_convolutional_network_is_read():
+def test_a_convolutional_network_gives_its_last_feature_map():
     config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
     model, images = hf.ResNetForImageClassification(config).eval(), torch.randn(2, 3, 32, 64)
     with torch.no_grad():

@@ -61,7 +61,7 @@ def test_mean_iou_leaves_out_classes_absent_from_prediction_and_truth():
     assert metrics.accuracy(confusion) == 0.75
 
 
-def test_figures_of_a_set_are_no_means_of_batch_means(scores):
+def test_metrics_of_a_set_are_no_means_of_batch_means(scores):
     logits, labels = scores
     metric = ClassificationMetric()
     whole = metric.count(logits, labels)

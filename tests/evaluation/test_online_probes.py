@@ -24,13 +24,13 @@ def probes(train=None, test=None, **options):
     return OnlineProbes(train, test, tiny_processor(), **{"share": 1.0, **options})
 
 
-def test_both_figures_of_a_model_that_sees_colours_are_high():
+def test_both_metrics_of_a_model_that_sees_colours_are_high():
     metrics = probes()(tiny_model())
     assert set(metrics) == {"knn_top1", "linear_probe_top1"}
     assert all(value > 0.9 for value in metrics.values())
 
 
-def test_shuffled_classes_cannot_be_told():
+def test_shuffled_classes_cannot_be_learned():
     train = colour_dataset(90)
     order = torch.randperm(90, generator=torch.Generator().manual_seed(0)).tolist()
     labels = [train[i]["label"] for i in order]
@@ -39,7 +39,7 @@ def test_shuffled_classes_cannot_be_told():
     assert all(value < 0.7 for value in metrics.values())
 
 
-def test_every_call_gives_the_same_figures_and_leaves_the_model_as_it_was():
+def test_every_call_gives_the_same_metrics_and_leaves_the_model_as_it_was():
     model, online = tiny_model().train(), probes(share=0.5)
     model.layers[0].eval()
     first, second = online(model), online(model)
@@ -60,11 +60,11 @@ def test_the_number_of_images_is_limited():
     assert len(probes(max_images=12).train_labels) == 12
 
 
-def test_only_what_is_asked_for_is_run():
+def test_only_the_chosen_probes_are_run():
     assert set(probes(probes=["knn"])(tiny_model())) == {"knn_top1"}
 
 
-def test_figures_do_not_depend_on_the_number_of_workers():
+def test_metrics_do_not_depend_on_the_number_of_workers():
     assert probes(share=0.3)(tiny_model()) == probes(share=0.3, num_workers=1)(tiny_model())
 
 
@@ -91,7 +91,7 @@ def test_bad_input_is_refused(options, message):
         probes(**options)
 
 
-def test_the_trainer_saves_the_best_student_by_an_evaluator_s_figure(tmp_path):
+def test_the_trainer_saves_the_best_student_by_an_evaluator_s_metric(tmp_path):
     online = OnlineProbes(colour_dataset(24), colour_dataset(12, seed=1), tiny_processor(32), share=1.0)
 
     def worsening(student: nn.Module) -> dict[str, float]:
@@ -123,12 +123,12 @@ def test_the_trainer_saves_the_best_student_by_an_evaluator_s_figure(tmp_path):
 
 @pytest.mark.parametrize("protocol", ["singer", "dinov2"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_gives_what_the_heads_read(family, protocol):
+def test_every_family_gives_the_input_of_the_heads(family, protocol):
     model = FAMILIES[family].build().eval()
     evaluated = EvaluatedModel(family, model, image_spec(tiny_processor(IMAGE)))
     images = torch.randn(2, 3, IMAGE, IMAGE)
-    read, choices, notes = evaluated.linear_features(get_protocol(protocol))
-    features = read(model, images)
+    extract, choices, notes = evaluated.linear_features(get_protocol(protocol))
+    features = extract(model, images)
     logits = [LinearHead(features, 3, tokens, blocks)(features) for tokens, blocks in choices]
     assert len(logits) == (4 if protocol == "dinov2" and "cls" in features else len(choices))
     assert all(scores.shape == (2, 3) and scores.isfinite().all() for scores in logits)
@@ -140,13 +140,13 @@ def test_every_family_gives_what_the_heads_read(family, protocol):
     assert features["global"].shape == (2, HIDDEN)
 
 
-def test_a_convolutional_network_is_read_at_its_last_feature_map():
+def test_a_convolutional_network_gives_its_last_feature_map():
     config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     evaluated = EvaluatedModel("resnet", hf.ResNetModel(config).eval(), image_spec(tiny_processor(IMAGE)))
-    read, choices, notes = evaluated.linear_features(get_protocol("dinov2"))
+    extract, choices, notes = evaluated.linear_features(get_protocol("dinov2"))
     assert choices == (("mean", 1),)
     assert notes == ["no transformer: mean of the last feature map"]
-    assert read(evaluated.model, torch.randn(2, 3, IMAGE, IMAGE))["mean"].shape == (2, 1, 16)
+    assert extract(evaluated.model, torch.randn(2, 3, IMAGE, IMAGE))["mean"].shape == (2, 1, 16)
 
 
 # The flag of the training script
@@ -179,7 +179,7 @@ def test_the_script_takes_evaluators_by_name(distill, tmp_path):
     assert "knn_top1" in (out / "README.md").read_text()
 
 
-def test_the_script_says_what_evaluators_need(distill, tmp_path):
+def test_evaluators_need_an_evaluation_split(distill, tmp_path):
     flags = ("--teacher_name_or_path", "t", "--student_name_or_path", "s", "--dataset_name", "d")
     with pytest.raises(ValueError, match=r"`--evaluators` need `--eval_split`, and labelled images"):
         distill(*flags, "--output_dir", tmp_path, "--evaluators", "knn")

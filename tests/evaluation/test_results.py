@@ -49,7 +49,7 @@ def test_results_json_holds_what_is_needed_to_repeat_a_figure(tmp_path):
     assert first["data_fingerprint"] == "abc"
     assert first["greater_is_better"] is True
     assert second["greater_is_better"] is False
-    assert second["low"] is None  # JSON knows no NaN
+    assert second["low"] is None  # JSON has no NaN
     assert {"torch", "transformers", "singer-hf", "scikit-learn"} <= set(data["versions"])
     assert results_table(rows) in (tmp_path / "results.md").read_text()
 
@@ -62,10 +62,12 @@ def test_classes_are_reported_one_by_one(tmp_path):
         {"class": "bee", "n": 0, "student": None, "teacher": None},
     ]
     write_per_class(tmp_path, get_benchmark("camvid"), ["sky", "road"], confusions)
-    assert json.loads((tmp_path / "per_class_camvid.json").read_text())[1]["student"] == 0.0  # called, never there
+    assert (
+        json.loads((tmp_path / "per_class_camvid.json").read_text())[1]["student"] == 0.0
+    )  # predicted, but never true
 
 
-def test_nothing_is_written_without_figures(tmp_path):
+def test_nothing_is_written_without_results(tmp_path):
     with pytest.raises(ValueError, match=r"`results` must hold at least one metric, got none"):
         write_results(tmp_path, [])
 
@@ -93,7 +95,7 @@ def test_the_means_of_the_paper_are_added_where_all_members_were_run():
     assert lines[2].endswith("| 0.350 |")
 
 
-def test_figures_are_put_into_the_card_and_replace_older_ones(tmp_path):
+def test_metrics_are_put_into_the_card_and_replace_older_ones(tmp_path):
     info = CardInfo(student_class="ViTModel", evaluations=[("depth", "nyuv2", "rmse", 1.2)])
     student_card(info).save(tmp_path / "README.md")
     text = ModelCard.load(tmp_path / "README.md").text

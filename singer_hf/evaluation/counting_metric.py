@@ -57,10 +57,6 @@ class CountingMetric(evaluate.Metric):
         prediction, reference = torch.as_tensor(prediction), torch.as_tensor(reference)
         self.add_batch(predictions=prediction[None], references=reference[None])
 
-    def merge(self, counts: Counts) -> None:
-        """Adds the ``counts`` of another process."""
-        self.counts = add_counts(self.counts, counts)
-
     def compute(self, *, predictions: object = None, references: object = None) -> dict[str, float]:
         """Computes the metrics over everything counted, the given batch included, and resets the counts.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm.auto import tqdm
 
-from singer_hf.evaluation.features.feature_loaders import FeatureLoader, in_order
+from singer_hf.evaluation.features.feature_loaders import FeatureLoader
 from singer_hf.evaluation.heads.fit_settings import Candidate, FitResult, FitSettings
 from singer_hf.evaluation.heads.fit_state import load_state, save_state
 from singer_hf.evaluation.heads.linear_heads import group_heads, group_logits
@@ -101,24 +101,6 @@ def measure_heads(
             for i, scores in zip(group, logits, strict=True):
                 metrics[i].add_batch(predictions=task.predict(scores, labels), references=labels)
     return [metric.compute() for metric in metrics]
-
-
-def head_metrics(
-    head: nn.Module, task: Task, loader: FeatureLoader, batch_size: int = 128, device: torch.device | str = "cpu"
-) -> dict[str, float]:
-    """Computes the metrics of one head over all rows.
-
-    Args:
-        head: The head; it is put in evaluation mode.
-        task: Its task.
-        loader: Features and labels.
-        batch_size: Rows per batch.
-        device: Device of the head.
-
-    Raises:
-        ValueError: If no label counts.
-    """
-    return measure_heads([head], task, loader, in_order(len(loader), batch_size), device)[0]
 
 
 class _Fit:

@@ -63,9 +63,9 @@ def probe_metrics(model: nn.Module, processor: Any, train: Dataset, test: Datase
 
 
 def _features(model: nn.Module, processor: Any, rows: Dataset) -> tuple[dict[str, Tensor], Tensor]:
-    transformed = with_image_transform(rows, eval_transform(processor))
-    source, batches = ModelFeatureLoader(model, transformed, FrozenFeatures()), []
-    for features, labels in source.iterate(in_order(len(rows), _BATCH)):
+    transformed = transform_images(rows, eval_transform(processor))
+    loader, batches = ModelFeatureLoader(model, transformed, FrozenFeatures()), []
+    for features, labels in loader.iterate(in_order(len(rows), _BATCH)):
         batches.append(({name: tensor[:, -1].cpu() for name, tensor in features.items()}, labels))
     names = batches[0][0]
     return {name: torch.cat([part[name] for part, _ in batches]) for name in names}, torch.cat([y for _, y in batches])
@@ -136,8 +136,8 @@ def benchmark_metrics(
             :class:`singer_hf.evaluation.benchmarks.run_settings.RunSettings`.
         work_dir: Folder for the states of unfinished heads.
     """
-    subject = EvaluatedModel("model", model.eval(), image_spec(processor))
-    figures = {}
+    evaluated = EvaluatedModel("model", model.eval(), image_spec(processor))
+    metrics = {}
     for entry in entries:
         benchmark = get_benchmark(entry["name"])
         if "dataset_name" in entry:
@@ -149,7 +149,7 @@ def benchmark_metrics(
             settings["learning_rates"] = tuple(settings["learning_rates"])
         protocol = get_protocol(settings.pop("protocol", benchmark.protocol))
         run = run_benchmark(
-            subject,
+            evaluated,
             benchmark,
             data,
             RunSettings(protocol, work_dir, num_pictures=0, resamples=1, progress=False, **settings),

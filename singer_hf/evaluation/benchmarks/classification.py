@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from singer_hf.data.image_dataset import with_image_transform
+from singer_hf.data.image_dataset import transform_images
 from singer_hf.evaluation.benchmarks.benchmark import Benchmark
 from singer_hf.evaluation.benchmarks.benchmark_data import BenchmarkData, data_fingerprint
 from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel, cached_loader
@@ -193,7 +193,7 @@ def _model_loader(
     evaluated: EvaluatedModel, dataset: Dataset, crop: ImageCrop, settings: RunSettings
 ) -> ModelFeatureLoader:
     features_fn, _, _ = evaluated.linear_features(settings.protocol)
-    rows = with_image_transform(dataset, crop, seed=settings.seed)
+    rows = transform_images(dataset, crop, seed=settings.seed)
     return ModelFeatureLoader(evaluated.model, rows, features_fn, num_workers=settings.num_workers)
 
 

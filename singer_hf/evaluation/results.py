@@ -10,8 +10,9 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from torch import Tensor
 
+from singer_hf.cards.hub_metadata import Evaluation, eval_results
 from singer_hf.cards.markdown import markdown_table
-from singer_hf.cards.student_card import Evaluation, eval_results, library_versions
+from singer_hf.cards.student_card import library_versions
 from singer_hf.evaluation.benchmarks.benchmark import Benchmark
 from singer_hf.evaluation.benchmarks.catalog import MEANS, mean_metrics
 from singer_hf.evaluation.metrics import TASK_METRICS, greater_is_better, per_class_accuracy, per_class_iou

@@ -116,7 +116,8 @@ def segmentation_figure(
     if any((mask == ignore_index).any() for mask in truths):
         patches.append(Patch(color=_IGNORED_COLOUR, label="ignored"))
     if len(patches) <= _NAMED_CLASSES + 1:
-        columns = max(2, 2 * (len(predictions) + 2))
+        widest = max(len(patch.get_label()) for patch in patches)
+        columns = max(1, int(figure.get_figwidth() * 13 // (widest + 6)))
         figure.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     return figure
 

@@ -18,10 +18,11 @@ from singer_hf.distillation.artifact_metrics import artifact_metrics
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark
 from singer_hf.evaluation.benchmarks.catalog import get_benchmark
+from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
 from singer_hf.evaluation.benchmarks.protocols import get_protocol
 from singer_hf.evaluation.benchmarks.run import run_benchmark
-from singer_hf.evaluation.benchmarks.run_settings import RunSettings, Subject
-from singer_hf.evaluation.features.feature_batches import ModelFeatures, in_order
+from singer_hf.evaluation.benchmarks.run_settings import RunSettings
+from singer_hf.evaluation.features.feature_loaders import ModelFeatureLoader, in_order
 from singer_hf.evaluation.features.frozen_features import FrozenFeatures
 from singer_hf.evaluation.heads.knn import knn_accuracy
 from singer_hf.evaluation.heads.logistic_regression import linear_probe
@@ -63,8 +64,8 @@ def probe_metrics(model: nn.Module, processor: Any, train: Dataset, test: Datase
 
 def _features(model: nn.Module, processor: Any, rows: Dataset) -> tuple[dict[str, Tensor], Tensor]:
     transformed = transform_images(rows, eval_transform(processor))
-    source, batches = ModelFeatures(model, transformed, FrozenFeatures()), []
-    for features, labels in source.iterate(in_order(len(rows), _BATCH)):
+    loader, batches = ModelFeatureLoader(model, transformed, FrozenFeatures()), []
+    for features, labels in loader.iterate(in_order(len(rows), _BATCH)):
         batches.append(({name: tensor[:, -1].cpu() for name, tensor in features.items()}, labels))
     names = batches[0][0]
     return {name: torch.cat([part[name] for part, _ in batches]) for name in names}, torch.cat([y for _, y in batches])
@@ -135,7 +136,7 @@ def benchmark_metrics(
             :class:`singer_hf.evaluation.benchmarks.run_settings.RunSettings`.
         work_dir: Folder for the states of unfinished heads.
     """
-    subject = Subject("model", model.eval(), image_spec(processor))
+    evaluated = EvaluatedModel("model", model.eval(), image_spec(processor))
     metrics = {}
     for entry in entries:
         benchmark = get_benchmark(entry["name"])
@@ -148,7 +149,7 @@ def benchmark_metrics(
             settings["learning_rates"] = tuple(settings["learning_rates"])
         protocol = get_protocol(settings.pop("protocol", benchmark.protocol))
         run = run_benchmark(
-            subject,
+            evaluated,
             benchmark,
             data,
             RunSettings(protocol, work_dir, num_pictures=0, resamples=1, progress=False, **settings),

@@ -8,7 +8,7 @@ from singer_hf.comparison.study import Study
 from singer_hf.data.columns import select_image_and_label
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.drawn_scenes import scene_dataset
-from singer_hf.evaluation.benchmarks.catalog import DRAWN
+from singer_hf.evaluation.benchmarks.benchmark import DRAWN
 
 _DRAWN_TRAIN, _DRAWN_TEST = 4_000, 1_000
 # Other series than those of the demo's teacher and of the benchmarks.

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, ViTImageProces
 
 from singer_hf.artifacts.planted_model import reserve_units
 from singer_hf.data.drawn_scenes import CLASS_NAMES, SEGMENT_NAMES, draw_scene
-from singer_hf.evaluation.metrics import add_counts, count_confusion, count_depth, divide_depth, mean_iou
+from singer_hf.evaluation.counts import add_counts, count_confusion, count_depth
+from singer_hf.evaluation.metrics import DepthMetric, mean_iou
 from singer_hf.vit.inference import evaluation_mode
 
 IMAGE_SIZE, PATCH_SIZE = 64, 8  # pixels
@@ -156,5 +157,5 @@ def evaluate_on_scenes(model: SceneTeacher, scenes: Scenes) -> dict[str, float]:
             confusion = confusion + count_confusion(segment_logits.argmax(1), segments, len(SEGMENT_NAMES))
             depths = count_depth(log_depth.exp(), scenes.log_depth[index].exp(), max_depth=float("inf"))
             depth_counts = add_counts(depth_counts, depths)
-    rmse = divide_depth(depth_counts)["rmse"]
+    rmse = DepthMetric.from_counts(depth_counts)["rmse"]
     return {"top1": hits / len(scenes.labels), "mean_iou": mean_iou(confusion), "depth_rmse": rmse}

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from singer_hf.vit.feature_maps import feature_maps
 from singer_hf.vit.features import FeatureCapture
 from singer_hf.vit.inference import evaluation_mode
 from singer_hf.vit.structure import view_vit
@@ -61,7 +62,7 @@ class FeatureMapExtractor:
         self.image_size = image_size
         example = next(model.parameters())
         with evaluation_mode(model):
-            maps = _feature_maps(model, torch.zeros(1, 3, *image_size, device=example.device, dtype=example.dtype))
+            maps = feature_maps(model, torch.zeros(1, 3, *image_size, device=example.device, dtype=example.dtype))
         self.num_blocks = len(maps)
         self.widths = [feature_map.shape[1] for feature_map in maps]
         self._grids = {image_size: [tuple(feature_map.shape[-2:]) for feature_map in maps]}
@@ -77,7 +78,7 @@ class FeatureMapExtractor:
 
     def __call__(self, pixel_values: Tensor) -> dict[int, Tensor]:
         """Images (B, 3, H, W) -> index of the feature map -> tokens (B, N, C)."""
-        maps = _feature_maps(self.model, pixel_values)
+        maps = feature_maps(self.model, pixel_values)
         return {i: map_to_tokens(maps[i]) for i in self._blocks}
 
 
@@ -104,11 +105,3 @@ def make_student_extractor(
             "`student` must be a vision transformer or return feature maps (B, C, rows, columns) as `hidden_states`, "
             f"got {type(model).__name__}. As a transformer: {refusal}. As a feature-map model: {error}"
         ) from error
-
-
-def _feature_maps(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...]:
-    output = model(pixel_values=pixel_values, output_hidden_states=True)
-    maps = getattr(output, "reshaped_hidden_states", None) or output.hidden_states
-    if not maps or any(feature_map.ndim != 4 for feature_map in maps):
-        raise ValueError("its hidden states are no feature maps")
-    return tuple(maps)

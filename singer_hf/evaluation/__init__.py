@@ -1,1 +1,1 @@
-"""How good frozen features are: probes, nearest neighbours, benchmarks."""
+"""Quality of frozen features: metrics, heads on features, benchmarks, results."""

@@ -1,36 +1,71 @@
-"""Figures of an evaluation: confusion matrix, predicted masks and depth maps, accuracy against model size.
+"""Figures of an evaluation: confusion matrix, predicted masks and depth maps, metric against model size.
 
 matplotlib is imported inside the functions, so that the package works without it.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from singer_hf.cards.drawing import new_figure
+from singer_hf.evaluation.benchmarks.benchmark import Benchmark
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from singer_hf.evaluation.benchmarks.run import BenchmarkRun
+
+_DPI = 130
 _NAMED_CLASSES = 20  # with more, names would be unreadable
 _IGNORED_COLOUR = (0.0, 0.0, 0.0)
 
 
-def confusion_figure(confusion: Tensor, class_names: Sequence[str], title: str = "") -> "Figure":
-    """Confusion matrix; each row shows what share of a true class was called what.
+def save_figures(
+    folder: Path, benchmark: Benchmark, class_names: Sequence[str], runs: Sequence["BenchmarkRun"], max_depth: float
+) -> None:
+    """Saves the figures of all models on a benchmark.
 
     Args:
-        confusion: Counts (C, C): rows are the truth, columns the prediction.
+        folder: Folder for the png files.
+        benchmark: The benchmark.
+        class_names: Names of its classes.
+        runs: Run of each model.
+        max_depth: Depth at the end of the scale, in metres.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    main = [run.results[0] for run in runs]
+    for item, run in zip(main, runs, strict=True):
+        if run.confusion is not None:
+            file = f"{benchmark.name}_confusion_{item.model.replace('/', '_')}.png"
+            figure = confusion_figure(run.confusion, class_names, f"{benchmark.name}, {item.model}")
+            figure.savefig(folder / file, dpi=_DPI)
+    examples = runs[0].examples
+    if examples is not None and examples.images:
+        predictions = {item.model: run.examples.predictions for item, run in zip(main, runs, strict=True)}
+        shown = (examples.images, examples.truths, predictions)
+        is_depth = benchmark.task == "depth"
+        figure = depth_figure(*shown, max_depth) if is_depth else segmentation_figure(*shown, class_names)
+        figure.savefig(folder / f"{benchmark.name}_pictures.png", dpi=_DPI)
+    points = [(item.model, item.num_parameters, item.value, item.low, item.high) for item in main]
+    size_figure(points, main[0].metric, benchmark.name).savefig(folder / f"{benchmark.name}_size.png", dpi=_DPI)
+
+
+def confusion_figure(confusion: Tensor, class_names: Sequence[str], title: str = "") -> "Figure":
+    """Draws a confusion matrix; each row shows the shares of the predictions for a true class.
+
+    Args:
+        confusion: Counts (C, C): rows are the true classes, columns the predicted ones.
         class_names: C names, shown for up to 20 classes.
         title: Title of the figure.
     """
-    from matplotlib.figure import Figure
-
     number = len(confusion)
     shares = (confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
     named = number <= _NAMED_CLASSES
     side = 2.6 + 0.42 * number if named else 7.5
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = new_figure(side + 0.8, side)
     axes = figure.add_subplot()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
@@ -55,10 +90,10 @@ def segmentation_figure(
     class_names: Sequence[str],
     ignore_index: int = 255,
 ) -> "Figure":
-    """A row per image: input, true mask, and the mask each model predicts, with the colours of the classes shown.
+    """Draws a row per image: input, true mask, and the predicted mask of each model.
 
     Args:
-        images: Images (3, h, w), values in [0, 1].
+        images: Pictures (h, w, 3), values in [0, 1].
         truths: Masks (H, W) of class indices.
         predictions: Name of the model -> masks (H, W).
         class_names: Names of the classes.
@@ -81,7 +116,8 @@ def segmentation_figure(
     if any((mask == ignore_index).any() for mask in truths):
         patches.append(Patch(color=_IGNORED_COLOUR, label="ignored"))
     if len(patches) <= _NAMED_CLASSES + 1:
-        columns = max(2, 2 * (len(predictions) + 2))
+        widest = max(len(patch.get_label()) for patch in patches)
+        columns = max(1, int(figure.get_figwidth() * 13 // (widest + 6)))
         figure.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     return figure
 
@@ -89,11 +125,11 @@ def segmentation_figure(
 def depth_figure(
     images: Sequence[Tensor], truths: Sequence[Tensor], predictions: Mapping[str, Sequence[Tensor]], max_depth: float
 ) -> "Figure":
-    """A row per image: input, true depth, and the depth each model predicts, all on one scale in metres.
+    """Draws a row per image: input, true depth, and the predicted depth of each model, on one scale in metres.
 
     Args:
-        images: Images (3, h, w), values in [0, 1].
-        truths: Depth maps (H, W) in metres; unmeasured pixels (0 or NaN) are left white.
+        images: Pictures (h, w, 3), values in [0, 1].
+        truths: Depth maps (H, W) in metres; pixels without a measurement (0 or NaN) are white.
         predictions: Name of the model -> depth maps (H, W) in metres.
         max_depth: Depth at the end of the scale, in metres.
     """
@@ -109,16 +145,14 @@ def depth_figure(
 
 
 def size_figure(points: Sequence[tuple[str, float, float, float, float]], metric: str, title: str = "") -> "Figure":
-    """A figure against the number of parameters, with its 95 % intervals.
+    """Draws a metric against the number of parameters, with its 95 % intervals.
 
     Args:
         points: (name, parameters, value, low, high) of each model.
         metric: Label of the vertical axis.
         title: Title of the figure.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = new_figure(6.4, 4.2)
     axes = figure.add_subplot()
     for i, (name, size, value, low, high) in enumerate(points):
         error = [[max(0.0, value - low)], [max(0.0, high - value)]]
@@ -135,7 +169,7 @@ def size_figure(points: Sequence[tuple[str, float, float, float, float]], metric
 
 
 def class_colours(number: int) -> Tensor:
-    """Colours (number, 3) in [0, 1] that neighbouring classes do not share: hues by the golden ratio."""
+    """Returns colours (number, 3) in [0, 1] that differ between neighbouring classes: hues by the golden ratio."""
     from matplotlib.colors import hsv_to_rgb
 
     indices = torch.arange(number, dtype=torch.double)
@@ -148,16 +182,12 @@ def class_colours(number: int) -> Tensor:
 def _rows(
     images: Sequence[Tensor], columns: Mapping[str, Sequence[Tensor]], show: object, extra_width: float = 0.2
 ) -> "Figure":
-    from matplotlib.figure import Figure
-
-    aspect = images[0].shape[-2] / images[0].shape[-1]
+    aspect = images[0].shape[0] / images[0].shape[1]
     width, rows = 2.3, len(images)
-    figure = Figure(
-        figsize=(width * (len(columns) + 1) + extra_width, width * aspect * rows + 0.9), layout="constrained"
-    )
+    figure = new_figure(width * (len(columns) + 1) + extra_width, width * aspect * rows + 0.9)
     grid = figure.subplots(rows, len(columns) + 1, squeeze=False)
     for row in range(rows):
-        grid[row][0].imshow(images[row].permute(1, 2, 0).numpy())
+        grid[row][0].imshow(images[row].numpy())
         for axes, values in zip(grid[row][1:], columns.values(), strict=True):
             show(axes, values[row])
     for axes, title in zip(grid[0], ["input", *columns], strict=True):

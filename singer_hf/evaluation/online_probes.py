@@ -1,4 +1,4 @@
-"""Evaluators for training: cheap nearest neighbours and a linear probe on a fixed share of labelled images."""
+"""Evaluator for training: nearest neighbours and a linear probe on a fixed share of labelled images."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -10,39 +10,40 @@ from torch import Tensor, nn
 from singer_hf.data.columns import select_image_and_label
 from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.transforms import eval_transform
-from singer_hf.evaluation.features.feature_batches import ModelFeatures, in_order
+from singer_hf.evaluation.features.feature_loaders import ModelFeatureLoader, in_order
 from singer_hf.evaluation.features.frozen_features import FrozenFeatures
-from singer_hf.evaluation.heads.knn import check_same_classes, knn_accuracy
+from singer_hf.evaluation.heads.knn import knn_accuracy
 from singer_hf.evaluation.heads.logistic_regression import linear_probe, split_validation
+from singer_hf.evaluation.label_checks import check_same_classes
 
 Probe = Literal["knn", "linear_probe"]
 PROBES: tuple[str, ...] = get_args(Probe)
 
 
 class OnlineProbes:
-    """A callable student -> figures, for the trainer's ``evaluators``.
+    """A callable student -> metrics, for the trainer's ``evaluators``.
 
-    Every call looks at the same images, so that figures of different steps can be compared. The features are those of
-    the last block before the norm: class token and mean patch side by side, or the mean patch of a model without class
-    token. Nothing is drawn at random, and the student is put back as it was.
+    Every call uses the same images, so that metrics of different steps can be compared. The features are those of the
+    last block before the norm: class token and mean patch concatenated, or the mean patch of a model without class
+    token. A call draws no random numbers, and every module of the student gets its mode back.
 
-    The figures are ``knn_top1`` and ``linear_probe_top1``, in [0, 1]; the trainer logs them as ``eval_knn_top1`` and
+    The metrics are ``knn_top1`` and ``linear_probe_top1``, in [0, 1]; the trainer logs them as ``eval_knn_top1`` and
     ``eval_linear_probe_top1``, and ``metric_for_best_model="knn_top1"`` saves the best.
 
     Args:
-        train_dataset: Labelled images to learn from: a dataset of the `datasets` library with images and classes.
-        test_dataset: Labelled images to measure on.
+        train_dataset: Labelled training images: a dataset of the `datasets` library with images and classes.
+        test_dataset: Labelled test images.
         image_processor: The student's image processor.
-        probes: What to run: "knn", "linear_probe" or both; the features are computed once.
+        probes: "knn", "linear_probe" or both; the features are extracted once.
         share: Share of the labelled images of either set that is used, in (0, 1].
-        max_images: At most this many images of either set.
-        image_column: Column with the images; found by itself if None.
-        label_column: Column with the classes; found by itself if None.
+        max_images: Largest number of images of either set.
+        image_column: Column with the images; None searches for it.
+        label_column: Column with the classes; None searches for it.
         seed: Seed of the share.
-        k: Neighbours of the vote.
+        k: Number of neighbours in the vote.
         temperature: Temperature of the vote.
         batch_size: Images per forward pass.
-        num_workers: Processes that read images.
+        num_workers: Number of processes that load images.
 
     Raises:
         ValueError: If an argument is out of range, a set has no labels, or the classes do not fit.
@@ -84,20 +85,20 @@ class OnlineProbes:
         self.k = min(k, len(self.train_labels))
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Figures of the student as it is."""
+        """Computes the metrics of the student."""
         train, test = self._features(model, self.train_rows), self._features(model, self.test_rows)
         sets = (train, self.train_labels, test, self.test_labels)
-        figures = {}
+        metrics = {}
         if "knn" in self.probes:
-            figures["knn_top1"] = knn_accuracy(*sets, k=self.k, temperature=self.temperature)
+            metrics["knn_top1"] = knn_accuracy(*sets, k=self.k, temperature=self.temperature)
         if "linear_probe" in self.probes:
-            figures["linear_probe_top1"] = linear_probe(*sets)
-        return figures
+            metrics["linear_probe_top1"] = linear_probe(*sets)
+        return metrics
 
     def _features(self, model: nn.Module, rows: object) -> Tensor:
-        source = ModelFeatures(model, rows, FrozenFeatures(), num_workers=self.num_workers)
+        loader = ModelFeatureLoader(model, rows, FrozenFeatures(), num_workers=self.num_workers)
         batches = []
-        for features, _ in source.iterate(in_order(len(rows), self.batch_size)):
+        for features, _ in loader.iterate(in_order(len(rows), self.batch_size)):
             last = [features[name][:, -1] for name in ("cls", "mean") if name in features]
             batches.append(torch.cat(last, dim=1).cpu())
         return torch.cat(batches)

@@ -1,4 +1,4 @@
-"""Figures with all that is needed to trust and repeat them: results.json, a markdown table and the model card."""
+"""Results of an evaluation with the settings that repeat them: results.json, markdown tables and the model card."""
 
 import json
 import math
@@ -11,9 +11,11 @@ from huggingface_hub import ModelCard
 from torch import Tensor
 
 from singer_hf.cards.hub_metadata import Evaluation, eval_results
+from singer_hf.cards.markdown import markdown_table
 from singer_hf.cards.student_card import library_versions
-from singer_hf.evaluation.benchmarks.catalog import MEANS, METRICS, Benchmark, mean_figures
-from singer_hf.evaluation.metrics import greater_is_better, per_class_accuracy, per_class_iou
+from singer_hf.evaluation.benchmarks.benchmark import Benchmark
+from singer_hf.evaluation.benchmarks.catalog import MEANS, mean_metrics
+from singer_hf.evaluation.metrics import TASK_METRICS, greater_is_better, per_class_accuracy, per_class_iou
 
 _TAG = "singer-hf"
 _OTHER_LIBRARIES = ("torchvision", "scikit-learn", "numpy")
@@ -21,27 +23,27 @@ _OTHER_LIBRARIES = ("torchvision", "scikit-learn", "numpy")
 
 @dataclass(frozen=True)
 class Result:
-    """One figure of one model on one benchmark.
+    """One metric of one model on one benchmark.
 
     Attributes:
         model: Name of the model.
         benchmark: Name of the benchmark.
         task: "classification", "segmentation", "depth" or "knn".
-        metric: Name of the figure.
-        value: The figure; accuracies and IoU in [0, 1], errors of depth in metres.
+        metric: Name of the metric.
+        value: Value of the metric; accuracies and IoU in [0, 1], errors of depth in metres.
         low: Lower end of the 95 % bootstrap interval.
         high: Upper end.
         n: Number of test images.
         seed: Seed of the run.
         protocol: Name of the protocol.
-        changes: What departs from the protocol.
-        head: Name of the chosen head, or what the neighbours were searched by.
+        changes: Settings that differ from the protocol.
+        head: Name of the chosen head, or description of the nearest-neighbour vote.
         dataset: Name of the data, a Hub id or a folder's own name.
         data_fingerprint: Hash of the rows.
-        image_size: (height, width) of what the model was shown, in pixels.
+        image_size: (height, width) of the model's input in pixels.
         num_parameters: Number of the model's parameters.
-        num_train: Number of training images; 0 for a reused head, whose name says it.
-        notes: What the model lacks for the protocol, and what was done instead.
+        num_train: Number of training images; 0 for a reused head, whose name gives it.
+        notes: What the model lacks for the protocol, and the replacement.
     """
 
     model: str
@@ -65,8 +67,8 @@ class Result:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the figure that stands for the benchmark."""
-        return self.metric == METRICS[self.task]
+        """Whether this is the main metric of the benchmark."""
+        return self.metric == TASK_METRICS[self.task].main_metric()
 
 
 def write_results(folder: str | Path, results: Sequence[Result]) -> None:
@@ -76,35 +78,36 @@ def write_results(folder: str | Path, results: Sequence[Result]) -> None:
         ValueError: If there are no results.
     """
     if not results:
-        raise ValueError("`results` must hold at least one figure, got none")
+        raise ValueError("`results` must hold at least one metric, got none")
     rows = [
         {**asdict(result), "greater_is_better": greater_is_better(result.metric), "interval": "95 % bootstrap"}
         for result in results
     ]
-    means = {model: mean_figures(figures) for model, figures in _main_figures(results).items()}
+    means = {model: mean_metrics(values) for model, values in _main_metrics(results).items()}
     data = {"versions": versions(), "results": _without_nan(rows), "means": means}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "results.md").write_text(results_table(results) + "\n\n" + all_figures_table(results) + "\n", "utf-8")
+    page = "\n\n".join((results_table(results), all_metrics_table(results), metric_descriptions(results)))
+    (folder / "results.md").write_text(page + "\n", encoding="utf-8")
 
 
 def write_per_class(
     folder: str | Path, benchmark: Benchmark, class_names: Sequence[str], confusions: Mapping[str, Tensor]
 ) -> None:
-    """Writes ``per_class_<benchmark>.json``: for every class each model's accuracy, or IoU for masks, and its samples.
+    """Writes ``per_class_<benchmark>.json``: the samples of each class and the accuracy, or IoU, of each model on it.
 
     Args:
         folder: Folder to write into.
         benchmark: The benchmark.
         class_names: Names of the C classes.
-        confusions: Name of the model -> confusion matrix (C, C), rows are the truth.
+        confusions: Name of the model -> confusion matrix (C, C), rows are the true classes.
     """
-    measure = per_class_iou if benchmark.task == "segmentation" else per_class_accuracy
-    figures = {model: measure(confusion).tolist() for model, confusion in confusions.items()}
+    per_class = per_class_iou if benchmark.task == "segmentation" else per_class_accuracy
+    metrics = {model: per_class(confusion).tolist() for model, confusion in confusions.items()}
     samples = next(iter(confusions.values())).sum(dim=1).long().tolist()
     rows = [
-        {"class": name, "n": samples[i], **{model: values[i] for model, values in figures.items()}}
+        {"class": name, "n": samples[i], **{model: values[i] for model, values in metrics.items()}}
         for i, name in enumerate(class_names)
     ]
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -113,57 +116,61 @@ def write_per_class(
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries a figure depends on."""
+    """Returns the versions of the libraries on which the metrics depend."""
     return {**library_versions(), **{name: version(name) for name in _OTHER_LIBRARIES}}
 
 
 def results_table(results: Sequence[Result]) -> str:
-    """A markdown table: a row per model, a column per benchmark with its 95 % interval, and the means."""
+    """Returns a markdown table: a row per model, a column per benchmark with its 95 % interval, and the means."""
     main = [result for result in results if result.is_main]
     columns = list(dict.fromkeys((result.benchmark, result.metric) for result in main))
-    figures = _main_figures(results)
-    means = [name for name in MEANS if any(name in mean_figures(row) for row in figures.values())]
+    metrics = _main_metrics(results)
+    means = [name for name in MEANS if any(name in mean_metrics(row) for row in metrics.values())]
     header = ["model", "parameters", *(f"{name} {metric} {_arrow(metric)}" for name, metric in columns), *means]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    rows = []
     for model in dict.fromkeys(result.model for result in main):
         own = {(result.benchmark, result.metric): result for result in main if result.model == model}
         size = next(iter(own.values())).num_parameters
         cells = [_cell(own[column]) if column in own else "-" for column in columns]
-        averages = mean_figures(figures[model])
+        averages = mean_metrics(metrics[model])
         cells += [f"{averages[name]:.3f}" if name in averages else "-" for name in means]
-        lines.append(f"| {' | '.join([model, f'{size / 1e6:.3g} M', *cells])} |")
-    return "\n".join(lines)
+        rows.append((model, f"{size / 1e6:.3g} M", *cells))
+    return markdown_table(header, rows)
 
 
-def all_figures_table(results: Iterable[Result]) -> str:
-    """A markdown table with a row per figure."""
-    lines = [
-        "| model | benchmark | metric | value | 95 % interval | n | head | protocol | departs by |",
-        "|---" * 9 + "|",
-    ]
+def all_metrics_table(results: Iterable[Result]) -> str:
+    """Returns a markdown table with a row per metric."""
+    header = ("model", "benchmark", "metric", "value", "95 % interval", "n", "head", "protocol", "changes")
+    rows = []
     for item in results:
         changes = ", ".join(f"{name}={value}" for name, value in item.changes.items()) or "-"
         row = (item.model, item.benchmark, f"{item.metric} {_arrow(item.metric)}", f"{item.value:.4f}")
-        row += (f"{item.low:.4f} to {item.high:.4f}", str(item.n), item.head, item.protocol, changes)
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+        row += (f"{item.low:.4f} to {item.high:.4f}", item.n, item.head, item.protocol, changes)
+        rows.append(row)
+    return markdown_table(header, rows)
+
+
+def metric_descriptions(results: Iterable[Result]) -> str:
+    """Returns a markdown list with the description of the metrics of each task."""
+    tasks = dict.fromkeys(result.task for result in results)
+    return "\n".join(f"- {task}: {TASK_METRICS[task].description}" for task in tasks)
 
 
 def has_student_card(folder: str | Path) -> bool:
-    """Whether ``folder`` is a local student's folder: with a README.md that this package's trainer wrote."""
+    """Returns whether ``folder`` is the local folder of a student, with a README.md by the trainer of this package."""
     file = Path(folder) / "README.md"
     return file.is_file() and _TAG in (ModelCard.load(file).data.tags or ())
 
 
 def write_to_card(folder: str | Path, results: Sequence[Result]) -> None:
-    """Puts the main figures into the ``model-index`` of the card in ``folder``; older figures of the same kind go.
+    """Writes the main metrics into the ``model-index`` of the card in ``folder`` and replaces older ones.
 
     Args:
-        folder: A student's folder with its README.md.
-        results: Figures of this student.
+        folder: Folder of a student with its README.md.
+        results: Results of this student.
 
     Raises:
-        ValueError: If ``folder`` holds no student's card.
+        ValueError: If ``folder`` has no card of a student.
     """
     if not has_student_card(folder):
         raise ValueError(
@@ -187,12 +194,12 @@ def _is_same(first: object, second: object) -> bool:
     return all(getattr(first, name) == getattr(second, name) for name in names)
 
 
-def _main_figures(results: Iterable[Result]) -> dict[str, dict[str, float]]:
-    figures: dict[str, dict[str, float]] = {}
+def _main_metrics(results: Iterable[Result]) -> dict[str, dict[str, float]]:
+    metrics: dict[str, dict[str, float]] = {}
     for result in results:
         if result.is_main:
-            figures.setdefault(result.model, {})[result.benchmark] = result.value
-    return figures
+            metrics.setdefault(result.model, {})[result.benchmark] = result.value
+    return metrics
 
 
 def _cell(result: Result) -> str:

@@ -8,9 +8,11 @@ import transformers as hf
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+from torch.nn import functional as F
 
 from singer_hf.data.image_processors import image_spec
-from singer_hf.evaluation.benchmarks.run_settings import Subject
+from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
+from singer_hf.evaluation.features.feature_loaders import ArrayFeatureLoader
 
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 60, 220), (230, 220, 60))
 SIZE = 16
@@ -72,11 +74,38 @@ def tiny_processor(size: int = SIZE) -> hf.ViTImageProcessor:
     return hf.ViTImageProcessor(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
 
 
-def tiny_subject(name: str = "tiny", seed: int = 0) -> Subject:
-    return Subject(name, tiny_model(seed), image_spec(tiny_processor()))
+def tiny_evaluated_model(name: str = "tiny", seed: int = 0) -> EvaluatedModel:
+    return EvaluatedModel(name, tiny_model(seed), image_spec(tiny_processor()))
 
 
 def saved_model(folder: Path, seed: int = 0) -> Path:
     tiny_model(seed).save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return folder
+
+
+def class_rows(rows=160, blocks=1, seed=0):
+    """Class tokens that tell one of 4 classes linearly, and a mean patch that does not."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (rows,), generator=rng)
+    centres = torch.randn(4, 8, generator=torch.Generator().manual_seed(99)) * 2
+    tokens = centres[labels][:, None] + torch.randn(rows, blocks, 8, generator=rng)
+    return ArrayFeatureLoader({"cls": tokens, "mean": torch.randn(rows, blocks, 8, generator=rng)}, labels)
+
+
+def dense_rows(task, rows=48, seed=0, shuffled=False):
+    """Patch features whose channels give the class or depth of each 4 x 4 pixel block linearly."""
+    rng = torch.Generator().manual_seed(seed)
+    classes = torch.randint(0, 3, (rows, 4, 6), generator=rng)
+    patches = F.one_hot(classes, 8).float().permute(0, 3, 1, 2) + 0.1 * torch.randn(rows, 8, 4, 6, generator=rng)
+    labels = classes.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    if task == "depth":
+        labels = 1.0 + 3.0 * labels
+    if shuffled:
+        labels = labels[torch.randperm(rows, generator=rng)]
+    return ArrayFeatureLoader({"map": patches, "global": torch.randn(rows, 8, generator=rng)}, labels)
+
+
+def first(loader):
+    """Features of the first four rows."""
+    return next(loader.iterate([range(4)]))[0]

@@ -1,4 +1,4 @@
-"""Images paired with masks and depth maps, and the views that cut both alike."""
+"""Images paired with masks and depth maps, and the crops that cut both alike."""
 
 import io
 from pathlib import Path
@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.evaluation.benchmarks.dense_data import DenseRows, DepthDecoder, MaskDecoder, select_dense_columns
-from singer_hf.evaluation.benchmarks.image_crops import View
+from singer_hf.evaluation.benchmarks.image_crops import ImageCrop
 
 NORMAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 KINDS = ("center", "squash", "random_crop", "random_resized_crop")
 
 
-def view(kind, size=(8, 8), resize=12):
-    return View(kind, size, resize, **NORMAL)
+def crop(kind, size=(8, 8), resize=12):
+    return ImageCrop(kind, size, resize, **NORMAL)
 
 
 def dataset(images, targets, target="annotation"):
@@ -35,7 +35,7 @@ def coded_rows(kind, number=6, seed=0):
     masks = [rng.integers(0, 6, (3, 4)).repeat(5, axis=0).repeat(6, axis=1).astype(np.uint8) for _ in range(number)]
     images = [Image.fromarray(np.stack([mask * 40] * 3, axis=2)) for mask in masks]
     columns = select_dense_columns(dataset(images, [Image.fromarray(mask) for mask in masks]), "segmentation")
-    return DenseRows(columns, view(kind), MaskDecoder(), seed)
+    return DenseRows(columns, crop(kind), MaskDecoder(), seed)
 
 
 # Decoding
@@ -83,18 +83,18 @@ def test_image_and_mask_are_cut_alike(kind):
         assert row["pixel_values"].shape == (3, 8, 8)
         assert row["labels"].shape == (8, 8)
         assert row["labels"].dtype == torch.uint8
-        told = row["pixel_values"][0] * 255 / 40
+        decoded = row["pixel_values"][0] * 255 / 40
         # Between two classes the image is interpolated; inside the blocks it must tell the mask's class.
-        assert ((told - row["labels"]).abs() < 0.5).float().mean() > 0.6
+        assert ((decoded - row["labels"]).abs() < 0.5).float().mean() > 0.6
 
 
 def test_masks_are_resized_to_the_nearest_pixel():
     for kind in KINDS:
         rows = coded_rows(kind)
-        assert set(rows[0]["labels"].unique().tolist()) <= set(rows.read(0)[1].unique().tolist())
+        assert set(rows[0]["labels"].unique().tolist()) <= set(rows.load(0)[1].unique().tolist())
 
 
-def test_random_views_are_the_same_for_any_number_of_workers_and_change_with_the_epoch():
+def test_random_crops_are_the_same_for_any_number_of_workers_and_change_with_the_epoch():
     rows = coded_rows("random_crop")
     alone = [rows[i]["pixel_values"] for i in range(len(rows))]
     worker = [row["pixel_values"] for row in DataLoader(rows, batch_size=None, num_workers=1)]
@@ -111,9 +111,9 @@ def test_reading_a_row_leaves_the_process_s_random_numbers_alone():
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_a_whole_view_keeps_the_mask_as_it_is_stored():
+def test_a_whole_crop_keeps_the_mask_as_it_is_stored():
     rows = DenseRows(
-        select_dense_columns(half_masks(1), "segmentation"), view("whole", resize=10), MaskDecoder((11, 255))
+        select_dense_columns(half_masks(1), "segmentation"), crop("whole", resize=10), MaskDecoder((11, 255))
     )
     row = rows[0]
     assert row["pixel_values"].shape == (3, 10, 15)
@@ -121,20 +121,20 @@ def test_a_whole_view_keeps_the_mask_as_it_is_stored():
     assert (row["labels"][0] == 255).all()
 
 
-def test_a_view_undoes_its_normalisation_for_pictures():
-    shown = View("squash", (4, 4), 4, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+def test_a_crop_undoes_its_normalisation_for_pictures():
+    shown = ImageCrop("squash", (4, 4), 4, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
     pixels = shown(Image.new("RGB", (4, 4), (51, 102, 153)))
-    assert shown.restore(pixels)[:, 0, 0].tolist() == pytest.approx([0.2, 0.4, 0.6], abs=1e-4)
+    assert shown.to_picture(pixels)[0, 0].tolist() == pytest.approx([0.2, 0.4, 0.6], abs=1e-4)
 
 
 def test_a_crop_larger_than_the_image_is_refused():
     with pytest.raises(ValueError, match=r"`resize` must be at least the crop's 8 pixels, got 6"):
-        view("center", resize=6)
+        crop("center", resize=6)
 
 
-def test_the_repr_of_a_view_says_all_it_does():
-    assert " at 0x" not in repr(view("center"))
-    assert repr(view("center")) != repr(view("center", resize=13))
+def test_the_repr_of_a_crop_describes_it_completely():
+    assert " at 0x" not in repr(crop("center"))
+    assert repr(crop("center")) != repr(crop("center", resize=13))
 
 
 # Bad input
@@ -146,14 +146,14 @@ def test_a_mask_of_another_size_than_its_image_is_refused():
     )
     message = r"a mask must be of the size of its image \(height, width\) \(4, 6\), got \(4, 5\) in row 0; resize"
     with pytest.raises(ValueError, match=message):
-        DenseRows(rows, view("center"), MaskDecoder())[0]
+        DenseRows(rows, crop("center"), MaskDecoder())[0]
 
 
 def test_a_broken_image_is_named_by_its_row():
     rows = select_dense_columns(half_masks(1), "segmentation")
     broken = rows.map(lambda row: {"image": {"bytes": b"no image", "path": None}}, load_from_cache_file=False)
     with pytest.raises(ValueError, match=r"row 0 must hold a readable image and target, got cannot identify"):
-        DenseRows(broken, view("center"), MaskDecoder())[0]
+        DenseRows(broken, crop("center"), MaskDecoder())[0]
 
 
 def test_columns_are_found_by_their_names():
@@ -167,7 +167,7 @@ def test_columns_that_cannot_be_found_are_asked_for():
     features = Features(dict.fromkeys(("image", "first", "second"), ImageFeature()))
     picture = [Image.new("L", (4, 4))]
     many = Dataset.from_dict({"image": picture, "first": picture, "second": picture}, features=features)
-    with pytest.raises(ValueError, match=r"`target_column` must say which of the image columns .* to use, got None"):
+    with pytest.raises(ValueError, match=r"`target_column` must name one of the image columns .*, got None"):
         select_dense_columns(many, "segmentation")
     with pytest.raises(ValueError, match=r"`target_column` must be one of the image columns .*, got 'third'"):
         select_dense_columns(many, "segmentation", target_column="third")
@@ -175,14 +175,14 @@ def test_columns_that_cannot_be_found_are_asked_for():
 
 
 def test_a_folder_of_images_and_masks_is_read_by_its_metadata(tmp_path):
+    from singer_hf.evaluation.benchmarks.benchmark import Benchmark
     from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark
-    from singer_hf.evaluation.benchmarks.catalog import Benchmark
 
     for split in ("train", "test"):
         _write_pairs(tmp_path / split)
     own = Benchmark("own", "segmentation", str(tmp_path), image_column=None, target_column=None, num_classes=2)
     data = load_benchmark(own)
-    rows = DenseRows(data.test, view("squash"), MaskDecoder((11, 255)))
+    rows = DenseRows(data.test, crop("squash"), MaskDecoder((11, 255)))
     assert len(rows) == 2
     assert set(rows[0]["labels"].unique().tolist()) <= {0, 1, 255}
     assert load_image_dataset(tmp_path, image_column="image").column_names == ["image"]  # and still distils
@@ -203,4 +203,4 @@ def test_stored_bytes_without_the_image_type_are_read_too():
     Image.new("L", (4, 4)).save(buffer, "PNG")
     plain = [{"bytes": buffer.getvalue(), "path": None}]
     rows = select_dense_columns(Dataset.from_dict({"image": plain, "annotation": plain}), "segmentation")
-    assert DenseRows(rows, view("squash"), MaskDecoder())[0]["labels"].shape == (8, 8)
+    assert DenseRows(rows, crop("squash"), MaskDecoder())[0]["labels"].shape == (8, 8)

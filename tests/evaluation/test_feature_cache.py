@@ -11,7 +11,6 @@ import torch
 import transformers as hf
 from torch import nn
 
-from singer_hf.evaluation.features.feature_batches import ModelFeatures
 from singer_hf.evaluation.features.feature_cache import (
     CacheBudgetError,
     cache_features,
@@ -20,9 +19,11 @@ from singer_hf.evaluation.features.feature_cache import (
     model_fingerprint,
     open_cache,
 )
+from singer_hf.evaluation.features.feature_loaders import ModelFeatureLoader
 from singer_hf.evaluation.features.frozen_features import FrozenFeatures
-from singer_hf.evaluation.heads.fit import Candidate, FitSettings, fit_heads
-from singer_hf.evaluation.heads.heads import LinearHead, SegmentationHead
+from singer_hf.evaluation.heads.fit import fit_heads
+from singer_hf.evaluation.heads.fit_settings import Candidate, FitSettings
+from singer_hf.evaluation.heads.linear_heads import LinearHead, SegmentationHead
 from singer_hf.evaluation.heads.tasks import ClassificationTask, SegmentationTask
 
 QUIET = {"progress": False}
@@ -50,23 +51,25 @@ class Rows(torch.utils.data.Dataset):
         return {"pixel_values": self.images[index], "labels": self.labels[index]}
 
 
-def source_of(model, labels=None, **options):
-    return ModelFeatures(model, Rows(torch.arange(10) % 2 if labels is None else labels), FrozenFeatures(**options))
+def loader_of(model, labels=None, **options):
+    return ModelFeatureLoader(
+        model, Rows(torch.arange(10) % 2 if labels is None else labels), FrozenFeatures(**options)
+    )
 
 
 def fingerprint(model, data="rows", transform="centre crop 32", features_fn=None):
     return cache_fingerprint(model, data, transform, features_fn or FrozenFeatures())
 
 
-def batch(source, rows):
-    return next(source.iterate([rows]))
+def batch(loader, rows):
+    return next(loader.iterate([rows]))
 
 
 def test_cached_features_equal_those_computed_anew(model, tmp_path):
-    source = source_of(model, num_blocks=2)
-    cached = cache_features(source, tmp_path, fingerprint(model), batch_size=4, **QUIET)
+    loader = loader_of(model, num_blocks=2)
+    cached = cache_features(loader, tmp_path, fingerprint(model), batch_size=4, **QUIET)
     rows = [7, 0, 3]
-    (features, labels), (expected, expected_labels) = batch(cached, rows), batch(source, rows)
+    (features, labels), (expected, expected_labels) = batch(cached, rows), batch(loader, rows)
     assert features.keys() == expected.keys() == {"cls", "mean"}
     assert all(torch.allclose(features[name], expected[name], atol=1e-6) for name in features)
     assert torch.equal(labels, expected_labels)
@@ -76,11 +79,11 @@ def test_cached_features_equal_those_computed_anew(model, tmp_path):
 @pytest.mark.parametrize("dense", [False, True])
 def test_a_probe_on_cached_features_equals_one_on_features_computed_anew(model, tmp_path, dense):
     labels = torch.randint(0, 2, (10, 32, 32) if dense else (10,), generator=torch.Generator().manual_seed(0))
-    source = source_of(model, labels, dense=dense)
+    loader = loader_of(model, labels, dense=dense)
     task = SegmentationTask(2) if dense else ClassificationTask(2)
     weights = []
-    for rows in (source, cache_features(source, tmp_path, fingerprint(model), **QUIET)):
-        features = batch(source, range(2))[0]
+    for rows in (loader, cache_features(loader, tmp_path, fingerprint(model), **QUIET)):
+        features = batch(loader, range(2))[0]
         head = SegmentationHead(features, 2) if dense else LinearHead(features, 2)
         fit_heads({"a": Candidate(head, 0.1)}, task, rows, FitSettings(epochs=3, batch_size=4), **QUIET)
         weights.append(nn.utils.parameters_to_vector(head.parameters()))
@@ -88,10 +91,10 @@ def test_a_probe_on_cached_features_equals_one_on_features_computed_anew(model, 
 
 
 def test_the_images_are_read_once(model, tmp_path):
-    source = source_of(model)
+    loader = loader_of(model)
     for _ in range(2):
-        cache_features(source, tmp_path, fingerprint(model), batch_size=5, **QUIET)
-        assert source.dataset.reads == 10 + 5  # and the first batch once more, for the shapes
+        cache_features(loader, tmp_path, fingerprint(model), batch_size=5, **QUIET)
+        assert loader.dataset.reads == 10 + 5  # and the first batch once more, for the shapes
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_the_images_are_read_once(model, tmp_path):
 )
 def test_other_data_transforms_or_features_make_another_cache(model, tmp_path, change):
     for parts in (fingerprint(model), fingerprint(model, **change)):
-        cache_features(source_of(model), tmp_path, parts, **QUIET)
+        cache_features(loader_of(model), tmp_path, parts, **QUIET)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -115,7 +118,7 @@ def test_any_changed_weight_or_config_changes_the_fingerprint(model):
 
 def test_a_cache_of_another_model_is_refused(model, tmp_path):
     parts = fingerprint(model)
-    cache_features(source_of(model), tmp_path, parts, **QUIET)
+    cache_features(loader_of(model), tmp_path, parts, **QUIET)
     (folder,) = tmp_path.iterdir()
     other = {**parts, "model": "0" * 64}
     with pytest.raises(
@@ -127,45 +130,47 @@ def test_a_cache_of_another_model_is_refused(model, tmp_path):
 
 
 def test_a_repr_with_a_memory_address_is_refused(model):
-    with pytest.raises(ValueError, match="the `repr` of `transform` must say what it does, got '<object object at 0x"):
+    with pytest.raises(
+        ValueError, match="the `repr` of `transform` must describe what it does, got '<object object at 0x"
+    ):
         fingerprint(model, transform=object())
 
 
 def test_the_size_is_said_before_the_model_runs_over_the_set(model, tmp_path, caplog):
-    source = source_of(model)
+    loader = loader_of(model)
     with caplog.at_level(logging.INFO):
-        cache_features(source, tmp_path, fingerprint(model), batch_size=2, **QUIET)
+        cache_features(loader, tmp_path, fingerprint(model), batch_size=2, **QUIET)
     # 10 rows of a class token and a mean patch of 16 float32 each, and an int64 label.
     assert f"Caching {10 * (2 * 16 * 4 + 8) / 2**30:.3g} GiB of features in {tmp_path}" in caplog.text
 
 
 def test_a_budget_that_is_too_small_is_refused_and_leaves_nothing(model, tmp_path, caplog):
-    source = source_of(model)
+    loader = loader_of(model)
     with pytest.raises(
         CacheBudgetError, match=r"the features need 1.27e-06 GiB, more than `budget_gib`=1e-09; raise it"
     ):
-        cache_features(source, tmp_path, fingerprint(model), budget_gib=1e-9, **QUIET)
+        cache_features(loader, tmp_path, fingerprint(model), budget_gib=1e-9, **QUIET)
     assert list(tmp_path.iterdir()) == []
-    assert cache_if_it_fits(source, tmp_path, fingerprint(model), budget_gib=1e-9, **QUIET) is source
+    assert cache_if_it_fits(loader, tmp_path, fingerprint(model), budget_gib=1e-9, **QUIET) is loader
     assert "more than `budget_gib`=1e-09; raise it. They are computed anew in every pass." in caplog.text
 
 
 def test_an_interrupted_run_leaves_no_cache(model, tmp_path):
-    source = source_of(model)
-    source.dataset.labels = source.dataset.labels[:9]
+    loader = loader_of(model)
+    loader.dataset.labels = loader.dataset.labels[:9]
     with pytest.raises(IndexError):
-        cache_features(source, tmp_path, fingerprint(model), batch_size=2, **QUIET)
+        cache_features(loader, tmp_path, fingerprint(model), batch_size=2, **QUIET)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_concurrent_runs_share_one_complete_cache(model, tmp_path):
     parts, results = fingerprint(model), []
-    sources = [source_of(copy.deepcopy(model)) for _ in range(4)]
+    loaders = [loader_of(copy.deepcopy(model)) for _ in range(4)]
 
-    def run(source):
-        results.append(batch(cache_features(source, tmp_path, parts, batch_size=2, **QUIET), range(10))[0]["cls"])
+    def run(loader):
+        results.append(batch(cache_features(loader, tmp_path, parts, batch_size=2, **QUIET), range(10))[0]["cls"])
 
-    threads = [threading.Thread(target=run, args=(source,)) for source in sources]
+    threads = [threading.Thread(target=run, args=(loader,)) for loader in loaders]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Evaluators for training: the same images at every call, figures that serve as metric_for_best_model."""
+"""Evaluators for training: the same images at every call, metrics that serve as metric_for_best_model."""
 
 import sys
 
@@ -13,9 +13,9 @@ from zoo import FAMILIES, HIDDEN, IMAGE
 
 from singer_hf.commands import distill as distill_command
 from singer_hf.data.image_processors import image_spec
+from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
 from singer_hf.evaluation.benchmarks.protocols import get_protocol
-from singer_hf.evaluation.benchmarks.run_settings import Subject
-from singer_hf.evaluation.heads.heads import LinearHead
+from singer_hf.evaluation.heads.linear_heads import LinearHead
 from singer_hf.evaluation.online_probes import OnlineProbes
 
 
@@ -24,22 +24,22 @@ def probes(train=None, test=None, **options):
     return OnlineProbes(train, test, tiny_processor(), **{"share": 1.0, **options})
 
 
-def test_both_figures_of_a_model_that_sees_colours_are_high():
-    figures = probes()(tiny_model())
-    assert set(figures) == {"knn_top1", "linear_probe_top1"}
-    assert all(value > 0.9 for value in figures.values())
+def test_both_metrics_of_a_model_that_sees_colours_are_high():
+    metrics = probes()(tiny_model())
+    assert set(metrics) == {"knn_top1", "linear_probe_top1"}
+    assert all(value > 0.9 for value in metrics.values())
 
 
-def test_shuffled_classes_cannot_be_told():
+def test_shuffled_classes_cannot_be_learned():
     train = colour_dataset(90)
     order = torch.randperm(90, generator=torch.Generator().manual_seed(0)).tolist()
     labels = [train[i]["label"] for i in order]
     train = train.remove_columns("label").add_column("label", labels)
-    figures = probes(train)(tiny_model())
-    assert all(value < 0.7 for value in figures.values())
+    metrics = probes(train)(tiny_model())
+    assert all(value < 0.7 for value in metrics.values())
 
 
-def test_every_call_gives_the_same_figures_and_leaves_the_model_as_it_was():
+def test_every_call_gives_the_same_metrics_and_leaves_the_model_as_it_was():
     model, online = tiny_model().train(), probes(share=0.5)
     model.layers[0].eval()
     first, second = online(model), online(model)
@@ -60,11 +60,11 @@ def test_the_number_of_images_is_limited():
     assert len(probes(max_images=12).train_labels) == 12
 
 
-def test_only_what_is_asked_for_is_run():
+def test_only_the_chosen_probes_are_run():
     assert set(probes(probes=["knn"])(tiny_model())) == {"knn_top1"}
 
 
-def test_figures_do_not_depend_on_the_number_of_workers():
+def test_metrics_do_not_depend_on_the_number_of_workers():
     assert probes(share=0.3)(tiny_model()) == probes(share=0.3, num_workers=1)(tiny_model())
 
 
@@ -91,13 +91,13 @@ def test_bad_input_is_refused(options, message):
         probes(**options)
 
 
-def test_the_trainer_saves_the_best_student_by_an_evaluator_s_figure(tmp_path):
+def test_the_trainer_saves_the_best_student_by_an_evaluator_s_metric(tmp_path):
     online = OnlineProbes(colour_dataset(24), colour_dataset(12, seed=1), tiny_processor(32), share=1.0)
 
     def worsening(student: nn.Module) -> dict[str, float]:
-        figures = online(student)
+        metrics = online(student)
         worsening.calls += 1
-        return {**figures, "knn_top1": figures["knn_top1"] - worsening.calls}
+        return {**metrics, "knn_top1": metrics["knn_top1"] - worsening.calls}
 
     worsening.calls = 0
     images: Dataset = colour_dataset(16)
@@ -123,30 +123,30 @@ def test_the_trainer_saves_the_best_student_by_an_evaluator_s_figure(tmp_path):
 
 @pytest.mark.parametrize("protocol", ["singer", "dinov2"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_gives_what_the_heads_read(family, protocol):
+def test_every_family_gives_the_input_of_the_heads(family, protocol):
     model = FAMILIES[family].build().eval()
-    subject = Subject(family, model, image_spec(tiny_processor(IMAGE)))
+    evaluated = EvaluatedModel(family, model, image_spec(tiny_processor(IMAGE)))
     images = torch.randn(2, 3, IMAGE, IMAGE)
-    read, choices, notes = subject.linear_features(get_protocol(protocol))
-    features = read(model, images)
+    extract, choices, notes = evaluated.linear_features(get_protocol(protocol))
+    features = extract(model, images)
     logits = [LinearHead(features, 3, tokens, blocks)(features) for tokens, blocks in choices]
     assert len(logits) == (4 if protocol == "dinov2" and "cls" in features else len(choices))
     assert all(scores.shape == (2, 3) and scores.isfinite().all() for scores in logits)
     assert ("no class token: mean patch" in notes) == ("cls" not in features)
-    dense, notes = subject.dense_features(get_protocol(protocol))
+    dense, notes = evaluated.dense_features(get_protocol(protocol))
     features = dense(model, images)
     assert features["map"].shape[:2] == (2, HIDDEN)
     assert features["map"].isfinite().all()
     assert features["global"].shape == (2, HIDDEN)
 
 
-def test_a_convolutional_network_is_read_at_its_last_feature_map():
+def test_a_convolutional_network_gives_its_last_feature_map():
     config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-    subject = Subject("resnet", hf.ResNetModel(config).eval(), image_spec(tiny_processor(IMAGE)))
-    read, choices, notes = subject.linear_features(get_protocol("dinov2"))
+    evaluated = EvaluatedModel("resnet", hf.ResNetModel(config).eval(), image_spec(tiny_processor(IMAGE)))
+    extract, choices, notes = evaluated.linear_features(get_protocol("dinov2"))
     assert choices == (("mean", 1),)
     assert notes == ["no transformer: mean of the last feature map"]
-    assert read(subject.model, torch.randn(2, 3, IMAGE, IMAGE))["mean"].shape == (2, 1, 16)
+    assert extract(evaluated.model, torch.randn(2, 3, IMAGE, IMAGE))["mean"].shape == (2, 1, 16)
 
 
 # The flag of the training script
@@ -179,7 +179,7 @@ def test_the_script_takes_evaluators_by_name(distill, tmp_path):
     assert "knn_top1" in (out / "README.md").read_text()
 
 
-def test_the_script_says_what_evaluators_need(distill, tmp_path):
+def test_evaluators_need_an_evaluation_split(distill, tmp_path):
     flags = ("--teacher_name_or_path", "t", "--student_name_or_path", "s", "--dataset_name", "d")
     with pytest.raises(ValueError, match=r"`--evaluators` need `--eval_split`, and labelled images"):
         distill(*flags, "--output_dir", tmp_path, "--evaluators", "knn")

@@ -1,4 +1,4 @@
-"""Reads a benchmark's two splits, brings their classes to one numbering and takes a fingerprint of them."""
+"""Loads the two splits of a benchmark with one numbering of their classes and a fingerprint."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from datasets import ClassLabel, Dataset, Value
 from singer_hf.data.columns import select_image_and_label
 from singer_hf.data.datasets import load_split
 from singer_hf.data.drawn_scenes import scene_dataset
-from singer_hf.evaluation.benchmarks.catalog import DRAWN, Benchmark
+from singer_hf.evaluation.benchmarks.benchmark import DRAWN, Benchmark
 from singer_hf.evaluation.benchmarks.dense_data import select_dense_columns
 from singer_hf.evaluation.benchmarks.imagenet_classes import imagenet_index
 
 _DRAWN_TRAIN, _DRAWN_TEST, _DRAWN_SIZE = 2000, 1000, 64
-_SCENE_SERIES = 1000  # apart from the series that the demo's teacher and students are trained on
+_SCENE_SERIES = 1000  # no series on which the demo's teacher or students are trained
 _HASHED_ROWS = 64
 
 
@@ -29,8 +29,8 @@ class BenchmarkData:
             benchmark that reuses another one's head.
         test: Likewise.
         num_classes: Number of classes; 0 for depth.
-        class_names: Their names, "0", "1", ... where the data does not say them.
-        fingerprint: Says whether two figures were measured on the same rows, on whatever machine.
+        class_names: Their names; "0", "1", ... if the data has none.
+        fingerprint: Hash of the rows, the same on every machine.
     """
 
     train: Dataset | None
@@ -43,30 +43,30 @@ class BenchmarkData:
 def load_benchmark(
     benchmark: Benchmark, *, max_train_samples: int | None = None, max_test_samples: int | None = None, seed: int = 0
 ) -> BenchmarkData:
-    """Reads the data of a benchmark.
+    """Loads the data of a benchmark.
 
     Args:
-        benchmark: The benchmark, with names and columns already overridden where they should be.
-        max_train_samples: At most this many training images, drawn by ``seed``.
-        max_test_samples: Likewise for the test images.
+        benchmark: The benchmark, with the names and columns to use.
+        max_train_samples: Largest number of training images; ``seed`` draws them. None takes all.
+        max_test_samples: Largest number of test images, likewise.
         seed: Seed of the subsets and of drawn scenes.
 
     Raises:
-        FileNotFoundError: If the data cannot be reached; the message says what was tried and how to give a copy.
+        FileNotFoundError: If the data cannot be reached; the message names what was tried.
         ValueError: If columns, classes or splits do not fit.
     """
     train = None
     if benchmark.train_split:
-        train = _read(benchmark, benchmark.train_name, benchmark.train_split, max_train_samples, seed, is_train=True)
+        train = _load(benchmark, benchmark.train_name, benchmark.train_split, max_train_samples, seed, is_train=True)
     name = benchmark.test_name or benchmark.train_name
-    test = _read(benchmark, name, benchmark.test_split, max_test_samples, seed, is_train=False)
+    test = _load(benchmark, name, benchmark.test_split, max_test_samples, seed, is_train=False)
     if benchmark.task in ("segmentation", "depth"):
         return _dense(benchmark, train, test)
     return _classified(benchmark, train, test)
 
 
 def with_folder(benchmark: Benchmark, dataset_name: str) -> Benchmark:
-    """The benchmark on another copy of its data, whose columns are found by themselves.
+    """Returns the benchmark on another copy of its data, with columns that are searched for.
 
     Args:
         benchmark: The benchmark.
@@ -83,9 +83,9 @@ def with_folder(benchmark: Benchmark, dataset_name: str) -> Benchmark:
 
 
 def data_fingerprint(dataset: Dataset) -> str:
-    """Hash of the number of rows, of all class indices, and of the stored bytes of up to 64 rows spread over the set.
+    """Returns a hash of the number of rows, all class indices, and the stored bytes of up to 64 rows of the set.
 
-    Unlike the fingerprint of `datasets` it does not depend on where the files lie.
+    Unlike the fingerprint of `datasets` it does not depend on the path of the files.
     """
     digest = hashlib.sha256(f"{len(dataset)} {sorted(dataset.column_names)}".encode())
     if "label" in dataset.column_names:
@@ -102,7 +102,7 @@ def _stored_bytes(stored: dict) -> bytes:
     return stored["bytes"] if stored.get("bytes") else Path(stored["path"]).read_bytes()
 
 
-def _read(
+def _load(
     benchmark: Benchmark, name: str, split: str, max_samples: int | None, seed: int, *, is_train: bool
 ) -> Dataset:
     if name == DRAWN:
@@ -133,7 +133,7 @@ def _dense(benchmark: Benchmark, train: Dataset, test: Dataset) -> BenchmarkData
     train, test = (select_dense_columns(part, benchmark.task, **columns) for part in (train, test))
     number = 0 if benchmark.task == "depth" else benchmark.num_classes
     if number is None:
-        raise ValueError(f"`num_classes` must say how many classes the masks of {benchmark.name!r} have, got None")
+        raise ValueError(f"`num_classes` must be the number of classes in the masks of {benchmark.name!r}, got None")
     names = benchmark.class_names or tuple(map(str, range(number)))
     return BenchmarkData(train, test, number, names, _both(train, test))
 
@@ -158,7 +158,7 @@ def _classified(benchmark: Benchmark, train: Dataset | None, test: Dataset) -> B
 
 
 def _labelled(dataset: Dataset, benchmark: Benchmark) -> tuple[Dataset, list[str] | None]:
-    """Columns "image" and "label" with the classes' names, if there are any; names as labels are numbered in order."""
+    """Selects columns "image" and "label", and class names if there are any; text labels are numbered in order."""
     column = benchmark.target_column
     if column in dataset.column_names and getattr(dataset.features[column], "dtype", "") in ("string", "large_string"):
         dataset = dataset.class_encode_column(column)
@@ -172,7 +172,7 @@ def _labelled(dataset: Dataset, benchmark: Benchmark) -> tuple[Dataset, list[str
 def _numbered_as_imagenet(dataset: Dataset, benchmark: Benchmark) -> Dataset:
     dataset, names = _labelled(dataset, benchmark)
     if names is not None and _are_words(names) and len(names) == benchmark.num_classes:
-        return _renumber(dataset, range(len(names)))  # called by words, as on the Hub, in the order of the head
+        return _renumber(dataset, range(len(names)))  # named by words as on the Hub, in the order of the head
     return dataset if names is None else _renumber(dataset, imagenet_index(names))
 
 
@@ -184,7 +184,7 @@ def _places(names: list[str], known: list[str]) -> list[int]:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(
-            f"the classes of the test split must be those of the training split, got {unknown[0]!r} besides; check "
+            f"the classes of the test split must be those of the training split, got {unknown[0]!r}; check "
             "that both splits are of the same data set"
         )
     return [known.index(name) for name in names]

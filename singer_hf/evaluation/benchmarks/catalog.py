@@ -1,79 +1,16 @@
-"""Named benchmarks: which data, columns, splits, classes, figure and protocol, with licence and size.
+"""The benchmarks by name, with licence and size, and their groups.
 
-The Hub names are those that public code uses; they were not reachable where this was written, so every one can be
-overridden (``replace(get_benchmark("food101"), train_name="folder")`` or ``--dataset_name``). The splits and sizes are
-those of the data sets' own papers unless ``note`` says otherwise.
+The Hub names are taken from public code and have not been tried against the Hub; each can be overridden
+(``replace(get_benchmark("food101"), train_name="folder")`` or ``--dataset_name``). Splits and sizes are those of the
+papers of the data sets unless ``note`` says otherwise.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
+from singer_hf.cards.markdown import markdown_table
 from singer_hf.data.drawn_scenes import SEGMENT_NAMES
+from singer_hf.evaluation.benchmarks.benchmark import DRAWN, Benchmark
 from singer_hf.evaluation.benchmarks.imagenet_classes import IMAGENET_R
-
-TaskName = Literal["classification", "segmentation", "depth", "knn"]
-DRAWN = "drawn scenes"
-METRICS = {"classification": "top1", "segmentation": "mean_iou", "depth": "rmse", "knn": "knn_top1"}
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A data set and how it is used.
-
-    Attributes:
-        name: Name of the benchmark.
-        task: "classification", "segmentation", "depth" or "knn".
-        train_name: Hub id, local folder, "drawn scenes", or "" where no public copy is known.
-        test_name: Likewise for the test split; "" means ``train_name``.
-        config_name: Configuration of the data set, if it has several.
-        train_split: Split the heads are trained on; "" for a benchmark that reuses another one's head.
-        test_split: Split that is measured.
-        image_column: Column with the images; None finds it.
-        target_column: Column with class, mask or depth; None finds it.
-        num_classes: Number of classes; None reads it off the data (classification only).
-        class_names: Names of the classes of a mask, for pictures; empty where they are not needed.
-        license: Licence or terms of the data, in short.
-        size: Images of training and test, in words.
-        protocol: Protocol used unless another one is asked for.
-        head_from: Benchmark whose trained head is reused.
-        known_classes: Classes a reused head may answer under a protocol that says so; empty means all.
-        imagenet_classes: Whether labels are turned into the 1000 ImageNet classes.
-        ignore_values: Values of a mask that do not count.
-        label_offset: Added to the other values of a mask.
-        depth_scale: Metres per unit of an integer depth map.
-        long_tail: Whether accuracy is also split by the classes' frequency.
-        note: What a user must know.
-    """
-
-    name: str
-    task: TaskName
-    train_name: str
-    test_name: str = ""
-    config_name: str | None = None
-    train_split: str = "train"
-    test_split: str = "test"
-    image_column: str | None = "image"
-    target_column: str | None = "label"
-    num_classes: int | None = None
-    class_names: tuple[str, ...] = ()
-    license: str = "unknown"
-    size: str = ""
-    protocol: str = "singer"
-    head_from: str = ""
-    known_classes: tuple[int, ...] = ()
-    imagenet_classes: bool = False
-    ignore_values: tuple[int, ...] = (255,)
-    label_offset: int = 0
-    depth_scale: float = 1.0
-    long_tail: bool = False
-    note: str = ""
-
-    @property
-    def metric(self) -> str:
-        """The figure that stands for the benchmark."""
-        return METRICS[self.task]
-
 
 _IMAGENET = {
     "task": "classification",
@@ -186,7 +123,7 @@ _ALL = (
         depth_scale=0.001,
         license="none stated by the copy",
         size="1,304 / 145",
-        note="the copy cuts its own splits: give a folder with the standard 795 / 654 for the paper's figure",
+        note="the copy cuts its own splits: give a folder with the standard 795 / 654 for the paper's number",
     ),
     Benchmark(
         "cifar10",
@@ -222,7 +159,7 @@ _ALL = (
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
 
-# Means the paper's Table 1 gives: distribution shift and fine-grained classification.
+# Means in Table 1 of the paper: distribution shift and fine-grained classification.
 MEANS: dict[str, tuple[str, ...]] = {
     "DS": ("imagenet-r", "imagenet-v2"),
     "FG": ("fgvc-aircraft", "oxford-pets", "food101", "flowers102"),
@@ -236,7 +173,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark called ``name``.
+    """Returns the benchmark called ``name``.
 
     Raises:
         ValueError: If there is none.
@@ -247,31 +184,31 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def expand_groups(names: Iterable[str]) -> list[str]:
-    """Names with the groups ("DS", "FG", "paper", "scenes") replaced by their members, each once and in order."""
+    """Replaces groups ("DS", "FG", "paper", "scenes") by their members, each once and in order."""
     members = [member for name in names for member in GROUPS.get(name, (name,))]
     return list(dict.fromkeys(get_benchmark(member).name for member in members))
 
 
-def mean_figures(figures: Mapping[str, float]) -> dict[str, float]:
-    """The means of :data:`MEANS` whose members are all there.
+def mean_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Computes the means of :data:`MEANS` whose members are all given.
 
     Args:
-        figures: Name of the benchmark -> its figure.
+        metrics: Name of the benchmark -> its main metric.
     """
     return {
-        mean: sum(figures[name] for name in members) / len(members)
+        mean: sum(metrics[name] for name in members) / len(members)
         for mean, members in MEANS.items()
-        if all(name in figures for name in members)
+        if all(name in metrics for name in members)
     }
 
 
 def benchmark_table(benchmarks: Sequence[Benchmark] = _ALL) -> str:
-    """A markdown table of the benchmarks with data, splits, size and licence."""
-    lines = ["| name | task | figure | data | splits | images | licence | |", "|---" * 8 + "|"]
+    """Returns a markdown table of the benchmarks with data, splits, size and licence."""
+    rows = []
     for item in benchmarks:
         data = " + ".join(dict.fromkeys(filter(None, (item.train_name, item.test_name)))) or "local folder"
         splits = " / ".join((item.train_split or f"head of {item.head_from}", item.test_split))
-        row = (item.name, item.task, item.metric, data, splits, item.size, item.license, item.note)
-        lines.append(f"| {' | '.join(row)} |")
+        rows.append((item.name, item.task, item.metric, data, splits, item.size, item.license, item.note))
+    table = markdown_table(("name", "task", "metric", "data", "splits", "images", "licence", "note"), rows)
     groups = "; ".join(f"{name} = {', '.join(members)}" for name, members in GROUPS.items())
-    return "\n".join([*lines, "", f"Groups: {groups}"])
+    return f"{table}\n\nGroups: {groups}"

@@ -1,4 +1,4 @@
-"""Images paired with masks of class indices or with depth maps."""
+"""Images with masks of class indices or with depth maps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
-from singer_hf.evaluation.benchmarks.image_crops import View
+from singer_hf.evaluation.benchmarks.image_crops import ImageCrop
 
 IGNORED = 255
-# Columns that are taken for the target where none is named.
+# Default names of the target column.
 TARGET_COLUMNS = {
     "segmentation": ("annotation", "mask", "segmentation", "label", "semantic"),
     "depth": ("depth", "depth_map"),
@@ -22,7 +22,7 @@ TARGET_COLUMNS = {
 
 @dataclass(frozen=True)
 class MaskDecoder:
-    """Image of class indices -> mask (H, W) in uint8, 255 where a pixel does not count.
+    """Decodes an image of class indices to a mask (H, W) in uint8, 255 where a pixel is ignored.
 
     Attributes:
         ignore_values: Values that become the ignored index 255.
@@ -33,7 +33,7 @@ class MaskDecoder:
     offset: int = 0
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Reads the indices, of a palette image too.
+        """Decodes an image, also a palette image, to a mask (H, W).
 
         Raises:
             ValueError: If the image has more than one channel, or an index does not fit into 0 to 254.
@@ -49,7 +49,7 @@ class MaskDecoder:
 
 @dataclass(frozen=True)
 class DepthDecoder:
-    """Depth image -> metres (H, W) in float32.
+    """Decodes a depth image to metres (H, W) in float32.
 
     Attributes:
         scale: Metres per unit of an integer image, such as 0.001 for millimetres; images of floats are in metres.
@@ -58,7 +58,7 @@ class DepthDecoder:
     scale: float = 1.0
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Reads the depths; 0 stays 0 and marks a missing measurement.
+        """Decodes an image to depths (H, W); 0 stays 0 and marks a missing measurement.
 
         Raises:
             ValueError: If the image has more than one channel.
@@ -69,43 +69,45 @@ class DepthDecoder:
 
 
 class DenseRows(torch.utils.data.Dataset):
-    """Rows {"pixel_values": (3, h, w), "labels": (h, w)} of images and targets, cut alike; made when they are read.
+    """Rows {"pixel_values": (3, h, w), "labels": (h, w)} of images and targets, cut alike on access.
 
     Each row draws its random numbers from a generator seeded by (seed, epoch, index), so that the number of workers
     does not matter.
 
     Args:
         dataset: Columns "image" and "target", not decoded; see :func:`select_dense_columns`.
-        view: What is shown of an image.
-        decode: Target image -> tensor (H, W): a :class:`MaskDecoder` or a :class:`DepthDecoder`.
-        seed: Seed of random views.
+        crop: Crop of image and target.
+        decode: Decoder of a target image to a tensor (H, W): a :class:`MaskDecoder` or a :class:`DepthDecoder`.
+        seed: Seed of random crops.
     """
 
-    def __init__(self, dataset: Dataset, view: View, decode: Callable[[Image.Image], Tensor], seed: int = 0) -> None:
-        self.dataset, self.view, self.decode, self.seed = dataset, view, decode, seed
-        # Shared memory: workers that live longer than an epoch see it change.
+    def __init__(
+        self, dataset: Dataset, crop: ImageCrop, decode: Callable[[Image.Image], Tensor], seed: int = 0
+    ) -> None:
+        self.dataset, self.crop, self.decode, self.seed = dataset, crop, decode, seed
+        # In shared memory, so that persistent workers see a new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image, target = self.read(index)
+        image, target = self.load(index)
         seed = int(np.random.SeedSequence((self.seed, int(self._epoch), index)).generate_state(1, np.uint64)[0])
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            pixel_values, labels = self.view(image, target)
+            pixel_values, labels = self.crop(image, target)
         return {"pixel_values": pixel_values, "labels": labels}
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws other random views from now on."""
+        """Draws new random crops from now on."""
         self._epoch.fill_(epoch)
 
-    def read(self, index: int) -> tuple[Image.Image, Tensor]:
-        """Image and decoded target of a row, as they are stored.
+    def load(self, index: int) -> tuple[Image.Image, Tensor]:
+        """Loads the image of a row and its decoded target (H, W), at their stored size.
 
         Raises:
-            ValueError: If one cannot be read or they differ in size.
+            ValueError: If one cannot be decoded or they differ in size.
         """
         row, decoder = self.dataset[int(index)], ImageFeature()
         try:
@@ -124,14 +126,14 @@ class DenseRows(torch.utils.data.Dataset):
 def select_dense_columns(
     dataset: Dataset, task: str, *, image_column: str | None = None, target_column: str | None = None
 ) -> Dataset:
-    """Keeps images and targets as "image" and "target", not decoded.
+    """Selects images and targets as columns "image" and "target", not decoded.
 
     Args:
-        dataset: A dataset with two image columns. An imagefolder has them by a metadata.csv with the columns
-            ``file_name`` and, say, ``mask_file_name``.
+        dataset: A dataset with two image columns. An imagefolder has them if its metadata.csv has the columns
+            ``file_name`` and, for example, ``mask_file_name``.
         task: "segmentation" or "depth".
         image_column: Column with the images; None takes "image" or the only other image column.
-        target_column: Column with the masks or depth maps; None takes a usual name or the only other image column.
+        target_column: Column with the masks or depth maps; None takes a default name or the only other image column.
 
     Raises:
         ValueError: If a column is missing, is no image column, or cannot be found.
@@ -158,7 +160,7 @@ def _choose(images: list[str], named: str | None, argument: str, usual: Sequence
     others = [name for name in images if name != exclude]
     found = [name for name in usual if name in others] or (others if len(others) == 1 else [])
     if not found:
-        raise ValueError(f"`{argument}` must say which of the image columns {images} to use, got None")
+        raise ValueError(f"`{argument}` must name one of the image columns {images}, got None")
     return found[0]
 
 
@@ -166,6 +168,6 @@ def _one_channel(image: Image.Image, what: str) -> np.ndarray:
     values = np.asarray(image)
     if values.ndim != 2:
         raise ValueError(
-            f"{what} must be an image of one channel, got mode {image.mode!r}; colours must be turned into indices"
+            f"{what} must be an image of one channel, got mode {image.mode!r}; convert colours to indices"
         )
     return values

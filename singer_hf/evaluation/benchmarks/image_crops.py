@@ -1,4 +1,4 @@
-"""What a frozen model is shown of an image, and alike of its mask or depth map."""
+"""Crops of an image for a frozen model, and the same crops of its mask or depth map."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,31 +11,32 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from singer_hf.data.image_processors import ImageSpec
+from singer_hf.data.pictures import to_pictures
 from singer_hf.data.transforms import to_rgb
 
-Kind = Literal["center", "squash", "whole", "random_crop", "random_resized_crop"]
+CropKind = Literal["center", "squash", "whole", "random_crop", "random_resized_crop"]
 
 
 @dataclass(frozen=True)
-class View:
-    """A callable PIL image -> tensor (3, H, W), or (image, target) -> both, cut alike.
+class ImageCrop:
+    """A callable PIL image -> tensor (3, H, W), or (image, target) -> both tensors, cut alike.
 
-    Its ``repr`` says all it does, so that it can stand in the fingerprint of a feature cache. Images are resized as
-    ``interpolation`` says, targets always to the nearest pixel: what lies on two sides of an edge has no mean.
+    Its ``repr`` describes it completely, as it is part of the fingerprint of a feature cache. Images are resized by
+    ``interpolation``, targets always to the nearest pixel: the mean of two classes or depths has no meaning.
 
     Attributes:
         kind: "center" crops the middle after resizing the shorter side; "squash" resizes to ``size`` without keeping
             the aspect; "whole" only resizes the shorter side of the image and leaves the target as it is;
             "random_crop" crops anywhere and mirrors half of the images; "random_resized_crop" also scales the crop.
-        size: Height and width of the result in pixels; for "whole" it is not used.
-        resize: Length of the shorter side before the crop in pixels; "squash" and "random_resized_crop" skip it.
-        mean: Per-channel mean of pixels scaled to 0..1.
-        std: Per-channel standard deviation, likewise.
-        interpolation: How images are resized.
-        min_scale: Smallest share of the image's area a random resized crop covers.
+        size: (height, width) of the result in pixels; not used by "whole".
+        resize: Length of the shorter side before the crop in pixels; not used by "squash" and "random_resized_crop".
+        mean: Mean of each channel, of pixels in [0, 1].
+        std: Standard deviation of each channel, likewise.
+        interpolation: Interpolation of images.
+        min_scale: Smallest share of the image's area in a random resized crop.
     """
 
-    kind: Kind
+    kind: CropKind
     size: tuple[int, int]
     resize: int
     mean: tuple[float, ...]
@@ -44,13 +45,13 @@ class View:
     min_scale: float = 0.08
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"`kind` must be one of {get_args(Kind)}, got {self.kind!r}")
+        if self.kind not in get_args(CropKind):
+            raise ValueError(f"`kind` must be one of {get_args(CropKind)}, got {self.kind!r}")
         if self.kind in ("center", "random_crop") and self.resize < max(self.size):
             raise ValueError(f"`resize` must be at least the crop's {max(self.size)} pixels, got {self.resize!r}")
 
     def __call__(self, image: Image.Image, target: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Image -> normalised float32 (3, h, w); with a target (H, W) also the target (h, w), of its own dtype."""
+        """Cuts an image to normalised float32 (3, h, w), and a target (H, W) to (h, w) of its own dtype."""
         image = v2.functional.to_image(to_rgb(image))
         if target is None:
             return self._finish(self._cut(image))
@@ -59,10 +60,9 @@ class View:
         image, target = self._cut(image, tv_tensors.Mask(target[None]))
         return self._finish(image), target.as_subclass(Tensor)[0]
 
-    def restore(self, pixel_values: Tensor) -> Tensor:
-        """Undoes the normalisation: (3, h, w) -> pixels in 0..1, for pictures."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (pixel_values.cpu() * std + mean).clamp(0, 1)
+    def to_picture(self, pixel_values: Tensor) -> Tensor:
+        """Undoes the normalisation of a cut image (3, h, w): a picture (h, w, 3) in [0, 1]."""
+        return to_pictures(pixel_values[None], self.mean, self.std)[0]
 
     @cached_property
     def _cut(self) -> v2.Compose:
@@ -84,6 +84,16 @@ class View:
         )
 
 
-def view_of(kind: Kind, spec: ImageSpec, size: tuple[int, int], resize: int, min_scale: float = 0.08) -> View:
-    """A view with the normalisation and interpolation of a model's image processor."""
-    return View(kind, size, resize, spec.mean, spec.std, spec.interpolation, min_scale)
+def crop_for(
+    spec: ImageSpec, kind: CropKind, size: tuple[int, int], resize: int, min_scale: float = 0.08
+) -> ImageCrop:
+    """Makes a crop with the normalisation and interpolation of a model's image processor.
+
+    Args:
+        spec: Normalisation and interpolation.
+        kind: Kind of the crop.
+        size: (height, width) of the result in pixels.
+        resize: Length of the shorter side before the crop in pixels.
+        min_scale: Smallest share of the image's area in a random resized crop.
+    """
+    return ImageCrop(kind, size, resize, spec.mean, spec.std, spec.interpolation, min_scale)

@@ -1,7 +1,7 @@
-"""How the labels of ImageNet and of its variants name the 1000 classes of the ImageNet head.
+"""Numbering of the 1000 ImageNet classes in ImageNet and its variants.
 
-The classes are numbered by their WordNet ids in alphabetical order, which is what class folders named by WordNet id,
-``ILSVRC/imagenet-1k`` and every published head do. ImageNet-R holds 200 of them, ImageNet-V2 names its class folders
+The classes are numbered by their WordNet ids in alphabetical order, as in class folders named by WordNet id,
+``ILSVRC/imagenet-1k`` and published heads. ImageNet-R has 200 of them. ImageNet-V2 names its class folders
 "0" to "999", which sort as text ("0", "1", "10", ...) and not as numbers.
 """
 
@@ -42,11 +42,10 @@ IMAGENET_R = {f"n{wnid}": int(index) for wnid, index in (pair.split(":") for pai
 
 
 def imagenet_index(names: Sequence[str]) -> list[int]:
-    """ImageNet class of each class name of a data set, 0 to 999.
+    """Returns the ImageNet class, 0 to 999, of each class name of a data set.
 
     Args:
-        names: What its classes are called: numbers ("0" to "999"), all 1000 WordNet ids in order, or WordNet ids of
-            classes of ImageNet-R.
+        names: Numbers ("0" to "999"), all 1000 WordNet ids in order, or WordNet ids of ImageNet-R.
 
     Raises:
         ValueError: If a name is none of these.
@@ -59,7 +58,7 @@ def imagenet_index(names: Sequence[str]) -> list[int]:
     unknown = [name for name in names if name not in IMAGENET_R]
     if unknown:
         raise ValueError(
-            f"the classes must be called 0 to {NUM_IMAGENET_CLASSES - 1}, by all ImageNet WordNet ids in order, or by "
+            f"the classes must be named 0 to {NUM_IMAGENET_CLASSES - 1}, by all ImageNet WordNet ids in order, or by "
             f"those of ImageNet-R, got {unknown[0]!r}; rename the class folders"
         )
     return [IMAGENET_R[name] for name in names]

@@ -6,34 +6,34 @@ of facebookresearch/dinov2 at b8931f7 and section 7 of its paper (arXiv:2304.071
 
 from dataclasses import dataclass
 
-from singer_hf.evaluation.heads.fit import FitSettings
-from singer_hf.evaluation.heads.heads import Tokens
+from singer_hf.evaluation.heads.fit_settings import FitSettings
+from singer_hf.evaluation.heads.linear_heads import Tokens
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How frozen features are evaluated.
+class EvaluationProtocol:
+    """Settings with which frozen features are evaluated.
 
     Attributes:
         name: Name of the protocol.
         image_size: Height and width of the crop in pixels, for classification and depth.
         resize_size: Length of the shorter side before the centre crop, in pixels.
-        norm: Whether features are read behind the final norm.
-        choices: Inputs of the linear heads: (tokens, last blocks).
-        learning_rates: Peak rates that are swept, for a batch of ``settings.batch_size``.
-        classification: How linear heads are trained.
-        dense: How segmentation and depth heads are trained.
+        norm: Whether features are taken after the final norm.
+        choices: Inputs of the linear heads: (tokens, number of last blocks).
+        learning_rates: Peak learning rates that are compared, for the batch size of ``classification`` and ``dense``.
+        classification: Settings of the training of linear heads.
+        dense: Settings of the training of segmentation and depth heads.
         batch_norm: Whether the segmentation head starts with BatchNorm.
         window: (height, width) of the segmentation window in pixels, also the training crop.
-        stride: Steps of the window in pixels.
+        stride: (vertical, horizontal) steps of the window in pixels.
         depth_bins: Number of bins of depth.
         max_depth: Depth of the last bin in metres.
-        depth_temperature: Temperature at which the bins are averaged.
+        depth_temperature: Temperature of the softmax that averages the bins.
         knn_neighbours: Neighbours of the kNN vote.
         knn_temperature: Temperature of the kNN vote.
-        rates_batch_size: Batch for which the rates of linear heads hold; with another they are scaled in proportion.
-            None uses them as they are, whatever the batch.
-        all_classes: Whether a head that is reused on fewer classes answers with all it knows, or only with those.
+        rates_batch_size: Batch size of the rates of linear heads; with another one they are scaled in proportion.
+            None never scales them.
+        all_classes: Whether a head that is reused on fewer classes predicts among all its classes, or among those.
     """
 
     name: str
@@ -55,18 +55,13 @@ class Protocol:
     rates_batch_size: int | None = None
     all_classes: bool = True
 
-    @property
-    def num_blocks(self) -> int:
-        """How many of the last blocks the linear heads need."""
-        return max(blocks for _, blocks in self.choices)
-
 
 # lineval/utils.py: weight decay 1e-6; the flag `--momentum` exists but is not given to SGD. Cosine to 1e-8 per step.
-# README: `--batch-size 64 -lr 0.5`, 150 epochs for ImageNet, 200 for ADE20K and NYUd. Their figures are those of the
+# README: `--batch-size 64 -lr 0.5`, 150 epochs for ImageNet, 200 for ADE20K and NYUd. Their numbers are those of the
 # best epoch on the test set; ours are those of the last epoch.
 _SINGER_SGD = {"batch_size": 64, "momentum": 0.0, "weight_decay": 1e-6, "final_rate": 1e-8}
 
-SINGER = Protocol(
+SINGER = EvaluationProtocol(
     name="singer",
     image_size=224,  # lineval/utils.py: --img-size
     resize_size=256,  # lineval/imagenet.py: int(img_size * 256 / 224)
@@ -81,15 +76,15 @@ SINGER = Protocol(
     depth_bins=256,  # lineval/nyud.py: 256 bins from 0 to 10 m on patch + CLS
     max_depth=10.0,
     # README: `test/nyud.py -t 0.6`. That script refuses `-t 0.6` (`-t` is the checkpoint's tag there); its flag for
-    # the temperature is `-T`, 0.03 without it. 0.6 is what the README can only mean, and it suits a head trained
-    # with a plain cross-entropy: 0.03 picks a single bin. Which of them gave the paper's figures is not said.
+    # the temperature is `-T`, 0.03 by default. The README must mean the temperature, and 0.6 suits a head trained
+    # with a plain cross-entropy: 0.03 picks a single bin. Which of them gave the paper's numbers is not stated.
     depth_temperature=0.6,
     all_classes=True,  # lineval/test/imagenet_r.py: the best of all 1000 classes
 )
 
 _DINOV2_BATCH = 128  # eval/linear.py: per GPU; on one GPU the batch
 
-DINOV2 = Protocol(
+DINOV2 = EvaluationProtocol(
     name="dinov2",
     image_size=224,  # data/transforms.py: make_classification_eval_transform
     resize_size=256,
@@ -103,7 +98,7 @@ DINOV2 = Protocol(
     # eval/linear.py: 10 epochs of 1250 steps, SGD momentum 0.9, no weight decay, cosine to 0.
     classification=FitSettings(epochs=10, batch_size=_DINOV2_BATCH, momentum=0.9),
     # Paper: segmentation on 512 px crops. Their dense heads were trained by mmsegmentation, whose settings are not in
-    # the repository: the figures of this line are ours, with the rates swept as above.
+    # the repository: the values of this line are ours, with the same rates as above.
     dense=FitSettings(epochs=10, batch_size=16, momentum=0.9),
     batch_norm=True,  # eval/segmentation/models/decode_heads/linear_head.py: BNHead
     window=(512, 512),
@@ -118,8 +113,8 @@ DINOV2 = Protocol(
 PROTOCOLS = {protocol.name: protocol for protocol in (SINGER, DINOV2)}
 
 
-def get_protocol(name: str) -> Protocol:
-    """The protocol called ``name``.
+def get_protocol(name: str) -> EvaluationProtocol:
+    """Returns the protocol called ``name``.
 
     Raises:
         ValueError: If there is none.

@@ -1,13 +1,13 @@
-"""One model on one benchmark: from data to figures with intervals."""
+"""One model on one benchmark: from the data to metrics with intervals."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from singer_hf.evaluation.benchmarks.benchmark import DRAWN, Benchmark
 from singer_hf.evaluation.benchmarks.benchmark_data import BenchmarkData, load_benchmark
-from singer_hf.evaluation.benchmarks.bootstrap import Outcomes, bootstrap_intervals
-from singer_hf.evaluation.benchmarks.catalog import DRAWN, Benchmark, get_benchmark
+from singer_hf.evaluation.benchmarks.catalog import get_benchmark
 from singer_hf.evaluation.benchmarks.classification import (
     fit_linear,
     head_file,
@@ -16,29 +16,31 @@ from singer_hf.evaluation.benchmarks.classification import (
     measure_linear,
     save_head,
 )
-from singer_hf.evaluation.benchmarks.dense import Pictures, measure_dense
-from singer_hf.evaluation.benchmarks.run_settings import RunSettings, Subject
-from singer_hf.evaluation.heads.heads import LinearHead
+from singer_hf.evaluation.benchmarks.dense import DenseExamples, measure_dense
+from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
+from singer_hf.evaluation.benchmarks.run_settings import RunSettings
+from singer_hf.evaluation.bootstrap import Outcomes, bootstrap_intervals
+from singer_hf.evaluation.heads.linear_heads import LinearHead
 from singer_hf.evaluation.results import Result
 
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """What came out.
+    """Results of a run.
 
     Attributes:
-        results: All figures, the benchmark's main one first.
-        confusion: Confusion matrix (C, C), rows are the truth; None for depth and nearest neighbours.
-        pictures: Test images with truth and prediction; None for classification.
+        results: All metrics, the main metric of the benchmark first.
+        confusion: Confusion matrix (C, C), rows are the true classes; None for depth and nearest neighbours.
+        examples: Test images with truth and prediction; None for classification.
     """
 
     results: list[Result]
     confusion: Tensor | None = None
-    pictures: Pictures | None = None
+    examples: DenseExamples | None = None
 
 
 def run_benchmark(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     benchmark: Benchmark,
     data: BenchmarkData,
     settings: RunSettings,
@@ -47,62 +49,65 @@ def run_benchmark(
     """Evaluates a model on a benchmark.
 
     Args:
-        subject: The model.
+        evaluated: The model.
         benchmark: The benchmark.
-        data: What :func:`load_benchmark` gave for it.
-        settings: How to run.
-        head: The trained head for a benchmark that reuses another one's; see :func:`reused_head`.
+        data: Its data, see :func:`load_benchmark`.
+        settings: Settings of the run.
+        head: Trained head for a benchmark that reuses another one's; see :func:`reused_head`.
 
     Raises:
-        ValueError: If data, labels and model do not fit; the message says what.
+        ValueError: If data, labels and model do not fit; the message gives the reason.
     """
-    confusion = pictures = None
+    confusion = examples = None
     if benchmark.task == "knn":
-        outcomes, name, notes = measure_knn(subject, benchmark, data, settings)
+        outcomes, name, notes = measure_knn(evaluated, benchmark, data, settings)
     elif benchmark.task == "classification":
-        outcomes, name, notes = measure_linear(subject, benchmark, data, settings, head)
+        outcomes, name, notes = measure_linear(evaluated, benchmark, data, settings, head)
         confusion = outcomes.confusion()
     else:
-        outcomes, name, notes, pictures = measure_dense(subject, benchmark, data, settings)
+        outcomes, name, notes, examples = measure_dense(evaluated, benchmark, data, settings)
         confusion = outcomes.total().get("confusion")
-    return BenchmarkRun(_results(subject, benchmark, data, settings, outcomes, name, notes), confusion, pictures)
+    return BenchmarkRun(_results(evaluated, benchmark, data, settings, outcomes, name, notes), confusion, examples)
 
 
 def reused_head(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     benchmark: Benchmark,
     settings: RunSettings,
     *,
     dataset_name: str | None = None,
     max_train_samples: int | None = None,
 ) -> tuple[str, LinearHead] | None:
-    """The head a benchmark reuses, trained now unless it was before; None for a benchmark that trains its own.
+    """Returns name and head for a benchmark that reuses a head, after training it if there is none on disk.
 
     Args:
-        subject: The model.
+        evaluated: The model.
         benchmark: The benchmark, such as ImageNet-R.
-        settings: How to run.
-        dataset_name: Another copy of the data the head is trained on.
-        max_train_samples: At most this many images of it.
+        settings: Settings of the run.
+        dataset_name: Another copy of the data on which the head is trained.
+        max_train_samples: Largest number of its images.
+
+    Returns:
+        None for a benchmark that trains its own head.
 
     Raises:
         FileNotFoundError: If there is no such head yet and its training data cannot be reached.
     """
     if not benchmark.head_from:
         return None
-    file = head_file(subject, benchmark.head_from, settings, max_train_samples)
+    file = head_file(evaluated, benchmark.head_from, settings, max_train_samples)
     if not file.is_file():
-        source = get_benchmark(benchmark.head_from)
+        origin = get_benchmark(benchmark.head_from)
         if dataset_name is not None:
-            source = replace(source, train_name=dataset_name, image_column=None, target_column=None)
-        data = load_benchmark(source, max_train_samples=max_train_samples, max_test_samples=1, seed=settings.seed)
-        name, head = fit_linear(subject, source, data, settings)
+            origin = replace(origin, train_name=dataset_name, image_column=None, target_column=None)
+        data = load_benchmark(origin, max_train_samples=max_train_samples, max_test_samples=1, seed=settings.seed)
+        name, head = fit_linear(evaluated, origin, data, settings)
         save_head(file, f"{name}, trained on {len(data.train)} images {data.fingerprint}", head)
     return load_head(file)
 
 
 def _results(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     benchmark: Benchmark,
     data: BenchmarkData,
     settings: RunSettings,
@@ -110,17 +115,17 @@ def _results(
     head: str,
     notes: list[str],
 ) -> list[Result]:
-    figures = outcomes.figures()
+    metrics = outcomes.metrics()
     intervals = bootstrap_intervals(outcomes, settings.resamples, settings.seed)
     missing = (float("nan"), float("nan"))
-    names = sorted(figures, key=lambda name: name != benchmark.metric)
+    names = sorted(metrics, key=lambda name: name != benchmark.metric)
     return [
         Result(
-            model=subject.name,
+            model=evaluated.name,
             benchmark=benchmark.name,
             task=benchmark.task,
             metric=name,
-            value=figures[name],
+            value=metrics[name],
             low=intervals.get(name, missing)[0],
             high=intervals.get(name, missing)[1],
             n=len(outcomes),
@@ -130,8 +135,8 @@ def _results(
             head=head,
             dataset=_shown(benchmark),
             data_fingerprint=data.fingerprint,
-            image_size=settings.size(subject.spec),
-            num_parameters=subject.num_parameters,
+            image_size=settings.size(evaluated.spec),
+            num_parameters=evaluated.num_parameters,
             num_train=0 if data.train is None else len(data.train),
             notes=tuple(notes),
         )
@@ -140,6 +145,6 @@ def _results(
 
 
 def _shown(benchmark: Benchmark) -> str:
-    """The data's name without the path of a local folder."""
+    """Name of the data without the path of a local folder."""
     name = benchmark.test_name or benchmark.train_name
     return Path(name).name if name != DRAWN and Path(name).exists() else name

@@ -1,1 +1,1 @@
-"""Frozen features of a model: computed, cached, in windows."""
+"""Frozen features of a model: extracted, loaded in batches, cached on disk, in sliding windows."""

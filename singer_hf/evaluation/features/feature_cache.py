@@ -1,4 +1,8 @@
-"""Features on disk: memory-mapped, of a stated size, under a fingerprint of model, data and transform."""
+"""Features cached on disk under a fingerprint of model, data and transform.
+
+They are memory-mapped numpy files and not a ``datasets.Dataset`` by ``map``: random batches of 2,000 rows of width 384
+take 1 ms instead of 40 ms or more, and of dense maps 4 to 20 ms instead of 57 ms or more.
+"""
 
 import hashlib
 import json
@@ -13,7 +17,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from singer_hf.evaluation.features.feature_batches import ArrayFeatures, FeatureSource, ModelFeatures, in_order
+from singer_hf.evaluation.features.feature_loaders import (
+    ArrayFeatureLoader,
+    FeatureLoader,
+    ModelFeatureLoader,
+    in_order,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +32,11 @@ _META = "meta.json"
 
 
 class CacheBudgetError(ValueError):
-    """The features do not fit in the stated budget or on the disk."""
+    """Error: the features exceed the budget or the free disk space."""
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's class, config, parameters and buffers; any changed weight changes it."""
+    """SHA-256 of a model's class, config, parameters and buffers."""
     digest = hashlib.sha256(type(model).__name__.encode())
     if hasattr(getattr(model, "config", None), "to_json_string"):
         digest.update(model.config.to_json_string().encode())
@@ -39,16 +48,16 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def cache_fingerprint(model: nn.Module, data: str, transform: object, features_fn: object) -> dict[str, str]:
-    """What cached features depend on, each as text.
+    """Describes what cached features depend on, each part as text.
 
     Args:
         model: The frozen model.
         data: Fingerprint of the rows, such as ``_fingerprint`` of a ``datasets.Dataset``, with split and subset.
-        transform: The image transform; its ``repr`` counts and must say all that matters.
-        features_fn: What is read of the model; its ``repr`` counts.
+        transform: The image transform; its ``repr`` must describe it completely.
+        features_fn: The features function, likewise.
 
     Raises:
-        ValueError: If a ``repr`` holds a memory address: it would change in every run.
+        ValueError: If a ``repr`` holds a memory address, which changes in every run.
     """
     parts = {
         "model": model_fingerprint(model),
@@ -58,28 +67,28 @@ def cache_fingerprint(model: nn.Module, data: str, transform: object, features_f
     }
     for name, text in parts.items():
         if " at 0x" in text:
-            raise ValueError(f"the `repr` of `{name}` must say what it does, got {text!r}; give it a `__repr__`")
+            raise ValueError(f"the `repr` of `{name}` must describe what it does, got {text!r}; give it a `__repr__`")
     return parts
 
 
 def cache_features(
-    source: ModelFeatures,
+    loader: ModelFeatureLoader,
     directory: str | os.PathLike,
     fingerprint: dict[str, str],
     *,
     budget_gib: float = 16.0,
     batch_size: int = 64,
     progress: bool = True,
-) -> ArrayFeatures:
-    """Features of every row of ``source``, from disk where they are there already, else computed once and kept.
+) -> ArrayFeatureLoader:
+    """Loads the features of every row from disk, after computing and storing them if they are not there.
 
-    Concurrent runs may share ``directory``: each writes to a name of its own and the first to finish wins. Features of
-    another model, data or transform lie under another name and are never used.
+    Concurrent runs may share ``directory``: each writes to a name of its own, and the first to finish wins. Features
+    of another model, data or transform have another name and are never used.
 
     Args:
-        source: Rows without random views: these would be frozen.
-        directory: Folder of caches; each takes one sub-folder.
-        fingerprint: What the features depend on; see :func:`cache_fingerprint`.
+        loader: Rows without random crops, as these would always be the same.
+        directory: Folder of caches, with a sub-folder for each.
+        fingerprint: Description of what the features depend on; see :func:`cache_fingerprint`.
         budget_gib: Largest size of this cache in GiB.
         batch_size: Images per forward pass.
         progress: Whether to show a progress bar.
@@ -89,27 +98,34 @@ def cache_features(
     """
     folder = Path(directory) / _digest(fingerprint)[:24]
     if not folder.exists():
-        _write(source, folder, fingerprint, budget_gib, batch_size, progress)
+        _write(loader, folder, fingerprint, budget_gib, batch_size, progress)
     return open_cache(folder, fingerprint)
 
 
 def cache_if_it_fits(
-    source: ModelFeatures, directory: str | os.PathLike, fingerprint: dict[str, str], **options: object
-) -> FeatureSource:
-    """:func:`cache_features`, or, with a logged warning, ``source`` itself where the features do not fit."""
+    loader: ModelFeatureLoader, directory: str | os.PathLike, fingerprint: dict[str, str], **options: object
+) -> FeatureLoader:
+    """Returns :func:`cache_features`, or, with a logged warning, ``loader`` itself if the features do not fit.
+
+    Args:
+        loader: Rows without random crops.
+        directory: Folder of caches.
+        fingerprint: Description of what the features depend on.
+        **options: Further arguments of :func:`cache_features`.
+    """
     try:
-        return cache_features(source, directory, fingerprint, **options)
+        return cache_features(loader, directory, fingerprint, **options)
     except CacheBudgetError as error:
         logger.warning("%s. They are computed anew in every pass.", error)
-        return source
+        return loader
 
 
-def open_cache(folder: str | os.PathLike, fingerprint: dict[str, str]) -> ArrayFeatures:
+def open_cache(folder: str | os.PathLike, fingerprint: dict[str, str]) -> ArrayFeatureLoader:
     """Opens a finished cache.
 
     Args:
         folder: Its folder.
-        fingerprint: What the features must depend on.
+        fingerprint: Description of what the features must depend on.
 
     Raises:
         FileNotFoundError: If ``folder`` holds no finished cache.
@@ -126,20 +142,20 @@ def open_cache(folder: str | os.PathLike, fingerprint: dict[str, str]) -> ArrayF
         )
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in [*meta["features"], _LABELS]}
     labels = arrays.pop(_LABELS)
-    return ArrayFeatures(arrays, labels)
+    return ArrayFeatureLoader(arrays, labels)
 
 
 def _write(
-    source: ModelFeatures, folder: Path, fingerprint: dict, budget_gib: float, batch_size: int, progress: bool
+    loader: ModelFeatureLoader, folder: Path, fingerprint: dict, budget_gib: float, batch_size: int, progress: bool
 ) -> None:
-    batches = in_order(len(source), batch_size)
-    shapes = _row_shapes(*next(source.iterate(batches[:1])), num_rows=len(source))
+    batches = in_order(len(loader), batch_size)
+    shapes = _row_shapes(*next(loader.iterate(batches[:1])), num_rows=len(loader))
     size = _check_size(shapes, folder.parent, budget_gib)
     logger.info("Caching %.3g GiB of features in %s", size, folder.parent)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:
-        _fill(source, partial, shapes, batches, f"caching {size:.3g} GiB" if progress else None)
+        _fill(loader, partial, shapes, batches, f"caching {size:.3g} GiB" if progress else None)
         meta = {"fingerprint": fingerprint, "features": [name for name in shapes if name != _LABELS]}
         (partial / _META).write_text(json.dumps(meta, indent=2))
         _publish(partial, folder)
@@ -158,17 +174,17 @@ def _check_size(shapes: dict, directory: Path, budget_gib: float) -> float:
     free = shutil.disk_usage(directory).free / _GIB
     if size > budget_gib:
         raise CacheBudgetError(f"the features need {size:.3g} GiB, more than `budget_gib`={budget_gib:g}; raise it")
-    if size > free:  # a full disk would kill the process, as the files are written through memory
+    if size > free:  # a full disk would kill the process, as the files are written by memory map
         raise CacheBudgetError(f"the features need {size:.3g} GiB, but {str(directory)!r} has {free:.3g} GiB free")
     return size
 
 
-def _fill(source: ModelFeatures, folder: Path, shapes: dict, batches: list[range], title: str | None) -> None:
+def _fill(loader: ModelFeatureLoader, folder: Path, shapes: dict, batches: list[range], title: str | None) -> None:
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
         for name, (shape, dtype) in shapes.items()
     }
-    bar = tqdm(source.iterate(batches), total=len(batches), desc=title, disable=title is None)
+    bar = tqdm(loader.iterate(batches), total=len(batches), desc=title, disable=title is None)
     for rows, (features, labels) in zip(batches, bar, strict=True):
         for name, tensor in {**features, _LABELS: labels}.items():
             arrays[name][rows.start : rows.stop] = tensor.cpu().numpy()
@@ -180,7 +196,7 @@ def _publish(partial: Path, folder: Path) -> None:
     try:
         partial.rename(folder)
     except OSError:
-        # Another run finished the same features first; theirs are as good.
+        # Another run stored the same features first.
         if not (folder / _META).is_file():
             raise
 

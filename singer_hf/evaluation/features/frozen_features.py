@@ -1,10 +1,11 @@
-"""What a probe reads of a frozen model, as one callable: (model, images) -> named tensors."""
+"""Features of a frozen model for heads and probes, as one callable: (model, images) -> named tensors."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from singer_hf.vit.feature_maps import feature_maps
 from singer_hf.vit.features import capture_features
 from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import split_tokens, tokens_to_map
@@ -14,17 +15,17 @@ from singer_hf.vit.tokens import split_tokens, tokens_to_map
 class FrozenFeatures:
     """Features of the last blocks of a vision transformer, or of the last feature map of a convolutional network.
 
-    The result holds, in float32 and K = ``num_blocks`` (oldest block first, for a feature map K = 1):
+    The result holds, in float32 and with K = ``num_blocks`` (oldest block first, for a feature map K = 1):
 
     - ``dense=False``: "mean" (B, K, D), the mean patch, and "cls" (B, K, D), the class token, where the model has one;
     - ``dense=True``: "map" (B, K * D, h, w), the patches on their grid, and "global" (B, K * D), the class token, or
       the mean patch of models without one.
 
     Attributes:
-        num_blocks: How many of the last blocks to read, at least 1.
-        norm: Whether the model's final norm is applied to each of them; False reads the raw tokens before it. A
-            feature map is read as it is.
-        dense: Whether to keep the patches.
+        num_blocks: Number of last blocks, at least 1.
+        norm: Whether the model's final norm is applied to each of them; False gives the tokens before it. It does not
+            apply to feature maps.
+        dense: Whether to return the patches instead of their mean.
     """
 
     num_blocks: int = 1
@@ -37,12 +38,12 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Features of ``pixel_values`` (B, 3, H, W); the model should be in evaluation mode.
+        """Extracts the features of ``pixel_values`` (B, 3, H, W); the model should be in evaluation mode.
 
         Raises:
-            ValueError: If the model is neither a plain vision transformer nor gives feature maps, or lacks blocks.
+            ValueError: As :func:`extract_blocks`.
         """
-        blocks = read_blocks(model, pixel_values, self.num_blocks, self.norm)
+        blocks = extract_blocks(model, pixel_values, self.num_blocks, self.norm)
         maps = torch.stack([patches for _, patches in blocks], dim=1).float()  # (B, K, D, h, w)
         means = maps.mean(dim=(-2, -1))
         has_class = blocks[0][0] is not None
@@ -52,10 +53,23 @@ class FrozenFeatures:
         return {"mean": means, "cls": classes} if has_class else {"mean": means}
 
 
-def read_blocks(
+def extract_blocks(
     model: nn.Module, pixel_values: Tensor, num_blocks: int, norm: bool
 ) -> list[tuple[Tensor | None, Tensor]]:
-    """(class token (B, D) or None, patch map (B, D, h, w)) of each of the last ``num_blocks`` blocks, oldest first."""
+    """Extracts class token and patches of each of the last blocks, oldest first.
+
+    Args:
+        model: The model.
+        pixel_values: Images (B, 3, H, W).
+        num_blocks: Number of blocks; 1 for a model with feature maps.
+        norm: Whether the final norm is applied.
+
+    Returns:
+        (class token (B, D) or None, patch map (B, D, h, w)) of each block.
+
+    Raises:
+        ValueError: If the model lacks blocks or a final norm, or is neither a vision transformer nor has feature maps.
+    """
     try:
         view = view_vit(model)
     except ValueError as refusal:
@@ -74,23 +88,14 @@ def read_blocks(
 
 
 def _last_feature_map(model: nn.Module, pixel_values: Tensor, num_blocks: int, refusal: ValueError) -> Tensor:
-    """Last feature map (B, C, h, w) of a model that returns them as ``hidden_states``, as CNNs of transformers do."""
     if num_blocks != 1:
         raise ValueError(
             f"`num_blocks` must be 1 for a model that is no vision transformer, got {num_blocks!r}: {refusal}"
         )
     try:
-        output = model(pixel_values=pixel_values, output_hidden_states=True)
-        maps = getattr(output, "reshaped_hidden_states", None) or output.hidden_states
-    except (TypeError, AttributeError) as error:
-        raise _neither(model, refusal) from error
-    if not maps or maps[-1].ndim != 4:
-        raise _neither(model, refusal)
-    return maps[-1]
-
-
-def _neither(model: nn.Module, refusal: ValueError) -> ValueError:
-    return ValueError(
-        "`model` must be a vision transformer or return feature maps (B, C, rows, columns) as `hidden_states`, got "
-        f"{type(model).__name__}. {refusal}"
-    )
+        return feature_maps(model, pixel_values)[-1]
+    except ValueError as error:
+        raise ValueError(
+            "`model` must be a vision transformer or return feature maps (B, C, rows, columns) as `hidden_states`, "
+            f"got {type(model).__name__}. As a transformer: {refusal}. As a feature-map model: {error}"
+        ) from error

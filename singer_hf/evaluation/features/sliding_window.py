@@ -1,4 +1,4 @@
-"""Dense prediction on images of any size by a window of the size the probe was trained at."""
+"""Dense prediction on images of any size by a window of the size that the head was trained at."""
 
 from collections.abc import Callable
 
@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from singer_hf.evaluation.features.feature_batches import FeaturesFn
+from singer_hf.evaluation.features.feature_loaders import FeaturesFn
 
 
 def sliding_window(
     predict: Callable[[Tensor], Tensor], pixel_values: Tensor, window: tuple[int, int], stride: tuple[int, int]
 ) -> Tensor:
-    """Logits (B, C, H, W) at full size: the mean over all windows that cover a pixel.
+    """Computes logits (B, C, H, W) at full size: the mean over all windows that cover a pixel.
 
-    Windows stand ``stride`` apart; the last of a row or column ends at the border. An image smaller than the window is
+    Windows are ``stride`` apart; the last of a row or column ends at the border. An image smaller than the window is
     padded with zeros (the mean colour after normalisation) at its right and bottom, and the result is cropped. The
     scheme is that of mmsegmentation's ``slide_inference``.
 
@@ -46,7 +46,13 @@ def sliding_window(
 
 
 def head_predictor(model: nn.Module, features_fn: FeaturesFn, head: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Images (B, 3, h, w) -> logits of ``head`` on the frozen features of ``model``; both in evaluation mode."""
+    """Returns a function from images (B, 3, h, w) to logits (B, C, h', w'), after setting evaluation mode.
+
+    Args:
+        model: The frozen model.
+        features_fn: (model, images) -> features.
+        head: The trained head.
+    """
 
     @torch.no_grad()
     def predict(pixel_values: Tensor) -> Tensor:

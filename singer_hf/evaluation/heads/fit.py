@@ -1,114 +1,47 @@
-"""The one fit loop of all probes: many heads, each with its learning rate, in one pass over the features."""
+"""The fit loop of all trained heads: many heads, each with its learning rate, in one pass over the features."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm.auto import tqdm
 
-from singer_hf.evaluation.features.feature_batches import FeatureSource, in_order
+from singer_hf.evaluation.features.feature_loaders import FeatureLoader
+from singer_hf.evaluation.heads.fit_settings import Candidate, FitResult, FitSettings
 from singer_hf.evaluation.heads.fit_state import load_state, save_state
-from singer_hf.evaluation.heads.heads import group_heads, group_logits
+from singer_hf.evaluation.heads.linear_heads import group_heads, group_logits
 from singer_hf.evaluation.heads.logistic_regression import split_validation
 from singer_hf.evaluation.heads.tasks import Task
-from singer_hf.evaluation.metrics import Counts, add_counts, greater_is_better
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How the heads are trained: SGD with a cosine schedule without warm-up.
-
-    Attributes:
-        epochs: Passes over the rows to fit on, at least 1.
-        batch_size: Rows per step.
-        momentum: Momentum of SGD.
-        weight_decay: L2 penalty of SGD.
-        final_rate: Learning rate at the end of the schedule.
-        validation_share: Share of the training rows on which the head is chosen; unused where there is no choice.
-        patience: Stop after this many epochs in which no head got better; None trains all epochs.
-        seed: Seed of the order of the rows and of the validation part.
-
-    Raises:
-        ValueError: If a figure is out of range.
-    """
-
-    epochs: int = 10
-    batch_size: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    final_rate: float = 0.0
-    validation_share: float = 0.1
-    patience: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"`patience` must be at least 1 epoch or None, got {self.patience!r}")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A head and the peak learning rate it is trained with."""
-
-    head: nn.Module
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """The chosen head.
-
-    Attributes:
-        name: Name of the chosen candidate.
-        head: The trained head, in evaluation mode.
-        scores: Name of each candidate -> its metric on the validation part, NaN where it diverged; empty where there
-            was no choice.
-        epochs: Epochs trained.
-    """
-
-    name: str
-    head: nn.Module
-    scores: dict[str, float]
-    epochs: int
-
-
-def sweep(
-    make_head: Callable[[], nn.Module], learning_rates: Iterable[float], prefix: str = ""
-) -> dict[str, Candidate]:
-    """One candidate per learning rate, all from the same initial weights, named ``"<prefix>lr=<rate>"``."""
-    return {f"{prefix}lr={rate:g}": Candidate(make_head(), rate) for rate in learning_rates}
+from singer_hf.evaluation.metrics import greater_is_better
 
 
 def fit_heads(
     candidates: dict[str, Candidate],
     task: Task,
-    source: FeatureSource,
+    loader: FeatureLoader,
     settings: FitSettings,
     *,
-    validation_source: FeatureSource | None = None,
+    validation_loader: FeatureLoader | None = None,
     state_path: Path | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> FitResult:
-    """Trains all candidates on the same batches and returns the one that is best on a held-out part of ``source``.
+    """Trains all candidates on the same batches and chooses the best one on a held-out part of the training set.
 
-    Each head has its own loss, gradient and momentum, so it ends up as if it had been trained alone. The test set
-    has no part in this.
+    Each head has its own loss, gradient and momentum, so the result equals that of training it alone. The test set
+    is not used.
 
     Args:
         candidates: Name -> head and learning rate.
-        task: The task that gives loss and metric.
-        source: The training set.
+        task: Task with loss and metric.
+        loader: The training set.
         settings: How to train.
-        validation_source: The same rows as ``source`` without random views; None validates on ``source`` itself.
-        state_path: File that keeps the state after every epoch and is resumed from if it exists.
-        device: Where the heads are trained.
+        validation_loader: The same rows as ``loader`` without random crops; None validates on ``loader`` itself.
+        state_path: File for the state after every epoch; the fit resumes from it if it exists.
+        device: Device on which the heads are trained.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -118,65 +51,71 @@ def fit_heads(
     if not candidates:
         raise ValueError("`candidates` must hold at least one head, got none")
     choosing = len(candidates) > 1 or settings.patience is not None
-    rows, held_out = _split(len(source), settings) if choosing else (torch.arange(len(source)), torch.arange(0))
-    fit = _Fit(candidates, task, settings, torch.device(device))
-    held_out_source = validation_source or source
-    key = repr((settings, len(source), [(name, item.learning_rate) for name, item in candidates.items()]))
+    rows, held_out = _split(len(loader), settings) if choosing else (torch.arange(len(loader)), torch.arange(0))
+    fit = _Fit(candidates, task, settings, len(rows), torch.device(device))
+    held_out_loader = validation_loader or loader
+    key = repr((settings, len(loader), [(name, item.learning_rate) for name, item in candidates.items()]))
     if state_path is not None:
         load_state(Path(state_path), key, fit)
     bar = tqdm(total=settings.epochs, initial=fit.epoch, desc="probes", unit="epoch", disable=not progress)
     while fit.epoch < settings.epochs and not fit.out_of_patience():
-        fit.train_epoch(source, rows)
+        fit.train_epoch(loader, rows)
         if settings.patience is not None:
-            fit.judge(fit.score(held_out_source, held_out))
+            fit.judge(fit.score(held_out_loader, held_out))
         if state_path is not None:
             save_state(Path(state_path), key, fit)
         bar.update()
     bar.close()
     if choosing and settings.patience is None:
-        fit.judge(fit.score(held_out_source, held_out))
+        fit.judge(fit.score(held_out_loader, held_out))
     return fit.result()
 
 
 @torch.no_grad()
-def count_heads(
+def measure_heads(
     heads: Sequence[nn.Module],
     task: Task,
-    source: FeatureSource,
+    loader: FeatureLoader,
     batches: Sequence[Sequence[int]],
     device: torch.device | str = "cpu",
-) -> list[Counts]:
-    """Counts of every head over the given batches of rows, in one pass; divide them with ``task.divide``."""
-    counts: list[Counts] = [{} for _ in heads]
-    for head in heads:
-        head.eval()
-    for features, labels in source.iterate(batches):
-        features, labels = _move(features, labels, device)
-        for group in group_heads(heads):
-            logits = group_logits([heads[i] for i in group], features)
-            for i, scores in zip(group, logits, strict=True):
-                counts[i] = add_counts(counts[i], task.count(scores, labels))
-    return counts
+) -> list[dict[str, float]]:
+    """Computes the metrics of every head over the given batches of rows, in one pass.
 
-
-def head_metrics(
-    head: nn.Module, task: Task, source: FeatureSource, batch_size: int = 128, device: torch.device | str = "cpu"
-) -> dict[str, float]:
-    """Metrics of one head over all rows of ``source``.
+    Args:
+        heads: The heads; they are put in evaluation mode.
+        task: Their task.
+        loader: Features and labels.
+        batches: Row indices of each batch.
+        device: Device of the heads.
 
     Raises:
         ValueError: If no label counts.
     """
-    return task.divide(count_heads([head], task, source, in_order(len(source), batch_size), device)[0])
+    metrics = [task.new_metric() for _ in heads]
+    for head in heads:
+        head.eval()
+    for features, labels in loader.iterate(batches):
+        features, labels = _move(features, labels, device)
+        for group in group_heads(heads):
+            logits = group_logits([heads[i] for i in group], features)
+            for i, scores in zip(group, logits, strict=True):
+                metrics[i].add_batch(predictions=task.predict(scores, labels), references=labels)
+    return [metric.compute() for metric in metrics]
 
 
 class _Fit:
-    """The heads, their optimizer and how far they are; what the state file keeps."""
+    """Heads, optimizer, scheduler and progress of a fit: the content of the state file."""
 
     def __init__(
-        self, candidates: dict[str, Candidate], task: Task, settings: FitSettings, device: torch.device
+        self,
+        candidates: dict[str, Candidate],
+        task: Task,
+        settings: FitSettings,
+        num_rows: int,
+        device: torch.device,
     ) -> None:
         self.task, self.settings, self.device = task, settings, device
+        self.metric = task.new_metric().main_metric()
         self.names = list(candidates)
         self.heads = nn.ModuleList(candidate.head for candidate in candidates.values()).to(device)
         self.rates = [candidate.learning_rate for candidate in candidates.values()]
@@ -186,22 +125,23 @@ class _Fit:
         self.optimizer = torch.optim.SGD(
             groups, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=True
         )
+        steps = settings.epochs * math.ceil(num_rows / settings.batch_size)
+        self.scheduler = CosineAnnealingLR(self.optimizer, T_max=steps, eta_min=settings.final_rate)
         self.epoch = 0
         self.scores: dict[str, float] = {}
         self.best: dict[str, object] = {}
 
-    def train_epoch(self, source: FeatureSource, rows: Tensor) -> None:
-        """One pass over the ``rows`` (M,) of ``source`` in shuffled order; the first one also checks the labels."""
-        source.set_epoch(self.epoch)
+    def train_epoch(self, loader: FeatureLoader, rows: Tensor) -> None:
+        """One pass over the ``rows`` (M,) of ``loader`` in shuffled order; the first one also checks the labels."""
+        loader.set_epoch(self.epoch)
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.epoch)
         batches = rows[torch.randperm(len(rows), generator=generator)].split(self.settings.batch_size)
         self.heads.train()
         label_counts = 0
-        for step, (features, labels) in enumerate(source.iterate([batch.tolist() for batch in batches])):
+        for features, labels in loader.iterate([batch.tolist() for batch in batches]):
             features, labels = _move(features, labels, self.device)
             if self.epoch == 0:
                 label_counts = label_counts + self.task.count_labels(labels)
-            self._set_rates((self.epoch + step / len(batches)) / self.settings.epochs)
             self._step(features, labels)
         if self.epoch == 0:
             self.task.check_labels(label_counts)
@@ -214,27 +154,22 @@ class _Fit:
             # Each group's graph is freed before the next one's is built: the logits of dense heads are large.
             sum(self.task.loss(scores, labels) for scores in logits).backward()
         self.optimizer.step()
+        self.scheduler.step()
 
-    def _set_rates(self, progress: float) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = cosine_rate(rate, self.settings.final_rate, progress)
-
-    def score(self, source: FeatureSource, rows: Tensor) -> dict[str, float]:
+    def score(self, loader: FeatureLoader, rows: Tensor) -> dict[str, float]:
         """Each head's metric on the held-out rows; NaN for heads whose weights are no longer finite."""
         finite = [i for i, head in enumerate(self.heads) if all(p.isfinite().all() for p in head.parameters())]
         if not finite:
             raise ValueError(f"all {len(self.heads)} heads diverged, at learning rates {self.rates}; lower them")
         batches = [batch.tolist() for batch in rows.split(self.settings.batch_size)]
-        counts = count_heads([self.heads[i] for i in finite], self.task, source, batches, self.device)
+        metrics = measure_heads([self.heads[i] for i in finite], self.task, loader, batches, self.device)
         scores = dict.fromkeys(self.names, math.nan)
-        scores.update(
-            {self.names[i]: self.task.divide(c)[self.task.metric] for i, c in zip(finite, counts, strict=True)}
-        )
+        scores.update({self.names[i]: values[self.metric] for i, values in zip(finite, metrics, strict=True)})
         return scores
 
     def judge(self, scores: dict[str, float]) -> None:
-        """Keeps the best head so far; the first candidate wins a tie."""
-        sign = 1 if greater_is_better(self.task.metric) else -1
+        """Stores the best head so far; the first candidate wins a tie."""
+        sign = 1 if greater_is_better(self.metric) else -1
         known = {name: sign * score for name, score in scores.items() if not math.isnan(score)}
         name = max(known, key=known.get)
         if not self.best or known[name] > self.best["score"]:
@@ -257,13 +192,8 @@ class _Fit:
         return FitResult(name, head.eval(), self.scores, self.epoch)
 
 
-def cosine_rate(peak: float, final: float, progress: float) -> float:
-    """Learning rate at ``progress`` in [0, 1] of a half cosine from ``peak`` to ``final``."""
-    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def _split(num_rows: int, settings: FitSettings) -> tuple[Tensor, Tensor]:
-    # Labels may be masks and are not read yet: a random part, the same for every kind of source.
+    # Labels may be masks and are not loaded yet: a random part, the same for every kind of loader.
     return split_validation(torch.empty(num_rows, 0), settings.validation_share, settings.seed)
 
 

@@ -1,4 +1,4 @@
-"""The state file of a fit: tensors and plain values only, so that loading it can run no code."""
+"""State file of a fit. It holds tensors and plain values only, so that loading it cannot run code."""
 
 import os
 import uuid
@@ -10,10 +10,11 @@ from torch import nn
 
 
 class FitState(Protocol):
-    """What a fit keeps between epochs."""
+    """State of a fit between epochs."""
 
     heads: nn.ModuleList
     optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
     epoch: int
     scores: dict[str, float]
     best: dict[str, object]
@@ -24,13 +25,14 @@ def save_state(path: Path, key: str, fit: FitState) -> None:
 
     Args:
         path: State file.
-        key: What the fit is; :func:`load_state` asks for the same.
+        key: Text that identifies the fit; :func:`load_state` requires the same.
         fit: The fit.
     """
     state = {
         "key": key,
         "heads": fit.heads.state_dict(),
         "optimizer": fit.optimizer.state_dict(),
+        "scheduler": fit.scheduler.state_dict(),
         "epoch": fit.epoch,
         "scores": fit.scores,
         "best": fit.best,
@@ -42,7 +44,12 @@ def save_state(path: Path, key: str, fit: FitState) -> None:
 
 
 def load_state(path: Path, key: str, fit: FitState) -> None:
-    """Takes up ``fit`` where the state file left it; does nothing if there is no such file.
+    """Restores ``fit`` from the state file, if there is one.
+
+    Args:
+        path: State file.
+        key: Text that identifies the fit.
+        fit: The fit to restore.
 
     Raises:
         ValueError: If the file belongs to another fit.
@@ -57,4 +64,5 @@ def load_state(path: Path, key: str, fit: FitState) -> None:
         )
     fit.heads.load_state_dict(state["heads"])
     fit.optimizer.load_state_dict(state["optimizer"])
+    fit.scheduler.load_state_dict(state["scheduler"])
     fit.epoch, fit.scores, fit.best = state["epoch"], state["scores"], state["best"]

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from singer_hf.evaluation.metrics import check_classes, check_two_classes
+from singer_hf.evaluation.label_checks import check_classes, check_same_classes
+from singer_hf.evaluation.metrics import KnnMetric
 
-# Similarities held at a time: 64 Mi of float32 are 256 MiB, however large the sets are.
+# Number of similarities in memory at a time: 64 Mi of float32 take 256 MiB, whatever the size of the sets.
 _MAX_SIMILARITIES = 64 * 2**20
 
 
@@ -20,14 +21,15 @@ def knn_predict(
     temperature: float = 0.07,
     num_classes: int | None = None,
 ) -> Tensor:
-    """Class scores (M, C): votes of the ``k`` most similar training images, weighted by exp(cosine / ``temperature``).
+    """Class scores (M, C) by the votes of the ``k`` most similar training images.
 
-    Each row sums to 1. Source: Wu et al., CVPR 2018 (arXiv:1805.01978), with the k and temperature of DINO and DINOv2.
+    Votes are weighted by exp(cosine / ``temperature``); each row sums to 1. Source: Wu et al., CVPR 2018
+    (arXiv:1805.01978), with the k and temperature of DINO and DINOv2.
 
     Args:
         train_features: Features (N, D); scaled to unit length here.
         train_labels: Class indices (N,).
-        features: Features to classify, (M, D), on the same device.
+        features: Features (M, D) to classify, on the same device.
         k: Number of neighbours; at most N.
         temperature: Temperature of the votes, above 0.
         num_classes: Number C of classes; None takes the largest training label plus 1.
@@ -57,7 +59,7 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Top-1 accuracy in [0, 1] of :func:`knn_predict` on a labelled test set.
+    """Top-1 accuracy in [0, 1] of :func:`knn_predict` on a labelled test set; see :class:`KnnMetric`.
 
     Args:
         train_features: Features (N, D).
@@ -72,20 +74,8 @@ def knn_accuracy(
     """
     check_same_classes(train_labels, test_labels)
     scores = knn_predict(train_features, train_labels, test_features, k=k, temperature=temperature)
-    return float((scores.argmax(dim=1) == test_labels.to(scores.device)).double().mean())
-
-
-def check_same_classes(train_labels: Tensor, test_labels: Tensor) -> None:
-    """Raises a ValueError if the training set has one class only, or the test set a class the training set lacks."""
-    check_classes(train_labels, max(1, int(train_labels.max()) + 1), "train_labels")
-    check_two_classes(torch.bincount(train_labels.cpu().long()), "train_labels")
-    known = set(train_labels.tolist())
-    unknown = sorted(set(test_labels.tolist()) - known)
-    if unknown:
-        raise ValueError(
-            f"`test_labels` must be classes of the training set, got {unknown[:5]} which it lacks; "
-            "check that both splits number their classes alike"
-        )
+    counted = {"predictions": scores.argmax(dim=1), "references": test_labels.to(scores.device)}
+    return KnnMetric().compute(**counted)["knn_top1"]
 
 
 def _unit(features: Tensor, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Logistic regression (L-BFGS) on frozen features: the linear probe for small sets."""
+"""Logistic regression (L-BFGS) on frozen features: a linear probe for sets that fit in memory."""
 
 import warnings
 
@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import GridSearchCV, PredefinedSplit, train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from singer_hf.evaluation.heads.knn import check_same_classes
+from singer_hf.evaluation.label_checks import check_same_classes
 
-# Inverse strengths of the L2 penalty, on features of unit variance, from strong to weak.
+# Inverse strengths of the L2 penalty for features of unit variance, from strong to weak.
 REGULARISATIONS = (1e-3, 1e-2, 1e-1, 1.0)
 _MAX_ITERATIONS = 200
 
@@ -30,7 +30,7 @@ def linear_probe(
 ) -> float:
     """Top-1 accuracy in [0, 1] on the test set of a logistic regression fitted on the training set.
 
-    Deterministic. The penalty is chosen by :func:`fit_logistic` without looking at the test set.
+    The result is deterministic. :func:`fit_logistic` chooses the penalty without the test set.
 
     Args:
         train_features: Features (N, D).
@@ -65,13 +65,13 @@ def fit_logistic(
     validation_share: float = 0.2,
     seed: int = 0,
 ) -> Pipeline:
-    """Standardised logistic regression, its penalty chosen on a held-out part, then fitted on all of ``features``.
+    """Fits a standardised logistic regression on all rows, with the penalty that is best on a held-out part.
 
     Args:
         features: Features (N, D).
         labels: Class indices (N,).
         regularisations: Candidates for scikit-learn's ``C``, the inverse strength of the penalty. The strongest of
-            equally good ones wins.
+            equally good ones is chosen.
         validation_share: Share of ``features`` held out, in (0, 1); see :func:`split_validation`.
         seed: Seed of the split.
 
@@ -79,21 +79,29 @@ def fit_logistic(
         ValueError: If a shape or ``validation_share`` is wrong, or a feature is not finite.
     """
     _check_features(features, labels, "train")
-    x, y = _array(features), labels.cpu().numpy()
-    fitting, validation = split_validation(labels, validation_share, seed)
-    fitting, validation = fitting.numpy(), validation.numpy()
-    scores = {c: _fit(x[fitting], y[fitting], c).score(x[validation], y[validation]) for c in sorted(regularisations)}
-    return _fit(x, y, max(scores, key=scores.get))
+    held_out = np.full(len(labels), -1)  # PredefinedSplit never holds out the rows with -1
+    held_out[split_validation(labels, validation_share, seed)[1].numpy()] = 0
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_MAX_ITERATIONS))
+    # GridSearchCV chooses the first of equally good candidates. LogisticRegressionCV would scale by all rows.
+    penalties = {"logisticregression__C": sorted(regularisations)}
+    search = GridSearchCV(probe, penalties, cv=PredefinedSplit(held_out), error_score="raise")
+    with warnings.catch_warnings():
+        # With a weak penalty, separable features have no finite optimum; the held-out part judges where the fit ends.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return search.fit(_array(features), labels.cpu().numpy()).best_estimator_
 
 
 def split_validation(labels: Tensor, share: float = 0.2, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Sorted indices of the rows to fit on and of the rows to choose on, disjoint and together all N.
+    """Splits N rows into a part to fit on and a held-out part to choose on.
 
     Args:
-        labels: Class indices (N,), by which the parts are stratified where each class has at least 2 rows and the
-            smaller part has room for all classes; anything else of length N (masks, depth maps) is split at random.
-        share: Share of the rows to choose on, in (0, 1).
+        labels: Class indices (N,), by which the parts are stratified if each class has at least 2 rows and the
+            smaller part has room for all classes; labels of any other shape (N, ...) are split at random.
+        share: Share of the held-out rows, in (0, 1).
         seed: Seed of the split.
+
+    Returns:
+        Sorted row indices of both parts.
 
     Raises:
         ValueError: If ``share`` leaves one of the parts empty.
@@ -101,7 +109,7 @@ def split_validation(labels: Tensor, share: float = 0.2, seed: int = 0) -> tuple
     num_rows = len(labels)
     held_out = round(num_rows * share)
     if not 0 < held_out < num_rows:
-        raise ValueError(f"`share` must leave rows to fit and to choose on of {num_rows}, got {share!r}")
+        raise ValueError(f"`share` must leave both parts at least one of the {num_rows} rows, got {share!r}")
     strata = labels.cpu().numpy() if _can_stratify(labels, min(held_out, num_rows - held_out)) else None
     parts = train_test_split(torch.arange(num_rows).numpy(), test_size=held_out, random_state=seed, stratify=strata)
     return tuple(torch.from_numpy(part).sort().values for part in parts)
@@ -112,14 +120,6 @@ def _can_stratify(labels: Tensor, smaller_part: int) -> bool:
         return False
     counts = torch.unique(labels, return_counts=True)[1]
     return int(counts.min()) >= 2 and len(counts) <= smaller_part
-
-
-def _fit(x: np.ndarray, y: np.ndarray, inverse_strength: float) -> Pipeline:
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=inverse_strength, max_iter=_MAX_ITERATIONS))
-    with warnings.catch_warnings():
-        # A weak penalty on separable features has no finite optimum; the validation part judges where it stopped.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return probe.fit(x, y)
 
 
 def _array(features: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the three tasks of a probe mean: their loss, their counts and the figure by which a head is chosen."""
+"""Tasks of the trained heads: their loss, their metrics and the check of their labels."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,41 +7,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from singer_hf.evaluation.metrics import (
-    Counts,
-    check_classes,
-    check_two_classes,
-    count_classification,
-    count_depth,
-    count_segmentation,
-    divide_classification,
-    divide_depth,
-    divide_segmentation,
-    valid_depth,
-)
+from singer_hf.evaluation.counting_metric import CountingMetric
+from singer_hf.evaluation.counts import valid_depth
+from singer_hf.evaluation.label_checks import check_classes, check_two_classes
+from singer_hf.evaluation.metrics import ClassificationMetric, DepthMetric, SegmentationMetric
 
 _NO_BIN = -100
 
 
 class Task(Protocol):
-    """A task of the fit loop."""
+    """Task of the fit loop."""
 
-    metric: str
+    def new_metric(self) -> CountingMetric:
+        """Returns an empty metric; heads are chosen by its main metric."""
+
+    def predict(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Computes predictions for the metric from logits (B, C) or (B, C, h, w), at the size of the labels."""
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss over the labels that count; 0 if none does."""
-
-    def count(self, logits: Tensor, labels: Tensor) -> Counts:
-        """Sums that :meth:`divide` turns into metrics."""
-
-    def divide(self, counts: Counts) -> dict[str, float]:
-        """Metrics of all that was counted."""
+        """Mean loss, a scalar, over the labels that count; 0 if none counts."""
 
     def count_labels(self, labels: Tensor) -> Tensor:
-        """How often each kind of label occurs, for :meth:`check_labels`; a ValueError if one is out of range."""
+        """Number of labels (B, ...) of each kind, (kinds,), for :meth:`check_labels`.
+
+        Raises:
+            ValueError: If a label is out of range.
+        """
 
     def check_labels(self, counts: Tensor) -> None:
-        """Raises a ValueError if nothing can be learned from a training set with these label counts."""
+        """Checks the label counts (kinds,) of a training set.
+
+        Raises:
+            ValueError: If nothing can be learned from labels with these counts.
+        """
 
 
 @dataclass(frozen=True)
@@ -49,27 +47,26 @@ class ClassificationTask:
     """One class per image; labels (B,), logits (B, C)."""
 
     num_classes: int
-    metric: str = "top1"
+
+    def new_metric(self) -> ClassificationMetric:
+        """Returns an empty metric."""
+        return ClassificationMetric()
+
+    def predict(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the logits (B, C): the metric ranks them."""
+        return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy."""
+        """Mean cross-entropy, a scalar, of logits (B, C) and labels (B,)."""
         return F.cross_entropy(logits, labels.long())
 
-    def count(self, logits: Tensor, labels: Tensor) -> Counts:
-        """See :func:`count_classification`."""
-        return count_classification(logits, labels)
-
-    def divide(self, counts: Counts) -> dict[str, float]:
-        """See :func:`divide_classification`."""
-        return divide_classification(counts)
-
     def count_labels(self, labels: Tensor) -> Tensor:
-        """Images per class (C,)."""
+        """Images per class, (C,)."""
         check_classes(labels, self.num_classes, "labels")
         return torch.bincount(labels.long(), minlength=self.num_classes)
 
     def check_labels(self, counts: Tensor) -> None:
-        """Asks for at least two classes."""
+        """Requires at least two classes among the images per class (C,)."""
         check_two_classes(counts, "labels")
 
 
@@ -79,29 +76,32 @@ class SegmentationTask:
 
     num_classes: int
     ignore_index: int = 255
-    metric: str = "mean_iou"
+
+    def new_metric(self) -> SegmentationMetric:
+        """Returns an empty metric."""
+        return SegmentationMetric(self.num_classes, self.ignore_index)
+
+    def predict(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Predicted masks (B, H, W) at the size of the labels (B, H, W)."""
+        return upsample(logits, labels).argmax(dim=1)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy, mean over the pixels that are not ignored."""
+        """Cross-entropy, a scalar: the mean over the pixels (B, H, W) that are not ignored."""
         labels = labels.long()
         return _pixel_loss(upsample(logits, labels), labels, self.ignore_index)
 
-    def count(self, logits: Tensor, labels: Tensor) -> Counts:
-        """See :func:`count_segmentation`."""
-        return count_segmentation(upsample(logits, labels), labels, self.ignore_index)
-
-    def divide(self, counts: Counts) -> dict[str, float]:
-        """See :func:`divide_segmentation`."""
-        return divide_segmentation(counts)
-
     def count_labels(self, labels: Tensor) -> Tensor:
-        """Pixels per class (C,)."""
+        """Pixels per class, (C,)."""
         kept = labels[labels != self.ignore_index].long()
         check_classes(kept, self.num_classes, "labels", self.ignore_index)
         return torch.bincount(kept, minlength=self.num_classes)
 
     def check_labels(self, counts: Tensor) -> None:
-        """Asks for at least two classes among the pixels that are not ignored."""
+        """Requires at least two classes among the pixels per class (C,).
+
+        Raises:
+            ValueError: If all pixels are ignored or of one class.
+        """
         if counts.sum() == 0:
             raise ValueError(f"`labels` must hold pixels that count, got only the ignored index {self.ignore_index}")
         check_two_classes(counts, "labels")
@@ -109,43 +109,42 @@ class SegmentationTask:
 
 @dataclass(frozen=True)
 class DepthTask:
-    """Depth in metres per pixel as a classification into equally spaced bins; logits (B, bins, h, w).
+    """Depth per pixel as a classification into equal bins; labels (B, H, W) in metres, logits (B, bins, h, w).
 
     Attributes:
         max_depth: Depth of the last bin in metres; the first is at 0.
         temperature: The prediction is the mean of the bins' depths under softmax(logits / temperature).
-        metric: The figure by which a head is chosen.
     """
 
     max_depth: float = 10.0
     temperature: float = 1.0
-    metric: str = "rmse"
 
-    def predict(self, logits: Tensor) -> Tensor:
-        """Logits (B, bins, H, W) -> depth (B, H, W) in metres."""
+    def new_metric(self) -> DepthMetric:
+        """Returns an empty metric."""
+        return DepthMetric(self.max_depth)
+
+    def predict(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Predicted depth (B, H, W) in metres at the size of the labels (B, H, W)."""
+        logits = upsample(logits, labels)
         depths = torch.linspace(0.0, self.max_depth, logits.shape[1], device=logits.device)
         return torch.einsum("bkhw,k->bhw", (logits.float() / self.temperature).softmax(dim=1), depths)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy to the nearest bin, mean over the valid pixels."""
+        """Cross-entropy to the nearest bin, a scalar: the mean over the valid pixels (B, H, W)."""
         valid = valid_depth(labels, self.max_depth)
         bins = (labels.nan_to_num(0.0, 0.0, 0.0) / self.max_depth * (logits.shape[1] - 1)).round().long()
         return _pixel_loss(upsample(logits, labels), torch.where(valid, bins, _NO_BIN), _NO_BIN)
-
-    def count(self, logits: Tensor, labels: Tensor) -> Counts:
-        """See :func:`count_depth`."""
-        return count_depth(self.predict(upsample(logits, labels)), labels, self.max_depth)
-
-    def divide(self, counts: Counts) -> dict[str, float]:
-        """See :func:`divide_depth`."""
-        return divide_depth(counts)
 
     def count_labels(self, labels: Tensor) -> Tensor:
         """Number of valid pixels, (1,)."""
         return valid_depth(labels, self.max_depth).sum()[None]
 
     def check_labels(self, counts: Tensor) -> None:
-        """Asks for at least one valid pixel."""
+        """Requires at least one valid pixel in the counts (1,).
+
+        Raises:
+            ValueError: If there is none.
+        """
         if counts.sum() == 0:
             raise ValueError(
                 f"`labels` must hold depths above 0 and up to {self.max_depth} metres, got 0, NaN or larger values "
@@ -154,7 +153,7 @@ class DepthTask:
 
 
 def upsample(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (B, C, h, w) at the size of labels (B, H, W), bilinear.
+    """Upsamples logits (B, C, h, w) bilinearly to (B, C, H, W), the size of labels (B, H, W).
 
     Raises:
         ValueError: If ``labels`` is no batch of masks.
@@ -163,7 +162,7 @@ def upsample(logits: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(f"`labels` must be of shape (B, H, W), got {tuple(labels.shape)}")
     if logits.shape[-2:] == labels.shape[-2:]:
         return logits
-    # Channels last: half the time of a step with 256 bins on a CPU, here and in the loss.
+    # Channels last halves the time of a step with 256 bins on a CPU, here and in the loss.
     logits = logits.contiguous(memory_format=torch.channels_last)
     return F.interpolate(logits, size=tuple(labels.shape[-2:]), mode="bilinear", align_corners=False)
 

@@ -1,7 +1,6 @@
-"""Where the fit loop takes features from: a frozen model that runs in every pass, or arrays in memory or on disk."""
+"""Loaders of features and labels by row index: from a frozen model in every pass, or from arrays."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,31 +8,33 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from singer_hf.vit.inference import evaluation_mode
+
 Batch = tuple[dict[str, Tensor], Tensor]
 FeaturesFn = Callable[[nn.Module, Tensor], dict[str, Tensor]]
 
 
-class FeatureSource(Protocol):
-    """Rows of features and labels that can be read in any order."""
+class FeatureLoader(Protocol):
+    """Rows of features and labels, in any order."""
 
     def __len__(self) -> int: ...
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws other random views of the images from now on, where the source does that."""
+        """Draws new random crops from now on, if the loader has any."""
 
     def iterate(self, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        """Yields (features, labels) of each batch of row indices, in the order given."""
+        """Yields features (B, ...) and labels (B, ...) of each batch of row indices, in the given order."""
 
 
-class ModelFeatures:
-    """Features computed anew in every pass, so that random views of the images can be used.
+class ModelFeatureLoader:
+    """Features that a model computes anew in every pass, which allows random crops.
 
     Args:
-        model: The frozen model; it runs in evaluation mode and is put back as it was.
+        model: The frozen model; it runs in evaluation mode, and every module gets its mode back.
         dataset: Rows {"pixel_values": (3, H, W), "labels": class index, mask (H, W) or depth map (H, W)}.
         features_fn: (model, images) -> features, such as ``FrozenFeatures()``.
-        num_workers: Processes that read images.
-        device: Where the model runs; None takes the device of its parameters.
+        num_workers: Number of processes that load images.
+        device: Device of the model; None takes that of its parameters.
     """
 
     def __init__(
@@ -53,35 +54,34 @@ class ModelFeatures:
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Passes the epoch on to the dataset, if it has random views."""
+        """Passes the epoch on to the dataset, if it has random crops."""
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
     def iterate(self, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        """Yields (features, labels) of each batch of row indices.
+        """Yields features (B, ...) and labels (B, ...) of each batch of row indices.
 
         Raises:
-            ValueError: If a row is broken or its mask is not of its image's size.
+            ValueError: If a row cannot be loaded or its mask is not of its image's size.
         """
-        loader = DataLoader(
+        images = DataLoader(
             self.dataset,
             batch_sampler=[[int(row) for row in batch] for batch in batches],
             num_workers=self.num_workers,
             collate_fn=collate_rows,
         )
-        with _frozen(self.model):
-            for pixel_values, labels in loader:
-                with torch.no_grad():  # not around the yield: it would reach into the caller's training step
-                    features = self.features_fn(self.model, pixel_values.to(self.device))
-                yield features, labels
+        for pixel_values, labels in images:
+            with evaluation_mode(self.model):  # not around the yield: the caller trains its heads there
+                features = self.features_fn(self.model, pixel_values.to(self.device))
+            yield features, labels
 
 
-class ArrayFeatures:
-    """Features that exist already: tensors, arrays, or memory-mapped files.
+class ArrayFeatureLoader:
+    """Features that exist already: tensors, arrays or memory-mapped files.
 
     Args:
-        features: Name -> array of N rows.
-        labels: N labels: class indices, masks or depth maps.
+        features: Name -> array (N, ...).
+        labels: Class indices (N,), masks or depth maps (N, H, W).
 
     Raises:
         ValueError: If the arrays differ in their number of rows.
@@ -100,7 +100,7 @@ class ArrayFeatures:
         """Does nothing: stored features are the same in every epoch."""
 
     def iterate(self, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        """Yields (features, labels) of each batch of row indices."""
+        """Yields features (B, ...) and labels (B, ...) of each batch of row indices."""
         for batch in batches:
             rows = np.asarray(batch)
             features = {name: _rows(array, rows).float() for name, array in self.features.items()}
@@ -111,7 +111,7 @@ def collate_rows(rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     """Stacks rows into images (B, 3, H, W) and labels (B, ...).
 
     Raises:
-        ValueError: If a row is broken, has no labels or a mask of another size than its image.
+        ValueError: If a row could not be loaded, has no labels or a mask of another size than its image.
     """
     for row in rows:
         if "error" in row:
@@ -135,14 +135,3 @@ def in_order(num_rows: int, batch_size: int) -> list[range]:
 
 def _rows(array: np.ndarray | Tensor, rows: np.ndarray) -> Tensor:
     return array[torch.from_numpy(rows)] if isinstance(array, Tensor) else torch.from_numpy(np.asarray(array[rows]))
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -1,7 +1,7 @@
 """Heads that are trained on frozen features: linear, segmentation and depth.
 
-All start from normally distributed weights (standard deviation 0.01, DINOv2's choice) drawn from a generator of their
-own, so that a head's result does not depend on the other heads of a sweep.
+Weights start normally distributed with a standard deviation of 0.01, as in DINOv2, drawn from a generator of the
+head, so that its result does not depend on the other heads of a sweep.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ class LinearHead(nn.Module):
     of the last block, as DINOv2 does (``create_linear_input`` in its eval/linear.py).
 
     Args:
-        features: Features of one batch of the kind to be fitted, for the width; see ``FrozenFeatures(dense=False)``.
+        features: Features of one batch, "cls" and "mean" (B, K, D), which give the width; see ``FrozenFeatures``.
         num_classes: Number C of classes.
-        tokens: What to read: "cls", "mean" or "cls+mean".
-        num_blocks: How many of the last blocks to read.
+        tokens: Input of the head: "cls", "mean" or "cls+mean".
+        num_blocks: Number of last blocks in the input.
         seed: Seed of the weights.
 
     Raises:
@@ -45,35 +45,35 @@ class LinearHead(nn.Module):
                 f"`num_blocks` must be within 1 and the {features['mean'].shape[1]} kept blocks, got {num_blocks!r}"
             )
         self.tokens, self.num_blocks = tokens, num_blocks
-        self.linear = nn.Linear(self.read(features).shape[1], num_classes)
+        self.linear = nn.Linear(self.select(features).shape[1], num_classes)
         _initialise(self.linear, seed)
 
-    def read(self, features: dict[str, Tensor]) -> Tensor:
-        """The head's input (B, F) out of "cls" and "mean" (B, K, D)."""
+    def select(self, features: dict[str, Tensor]) -> Tensor:
+        """Selects the input (B, F) of the head from "cls" and "mean" (B, K, D)."""
         if self.tokens == "cls+mean":
             return torch.cat([features["cls"][:, -self.num_blocks :].flatten(1), features["mean"][:, -1]], dim=1)
         return features[self.tokens][:, -self.num_blocks :].flatten(1)
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """Features of images -> logits (B, C)."""
-        return self.linear(self.read(features))
+        """Computes logits (B, C) from "cls" and "mean" (B, K, D)."""
+        return self.linear(self.select(features))
 
 
 def stacked_logits(heads: Sequence[LinearHead], features: dict[str, Tensor]) -> Tensor:
-    """Logits (R, B, C) of R heads that read the same input, by one matrix product."""
+    """Logits (R, B, C) of R heads with the same input, by one matrix product."""
     weight = torch.cat([head.linear.weight for head in heads])
     bias = torch.cat([head.linear.bias for head in heads])
-    logits = F.linear(heads[0].read(features), weight, bias)
+    logits = F.linear(heads[0].select(features), weight, bias)
     return logits.unflatten(1, (len(heads), -1)).transpose(0, 1)
 
 
 class SegmentationHead(nn.Module):
-    """BatchNorm and a 1x1 convolution on the patches (the BNHead of DINOv2), or the convolution alone (SiNGER's code).
+    """A 1x1 convolution on the patches, after a BatchNorm as in DINOv2's BNHead or without as in SiNGER's code.
 
     Args:
-        features: Features of one batch, for the width; see ``FrozenFeatures(dense=True)``.
+        features: Features of one batch with "map" (B, D, h, w), which gives the width; see ``FrozenFeatures``.
         num_classes: Number C of classes.
-        batch_norm: Whether the patches are normalised per channel first.
+        batch_norm: Whether a BatchNorm comes first.
         seed: Seed of the weights.
     """
 
@@ -85,17 +85,17 @@ class SegmentationHead(nn.Module):
         _initialise(self.conv, seed)
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """Features of images -> logits (B, C, h, w) on the patch grid."""
+        """Computes logits (B, C, h, w) on the patch grid from "map" (B, D, h, w)."""
         return self.conv(self.norm(features["map"]))
 
 
 class DepthHead(nn.Module):
-    """A 1x1 convolution on each patch beside the image's global token, with one logit per bin of depth.
+    """A 1x1 convolution on each patch and the global token of the image, with one logit per bin of depth.
 
-    The bins are read out by ``DepthTask``. Upsampling the logits equals upsampling the features, as both are linear.
+    ``DepthTask`` turns the bins into a depth. Upsampling the logits equals upsampling the features: both are linear.
 
     Args:
-        features: Features of one batch, for the width; see ``FrozenFeatures(dense=True)``.
+        features: Features of one batch, "map" (B, D, h, w) and "global" (B, D), which give the width.
         num_bins: Number of bins.
         seed: Seed of the weights.
     """
@@ -106,16 +106,16 @@ class DepthHead(nn.Module):
         _initialise(self.conv, seed)
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """Features of images -> logits (B, bins, h, w) on the patch grid."""
+        """Computes logits (B, bins, h, w) on the patch grid from "map" (B, D, h, w) and "global" (B, D)."""
         patches, token = features["map"], features["global"]
         width = patches.shape[1]
-        # The global token adds the same logits to every patch: no need to repeat it over the grid.
+        # The global token adds the same logits to every patch, so it is not repeated over the grid.
         shared = F.linear(token, self.conv.weight[:, width:, 0, 0], self.conv.bias)
         return F.conv2d(patches, self.conv.weight[:, :width]) + shared[..., None, None]
 
 
 def group_heads(heads: Sequence[nn.Module]) -> list[list[int]]:
-    """Indices of heads that can share a matrix product: linear heads of the same input; others stand alone."""
+    """Groups the indices of heads that can share a matrix product: linear heads with the same input."""
     groups: dict[object, list[int]] = {}
     for i, head in enumerate(heads):
         is_linear = isinstance(head, LinearHead)
@@ -125,7 +125,7 @@ def group_heads(heads: Sequence[nn.Module]) -> list[list[int]]:
 
 
 def group_logits(heads: Sequence[nn.Module], features: dict[str, Tensor]) -> Tensor:
-    """Logits (R, B, C, ...) of the R heads of one group."""
+    """Logits (R, B, C) or (R, B, C, h, w) of the R heads of one group of :func:`group_heads`."""
     return heads[0](features)[None] if len(heads) == 1 else stacked_logits(heads, features)
 
 

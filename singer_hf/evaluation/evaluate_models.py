@@ -1,0 +1,142 @@
+"""Several models on one benchmark: loading, runs, files and figures."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from singer_hf.data.image_processors import image_spec, load_image_processor
+from singer_hf.evaluation.benchmarks.benchmark import Benchmark
+from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark, with_folder
+from singer_hf.evaluation.benchmarks.catalog import expand_groups, get_benchmark
+from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
+from singer_hf.evaluation.benchmarks.run import reused_head, run_benchmark
+from singer_hf.evaluation.benchmarks.run_settings import RunSettings
+from singer_hf.evaluation.figures import save_figures
+from singer_hf.evaluation.results import Result, write_per_class
+from singer_hf.vit.loading import load_model
+
+
+def load_models(
+    names: Sequence[str], processor_name: str | None = None, device: str | None = None
+) -> dict[str, EvaluatedModel]:
+    """Loads models for evaluation.
+
+    Args:
+        names: Local folders or Hub ids.
+        processor_name: Image processor for all models; None takes that of each model.
+        device: Torch device; None takes a GPU if there is one.
+
+    Returns:
+        Name -> model.
+
+    Raises:
+        ValueError: If a model cannot be loaded or has no image processor.
+    """
+    names = list(dict.fromkeys(names))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    models = {}
+    for name, label in zip(names, short_names(names), strict=True):
+        processor = load_image_processor(processor_name or name)
+        if processor is None:
+            raise ValueError(
+                f"`--model_name_or_path` {name!r} has no image processor; give `--processor_name_or_path`"
+            )
+        model = load_model(name, "model_name_or_path").to(device).eval().requires_grad_(False)
+        models[name] = EvaluatedModel(label, model, image_spec(processor))
+    return models
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Returns the last parts of paths, as few as are needed to distinguish them."""
+    parts = [Path(name).resolve().parts if Path(name).exists() else Path(name).parts for name in names]
+    for depth in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(part[-depth:]) for part in parts]
+        if len(set(short)) == len(short):
+            break
+    return short
+
+
+def select_benchmarks(
+    names: Sequence[str] | None,
+    *,
+    task: str | None = None,
+    dataset_name: str | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> list[Benchmark]:
+    """Returns the benchmarks to run.
+
+    Args:
+        names: Names of benchmarks and groups; None makes a benchmark of ``task`` and ``dataset_name``.
+        task: Task on ``dataset_name``; with ``names`` only "knn", which replaces linear heads by nearest neighbours.
+        dataset_name: Folder or Hub id of the data.
+        overrides: Fields of :class:`Benchmark` with another value.
+
+    Raises:
+        ValueError: If a name is unknown or the arguments do not fit together.
+    """
+    overrides = dict(overrides or {})
+    if not names:
+        own = Benchmark(Path(dataset_name).name, task, dataset_name, image_column=None, target_column=None)
+        return [replace(own, **overrides)]
+    names = expand_groups(names)
+    if len(names) > 1 and (dataset_name or overrides):
+        raise ValueError(f"`--dataset_name` and the flags of its columns need exactly one benchmark, got {len(names)}")
+    benchmarks = [get_benchmark(name) for name in names]
+    if dataset_name:
+        benchmarks = [with_folder(benchmark, dataset_name) for benchmark in benchmarks]
+    if task == "knn":
+        overrides["task"] = "knn"
+        if wrong := [item.name for item in benchmarks if item.task != "classification"]:
+            raise ValueError(f"`--task knn` needs benchmarks of classification, got {wrong[0]!r}")
+    return [replace(benchmark, **overrides) for benchmark in benchmarks]
+
+
+def evaluate_models(
+    models: Mapping[str, EvaluatedModel],
+    benchmark: Benchmark,
+    settings: RunSettings,
+    folder: str | Path,
+    *,
+    head_dataset_name: str | None = None,
+    max_train_samples: int | None = None,
+    max_test_samples: int | None = None,
+) -> dict[str, list[Result]]:
+    """Evaluates models on a benchmark; writes the metrics of each class and the figures.
+
+    Args:
+        models: Name -> model.
+        benchmark: The benchmark.
+        settings: Settings of the run.
+        folder: Folder for ``per_class_*.json`` and ``figures/``.
+        head_dataset_name: Copy of the data for a head that the benchmark reuses.
+        max_train_samples: Largest number of training images.
+        max_test_samples: Largest number of test images.
+
+    Returns:
+        Name of the model -> results.
+
+    Raises:
+        FileNotFoundError: If the data cannot be reached.
+        ValueError: If data, labels and models do not fit.
+    """
+    limits = {"max_train_samples": max_train_samples, "max_test_samples": max_test_samples}
+    data, runs = load_benchmark(benchmark, seed=settings.seed, **limits), {}
+    for name, evaluated in models.items():
+        print(f"{benchmark.name}: {evaluated.name}, {settings.protocol.name} protocol, {len(data.test)} test images")
+        head = reused_head(
+            evaluated, benchmark, settings, dataset_name=head_dataset_name, max_train_samples=max_train_samples
+        )
+        runs[name] = run_benchmark(evaluated, benchmark, data, settings, head)
+    confusions = {run.results[0].model: run.confusion for run in runs.values() if run.confusion is not None}
+    if confusions:
+        write_per_class(folder, benchmark, data.class_names, confusions)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no figures: matplotlib is not installed (pip install 'singer-hf[plots]')")
+    else:
+        save_figures(
+            Path(folder, "figures"), benchmark, data.class_names, [*runs.values()], settings.protocol.max_depth
+        )
+    return {name: run.results for name, run in runs.items()}

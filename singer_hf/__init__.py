@@ -1,5 +1,6 @@
-"""SiNGER for Hugging Face: see, clean and distil the features of vision transformers."""
+"""SiNGER for Hugging Face: measure, refine and distil the features of vision transformers."""
 
+from singer_hf.baselines.recipes import recipe_settings
 from singer_hf.distillation.distiller import SingerDistiller
 from singer_hf.training.arguments import SingerTrainingArguments
 from singer_hf.training.trainer import SingerDistillationTrainer
@@ -14,4 +15,5 @@ __all__ = [
     "SingerModel",
     "SingerTrainingArguments",
     "__version__",
+    "recipe_settings",
 ]

@@ -15,17 +15,17 @@ _PAPER = {
 }
 
 # Fields of SingerConfig and SingerTrainingArguments by their names. The rank is not part of a recipe: 64 was published
-# for a teacher of width 1024, and a small teacher has no room for it.
+# for a teacher of width 1024, which a small teacher does not have.
 RECIPES: dict[str, dict[str, Any]] = {
     # SiNGER, arXiv 2509.20986, section 3, with the weights published with the code.
     "paper": _PAPER,
-    # What the released code computes where it differs from the paper.
+    # The released code where it differs from the paper.
     "reference": _PAPER | {"init_weights": "reference", "null_threshold": 0.05, "info_loss": "reference"},
-    # What came out best in docs/results.md. L_KD, a squared error in the teacher's own units, would change a teacher
-    # that has no artifacts; at 100 L_info holds it.
+    # The best settings of docs/results.md. Without the larger weight of L_info, L_KD (a squared error in the teacher's
+    # own units) trains the adapter to change features without artifacts too.
     "recommended": _PAPER | {"init_scale": -1.0, "info_weight": 100.0},
 }
-# What the demo and examples/distill.py follow unless told otherwise.
+# The recipe of the demo and of examples/distill.py.
 DEFAULT_RECIPE = "recommended"
 
 

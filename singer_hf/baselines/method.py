@@ -14,7 +14,7 @@ from singer_hf.distillation.summary import distillation_summary
 
 @dataclass(frozen=True)
 class Method:
-    """Base class of all methods. A subclass with a row in :data:`singer_hf.baselines.methods.METHODS` is a method.
+    """Base class of all methods, which are listed in :data:`singer_hf.baselines.method_table.METHODS`.
 
     Its dataclass fields are its settings; ``__post_init__`` checks their ranges.
 

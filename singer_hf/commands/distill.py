@@ -29,7 +29,7 @@ from transformers import HfArgumentParser, set_seed
 
 from singer_hf import SingerConfig, SingerDistillationTrainer, SingerTrainingArguments
 from singer_hf.baselines.method import Method
-from singer_hf.baselines.methods import METHODS, make_method
+from singer_hf.baselines.method_table import METHODS, make_method
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES, recipe_settings
 from singer_hf.baselines.singer import Singer
 from singer_hf.data.datasets import load_image_dataset

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from singer_hf.baselines.method import Method
-from singer_hf.baselines.methods import make_method, method_class
+from singer_hf.baselines.method_table import make_method, method_class
 from singer_hf.baselines.recipes import recipe_settings
 from singer_hf.training.arguments import SingerTrainingArguments
 

@@ -27,7 +27,8 @@ def kd_loss(refined: Tensor, projected: Tensor) -> Tensor:
 def outlier_loss(refined_patches: Tensor, quantile: float = 0.97) -> Tensor:
     """Mean squared excess of the norms above their image's quantile, over the patches above it (paper, L_outlier).
 
-    No gradient flows through the quantile.
+    No gradient flows through the quantile. These are the longest patches of an image; which patches are artifacts is
+    decided by :class:`singer_hf.artifacts.outliers.OutlierRule`.
 
     Args:
         refined_patches: Patch tokens (B, N, D) of F̂.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from singer_hf.artifacts.outliers import OutlierRule
 from singer_hf.baselines.clip_norm import ClipNorm
-from singer_hf.baselines.methods import make_method
+from singer_hf.baselines.method_table import make_method
 from singer_hf.baselines.neighbor_mean import NeighborMean
 from singer_hf.vit.structure import view_vit
 

@@ -11,7 +11,7 @@ import torch
 from runs import differing, snapshot, start_script
 from tiny_study import METHODS, tiny_study, write_study
 
-from singer_hf.baselines.methods import make_method
+from singer_hf.baselines.method_table import make_method
 from singer_hf.comparison import cells, runner
 from singer_hf.comparison.cells import run_cell, run_reference
 from singer_hf.comparison.costs import step_costs

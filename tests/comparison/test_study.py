@@ -6,8 +6,8 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from singer_hf.baselines.methods import METHODS as KINDS
-from singer_hf.baselines.methods import make_method
+from singer_hf.baselines.method_table import METHODS as KINDS
+from singer_hf.baselines.method_table import make_method
 from singer_hf.comparison.study import Study, StudyMethod, grid_name, read_study
 from singer_hf.training.arguments import SingerTrainingArguments
 

@@ -7,7 +7,7 @@ from singer_hf.baselines.clip_norm import ClipNormMethod
 from singer_hf.baselines.fitnet import FitNet
 from singer_hf.baselines.method import Method
 from singer_hf.baselines.neighbor_mean import NeighborMeanMethod
-from singer_hf.baselines.register_neurons import TestTimeRegister
+from singer_hf.baselines.register_method import TestTimeRegister
 from singer_hf.baselines.singer import Singer
 from singer_hf.baselines.vitkd import ViTKD
 

@@ -45,6 +45,10 @@ class SingerModel(BaseTuner):
     tuner_layer_cls = SingerLayer
     target_module_mapping: dict = {}  # noqa: RUF012 (PEFT declares it so)
 
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        check_no_other_adapters(model)  # first, as PEFT's own method changes the model before it looks at it
+        super().__init__(model, *args, **kwargs)
+
     @property
     def singer_layers(self) -> dict[int, SingerLayer]:
         """The wrapped blocks of all adapters by their 0-based index."""

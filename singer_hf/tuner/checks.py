@@ -56,8 +56,10 @@ def check_adapter_name(name: str, prefix: str, blocks_path: str) -> None:
         blocks_path: Path of the list of blocks in the model.
 
     Raises:
-        ValueError: If the name is a part of saved keys.
+        ValueError: If the name is a part of saved keys, or cannot be the name of a module.
     """
+    if hasattr(nn.ModuleDict(), name):
+        raise ValueError(f"`adapter_name` must not be the name of an attribute of torch.nn.ModuleDict, got {name!r}")
     path_parts = ("base_model", "model", *blocks_path.split("."), "weight")  # PEFT finds adapters by parts of keys
     if name.isdigit() or "." in name or name in prefix or name.startswith(prefix) or name in path_parts:
         raise ValueError(

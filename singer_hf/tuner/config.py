@@ -84,11 +84,7 @@ class SingerConfig(PeftConfig):
     def __post_init__(self, library_name: str | None) -> None:
         super().__post_init__()
         self.peft_type = SingerPeftType.SINGER
-        # Weights come from a file, even for further training: PEFT saves `inference_mode: true`, but transformers'
-        # `save_pretrained` does not; from its file no jacobian could be computed, as the images are not saved.
-        self.restores_weights = self.inference_mode or (
-            library_name is not None and self.nullspace_source == "jacobian" and self.calibration_images is None
-        )
+        self._starts_frozen, self._is_from_file = self.inference_mode, library_name is not None
         # Set for the duration of saving one adapter, see `prepare_saving`.
         self._adapter_to_save: dict[str, Any] = {}
         self._name_to_save = "default"
@@ -134,6 +130,16 @@ class SingerConfig(PeftConfig):
         if self.layers_to_transform is None:
             return default_layers(num_blocks)
         return sorted(resolve_layers("layers_to_transform", self.layers_to_transform, num_blocks))
+
+    @property
+    def restores_weights(self) -> bool:
+        """Whether the weights of the adapter come from a file, so that no null space is computed.
+
+        PEFT saves ``inference_mode: true``. The file of transformers' ``save_pretrained`` has no such sign; where it
+        has no calibration images, which are never saved, no Jacobian can be computed.
+        """
+        without_images = self.nullspace_source == "jacobian" and self.calibration_images is None
+        return self._starts_frozen or (self._is_from_file and without_images)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields that are saved: no module paths and no images."""

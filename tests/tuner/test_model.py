@@ -182,6 +182,15 @@ def test_adapter_names_that_break_key_matching_are_refused(name):
     assert list(peft_model.peft_config) == ["default"]
 
 
+@pytest.mark.parametrize("name", ["half", "train", "keys"])
+def test_adapter_names_that_a_module_cannot_have_are_refused(name):
+    with pytest.raises(ValueError, match="adapter_name") as error:
+        get_peft_model(tiny_vit(), SingerConfig(r=4), adapter_name=name)
+    assert str(error.value) == (
+        f"`adapter_name` must not be the name of an attribute of torch.nn.ModuleDict, got {name!r}"
+    )
+
+
 def test_excluded_blocks_are_left_out():
     peft_model = attach(tiny_vit(), layers_to_transform=[1, 3], exclude_modules=["layers.1"])
     assert list(peft_model.base_model.singer_layers) == [3]

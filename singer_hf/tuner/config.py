@@ -133,7 +133,7 @@ class SingerConfig(PeftConfig):
 
     @property
     def restores_weights(self) -> bool:
-        """Whether the weights of the adapter come from a file, so that no null space is computed.
+        """Whether the weights of the adapter come from a file: it is the identity until then, without a null space.
 
         PEFT saves ``inference_mode: true``. The file of transformers' ``save_pretrained`` has no such sign; where it
         has no calibration images, which are never saved, no Jacobian can be computed.

@@ -21,9 +21,8 @@ def initial_weights(config: SingerConfig, view: ViTView, index: int, is_meta: bo
         is_meta: Whether the block is on the meta device.
     """
     if is_meta or config.inference_mode or config.restores_weights:
-        # The weights are loaded from a file later; until then the adapter is the identity.
-        zeros = torch.zeros(view.hidden_size, config.r)
-        return zeros, zeros.T
+        # The weights are loaded from a file later; until then the adapter is the identity, and can be trained.
+        return torch.eye(view.hidden_size, config.r), torch.zeros(config.r, view.hidden_size)
     basis = _initial_basis(config, view, index).float()
     scale = 0.0 if config.init_weights == "identity" else config.init_scale
     return basis, scale * basis.T

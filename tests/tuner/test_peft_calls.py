@@ -64,6 +64,17 @@ def test_a_new_jacobian_adapter_from_saved_settings_needs_images_of_its_own(tmp_
     assert down.any()
 
 
+def test_an_adapter_from_the_config_of_a_saved_one_alone_is_the_identity_and_can_learn(tmp_path):
+    attach(tiny_vit()).save_pretrained(tmp_path)
+    config = PeftConfig.from_pretrained(tmp_path)
+    config.inference_mode = False
+    peft_model = get_peft_model(tiny_vit(), config)
+    assert torch.equal(last_hidden_state(peft_model), last_hidden_state(tiny_vit()))
+    peft_model(images())[0].square().sum().backward()
+    for layer in find_singer_layers(peft_model).values():
+        assert layer.singer_up["default"].weight.grad.any()
+
+
 def attach_down(config: SingerConfig) -> torch.Tensor:
     return get_peft_model(tiny_vit(), config).base_model.singer_layers[2].singer_down["default"].weight.detach()
 

@@ -41,7 +41,7 @@ def unwrap_peft(model: nn.Module) -> nn.Module:
 
 
 def to_float64(tensor: Tensor) -> Tensor:
-    """Returns a tensor in float64, on the CPU if its device does not have that type (Apple's ``mps``)."""
+    """Returns a tensor (...) in float64, on the CPU if its device does not have that type (Apple's ``mps``)."""
     return (tensor.cpu() if tensor.device.type in _WITHOUT_FLOAT64 else tensor).double()
 
 

@@ -9,6 +9,8 @@ and tensors, so they work for any two-layer MLP.
 import torch
 from torch import Tensor, nn
 
+from singer_hf.vit.inference import to_float64
+
 
 @torch.no_grad()
 def reserve_unit(mlp_in: nn.Linear, mlp_out: nn.Linear, unit: int = -1) -> None:
@@ -61,7 +63,7 @@ def fit_texture_probe(
         )
     if not (0 < share < 0.5 and gain > 0):
         raise ValueError(f"`share` must be between 0 and 0.5 and `gain` above 0, got {share!r} and {gain!r}")
-    tokens, target = tokens.detach().flatten(0, -2).double(), -texture.flatten().double()
+    tokens, target = to_float64(tokens.detach().flatten(0, -2)), -to_float64(texture.flatten())
     ceiling = target.sort().values[int((1 - share / 2) * (len(target) - 1))]
     target = target.clamp_max(ceiling)  # limits the influence of a few patches of constant colour
     centered = tokens - tokens.mean(dim=0)

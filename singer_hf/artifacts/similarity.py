@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from singer_hf.artifacts.gram import gram_matrix
 from singer_hf.artifacts.outliers import OutlierRule, row_median, token_norms
 from singer_hf.artifacts.streaming_metric import NORMS, StreamingMetric
+from singer_hf.vit.inference import to_float64
 
 
 class LinearCka(StreamingMetric):
@@ -72,7 +73,7 @@ class GramDistance(StreamingMetric):
 
     def _update(self, predictions: Tensor, references: Tensor) -> None:
         difference = gram_matrix(predictions) - gram_matrix(references)
-        self._sums["distance"] += float(difference.square().mean((1, 2)).sqrt().double().sum())
+        self._sums["distance"] += float(to_float64(difference.square().mean((1, 2)).sqrt()).sum())
         self._sums["images"] += len(predictions)
 
     def _finish(self) -> dict[str, float | None]:
@@ -106,8 +107,8 @@ class PatchCosine(StreamingMetric):
                 f"`predictions` must have the teacher's width, got shapes {tuple(predictions.shape)} and "
                 f"{tuple(references.shape)}; pass the student's tokens through its projector"
             )
-        cosine = F.cosine_similarity(predictions, references, dim=-1).double()
-        mask = self.rule.mask(token_norms(references))
+        cosine = to_float64(F.cosine_similarity(predictions, references, dim=-1))
+        mask = self.rule.mask(token_norms(references)).to(cosine.device)
         self._sums["cosine"] += float(cosine.sum())
         self._sums["outliers"] += float(cosine[mask].sum())
         self._sums["patches"] += cosine.numel()
@@ -149,7 +150,7 @@ class OutlierOverlap(StreamingMetric):
         student, teacher = self.rule.mask(predictions), self.rule.mask(references)
         counts = [(student & teacher).sum(), (student | teacher).sum(), student.sum(), teacher.sum(), student.numel()]
         self._sums["counts"] += torch.tensor([float(count) for count in counts], dtype=torch.float64)
-        x, y = (_over_median(norms).double().flatten() for norms in (predictions, references))
+        x, y = (to_float64(_over_median(norms)).flatten() for norms in (predictions, references))
         moments = [x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()]
         self._sums["moments"] += torch.stack(moments).cpu()
 
@@ -180,7 +181,8 @@ def unbiased_hsic(left: Tensor, right: Tensor) -> Tensor:
 def _hsic_triple(predictions: Tensor, references: Tensor) -> Tensor:
     """Returns HSIC₁ of (X, Y), (X, X) and (Y, Y), float64."""
     # A common shift of the tokens does not change HSIC₁; removing it improves the precision.
-    x, y = (tokens.double() - tokens.double().mean(0) for tokens in (predictions, references))
+    x, y = (to_float64(tokens) for tokens in (predictions, references))
+    x, y = x - x.mean(0), y - y.mean(0)
     x, y = x @ x.T, y @ y.T
     return torch.stack([unbiased_hsic(x, y), unbiased_hsic(x, x), unbiased_hsic(y, y)]).cpu()
 

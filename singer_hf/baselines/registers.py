@@ -31,6 +31,8 @@ class TestTimeRegisters:
     def __init__(self, view: ViTView, neurons: dict[int, Tensor]) -> None:
         self.num_prefix_tokens, self.blocks = view.num_prefix_tokens, view.blocks
         self.states: dict[int, Tensor] = {}
+        self._neurons = neurons
+        self._units: dict[tuple[int, torch.device], Tensor] = {}
         # A block that runs out of order is a replay, and its token is not stored.
         self._next_block = 0
         self._insertions: list = []
@@ -38,15 +40,25 @@ class TestTimeRegisters:
         for i, block in enumerate(view.blocks):
             # The first of the forward hooks, so that captures attached earlier get P+N tokens as well.
             self._handles.append(block.register_forward_hook(partial(_strip, self, i), prepend=True))
-        for i, units in neurons.items():
-            fc_out = view.mlp_layers(i)[1]
-            hook = partial(_move_activations, self.num_prefix_tokens, units.to(fc_out.weight.device))
-            self._handles.append(fc_out.register_forward_pre_hook(hook))
+        for i in neurons:
+            hook = partial(_move_activations, self, i)
+            self._handles.append(view.mlp_layers(i)[1].register_forward_pre_hook(hook))
 
     def remove(self) -> None:
         """Removes the hooks from the model."""
         for handle in (*self._handles, *self._insertions):
             handle.remove()
+
+    def units(self, index: int, device: torch.device) -> Tensor:
+        """Returns the register neurons (K,) of block ``index``; they are copied to a device once, not in every pass.
+
+        Args:
+            index: 0-based index of the block.
+            device: Device of the block.
+        """
+        if (index, device) not in self._units:
+            self._units[index, device] = self._neurons[index].to(device)
+        return self._units[index, device]
 
     def start_pass(self) -> None:
         """Clears the states of the last pass, and registers the insertions as the last pre-hooks of the blocks."""
@@ -102,9 +114,9 @@ def _strip(registers: TestTimeRegisters, index: int, module: nn.Module, args: tu
     return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
 
 
-def _move_activations(place: int, units: Tensor, module: nn.Module, args: tuple) -> tuple:
-    """Moves each unit's strongest activation over the patches, with its sign, to the token at ``place``."""
-    units = units.to(args[0].device)
+def _move_activations(registers: TestTimeRegisters, index: int, module: nn.Module, args: tuple) -> tuple:
+    """Moves each unit's strongest activation over the patches, with its sign, to the register token."""
+    place, units = registers.num_prefix_tokens, registers.units(index, args[0].device)
     before, _, patches = args[0][..., units].tensor_split((place, place + 1), dim=1)
     strongest = patches.gather(1, patches.abs().argmax(dim=1, keepdim=True))
     moved = torch.cat([before, strongest, torch.zeros_like(patches)], dim=1)

@@ -11,7 +11,7 @@ from singer_hf.cards.student_card import CardMethod
 from singer_hf.distillation.distiller import SingerDistiller
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.tuner.config import SingerConfig
-from singer_hf.tuner.model import attach_adapter
+from singer_hf.tuner.model import adapter_settings, attach_adapter
 from singer_hf.tuner.nullspace import NULL_TOLERANCE, Spectrum
 from singer_hf.tuner.nullspace_sources import NULLSPACE_SOURCES, source_gram
 
@@ -90,8 +90,9 @@ class Singer(Method):
 
     def card_settings(self, distiller: FeatureDistiller) -> dict[str, Any]:
         """Settings of the adapter, for the model card."""
-        config = distiller.teacher.peft_config[distiller.teacher.active_adapter]
-        return {f"adapter {name}": getattr(config, name) for name in _ADAPTER_SETTINGS if name != "null_threshold"}
+        name = distiller.teacher.active_adapter
+        config = {**vars(distiller.teacher.peft_config[name]), **adapter_settings(distiller.teacher, name)}
+        return {f"adapter {field}": config[field] for field in _ADAPTER_SETTINGS if field != "null_threshold"}
 
     def describe(self, distiller: FeatureDistiller) -> str:
         """The method in a few words."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from singer_hf.evaluation.label_checks import check_classes
+from singer_hf.vit.inference import to_float64
 
 Counts = dict[str, Tensor]
 
@@ -71,11 +72,11 @@ def count_calibration(
         weights: How often each image counts, (B,); None counts every image once.
         num_bins: Number of equal bins of confidence over (0, 1]; a border belongs to the bin below it.
     """
-    confidences = confidences.double()
+    confidences = to_float64(confidences)
     index = (confidences * num_bins).ceil().long().clamp(1, num_bins) - 1
-    rows = torch.stack([torch.ones_like(confidences), confidences, hits.double()], dim=1)
+    rows = torch.stack([torch.ones_like(confidences), confidences, to_float64(hits)], dim=1)
     if weights is not None:
-        rows = rows * weights.double()[:, None]
+        rows = rows * to_float64(weights)[:, None]
     return torch.zeros(num_bins, 3, dtype=torch.double, device=rows.device).index_add_(0, index, rows)
 
 
@@ -122,7 +123,7 @@ def count_depth(predictions: Tensor, depth: Tensor, max_depth: float = 10.0, min
     """
     _check_same_shape(predictions, depth)
     valid = valid_depth(depth, max_depth)
-    predicted, true = predictions[valid].double().clamp(min_depth, max_depth), depth[valid].double()
+    predicted, true = to_float64(predictions[valid]).clamp(min_depth, max_depth), to_float64(depth[valid])
     if not torch.isfinite(predicted).all():
         raise ValueError("`predictions` must be finite, got NaN; the head diverged, so lower its learning rate")
     error, ratio = predicted - true, torch.maximum(predicted / true, true / predicted)
@@ -133,7 +134,7 @@ def count_depth(predictions: Tensor, depth: Tensor, max_depth: float = 10.0, min
         "sq_rel": error.square() / true,
         **{f"delta{power}": (ratio < _DELTA**power).double() for power in (1, 2, 3)},
     }
-    return {"pixels": valid.sum().double(), **{name: values.sum() for name, values in sums.items()}}
+    return {"pixels": to_float64(valid.sum()), **{name: values.sum() for name, values in sums.items()}}
 
 
 def valid_depth(depth: Tensor, max_depth: float) -> Tensor:

@@ -14,6 +14,7 @@ from singer_hf.evaluation.counts import (
     count_depth,
     top_classes,
 )
+from singer_hf.vit.inference import to_float64
 
 
 class ClassificationMetric(CountingMetric):
@@ -153,7 +154,8 @@ def accuracy(confusion: Tensor) -> float:
 
 def per_class_accuracy(confusion: Tensor) -> Tensor:
     """Accuracy of each class, (C,) in [0, 1], from a confusion matrix (C, C); NaN for classes without samples."""
-    return confusion.diagonal().double() / confusion.sum(dim=1)
+    confusion = to_float64(confusion)
+    return confusion.diagonal() / confusion.sum(dim=1)
 
 
 def accuracy_by_frequency(
@@ -197,7 +199,8 @@ def per_class_iou(confusion: Tensor) -> Tensor:
 
     A class occurs if it was predicted or is the truth somewhere.
     """
-    hits = confusion.diagonal().double()
+    confusion = to_float64(confusion)
+    hits = confusion.diagonal()
     return hits / (confusion.sum(dim=0) + confusion.sum(dim=1) - hits)
 
 
@@ -214,7 +217,7 @@ def calibration_error(calibration: Tensor) -> float:
 def _ratio(part: Tensor, total: Tensor) -> float:
     if total == 0:
         raise ValueError("the set must hold at least one sample that counts, got none: it is empty or all ignored")
-    return float(part.double() / total)
+    return float(part) / float(total)
 
 
 def _mean_of_known(values: Tensor) -> float:

@@ -138,8 +138,6 @@ def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 def _save_adapter(teacher: nn.Module, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
     teacher.save_pretrained(str(folder), selected_adapters=[teacher.active_adapter], state_dict=state_dict)
-    # PEFT's own card would name the teacher by a local path; the student's card at the root describes the adapter.
-    (folder / "README.md").unlink(missing_ok=True)
 
 
 def _incomplete(folder: Path) -> str | None:

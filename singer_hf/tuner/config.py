@@ -1,11 +1,12 @@
 """Configuration of the SiNGER adapter."""
 
-from dataclasses import dataclass, field, fields
-from enum import StrEnum
+from dataclasses import InitVar, dataclass, field, fields
+from enum import Enum
 from typing import Any
 
 from peft import PeftConfig
 
+from singer_hf.cards.adapter_card import LIBRARY_NAME, write_adapter_cards
 from singer_hf.tuner.nullspace_sources import NULLSPACE_SOURCES
 from singer_hf.vit.block_indices import default_layers, resolve_layers
 
@@ -15,7 +16,7 @@ INIT_WEIGHTS = ("nullspace", "reference", "random", "identity")
 _NOT_SAVED = ("target_modules", "exclude_modules", "calibration_images")
 
 
-class SingerPeftType(StrEnum):
+class SingerPeftType(str, Enum):  # noqa: UP042 (PEFT's `get_model_status` needs the `str` of such an enum)
     """The PEFT type of SiNGER; PEFT's own enum cannot be extended, but accepts a string enum of the same form."""
 
     SINGER = "SINGER"
@@ -28,11 +29,14 @@ class SingerConfig(PeftConfig):
     ``F̂ = F + (F Φ_down) Φ_up`` on patch tokens; prefix tokens are unchanged. With ``init_weights="nullspace"`` the
     initial map is NOT the identity: it adds ``init_scale`` times the component of each token in the null space.
 
+    A configuration does not change when it is attached and may serve any number of models. What depends on the model
+    (block indices, prefix tokens) is read with :func:`singer_hf.tuner.model.adapter_settings`, and is saved with the
+    adapter.
+
     Args:
         r: Rank of the adapter, from 1 to the teacher's hidden size.
         layers_to_transform: 0-based indices of the blocks whose outputs are refined; negative ones count from the
-            end. None: ``[round(0.75 L) - 1, L - 1]`` for L blocks. Attaching the adapter replaces them by plain
-            indices, which are saved.
+            end. None: ``[round(0.75 L) - 1, L - 1]`` for L blocks. Of a saved adapter they are plain indices.
         init_weights: Initial weights. ``"nullspace"``: Φ_down = Ñ and Φ_up = ``init_scale`` Ñᵀ, where Ñ holds the r
             directions with the smallest singular values of the null-space source. ``"reference"``: the same with the
             released code's Ñ, see :func:`singer_hf.tuner.nullspace.reference_basis`. ``"random"``: the same with a
@@ -49,6 +53,7 @@ class SingerConfig(PeftConfig):
         calibration_images: Iterable of batches of pixel values (B, 3, H, W), or one batch, normalised for the teacher,
             for ``nullspace_source="jacobian"``. Never saved.
         init_seed: Seed of random directions and of the probes of ``"jacobian"``.
+        library_name: Set in saved configurations only, where it names the library that a reader needs.
 
     Raises:
         ValueError: If an argument is out of its range; the message names it.
@@ -74,12 +79,15 @@ class SingerConfig(PeftConfig):
     )
     init_seed: int = field(default=0, metadata={"help": "Seed of random directions and probes."})
     target_modules: list[str] | None = field(default=None, init=False, repr=False)
+    library_name: InitVar[str | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, library_name: str | None) -> None:
         super().__post_init__()
         self.peft_type = SingerPeftType.SINGER
-        # Saved configurations have `inference_mode: true`; their weights come from a file, even for further training.
-        self.restores_weights = self.inference_mode
+        self._starts_frozen, self._is_from_file = self.inference_mode, library_name is not None
+        # Set for the duration of saving one adapter, see `prepare_saving`.
+        self._adapter_to_save: dict[str, Any] = {}
+        self._name_to_save = "default"
         if isinstance(self.layers_to_transform, int) and not isinstance(self.layers_to_transform, bool):
             self.layers_to_transform = [self.layers_to_transform]
         _check_choice("init_weights", self.init_weights, INIT_WEIGHTS)
@@ -123,9 +131,43 @@ class SingerConfig(PeftConfig):
             return default_layers(num_blocks)
         return sorted(resolve_layers("layers_to_transform", self.layers_to_transform, num_blocks))
 
+    @property
+    def restores_weights(self) -> bool:
+        """Whether the weights of the adapter come from a file: it is the identity until then, without a null space.
+
+        PEFT saves ``inference_mode: true``. The file of transformers' ``save_pretrained`` has no such sign; where it
+        has no calibration images, which are never saved, no Jacobian can be computed.
+        """
+        without_images = self.nullspace_source == "jacobian" and self.calibration_images is None
+        return self._starts_frozen or (self._is_from_file and without_images)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields that are saved: no module paths and no images."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _NOT_SAVED}
+        saved = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _NOT_SAVED}
+        return {**saved, **self._adapter_to_save, "library_name": LIBRARY_NAME}
+
+    def prepare_saving(self, adapter_name: str, settings: dict[str, Any]) -> None:
+        """Sets what the next :meth:`save_pretrained` writes: a configuration does not know which model is saved.
+
+        Args:
+            adapter_name: Name of the adapter.
+            settings: Fields of the configuration whose values the adapter's model determined.
+        """
+        self._adapter_to_save, self._name_to_save = settings, adapter_name
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Writes ``adapter_config.json`` and a card that says how to load the adapter.
+
+        Args:
+            save_directory: The folder.
+            **kwargs: Further arguments of PEFT's method.
+        """
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+            saved = self.to_dict()
+            write_adapter_cards(save_directory, self._name_to_save, saved, saved["base_model_name_or_path"])
+        finally:
+            self.prepare_saving("default", {})
 
 
 def _is_index(value: object) -> bool:

@@ -18,7 +18,7 @@ class SingerLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("singer_down", "singer_up")
-    other_param_names = ("num_prefix_tokens",)
+    other_param_names = ("num_prefix_tokens", "base_model_name")
 
     def __init__(self, base_layer: nn.Module, hidden_size: int) -> None:
         super().__init__()
@@ -27,6 +27,7 @@ class SingerLayer(nn.Module, BaseTunerLayer):
         self.singer_down = nn.ModuleDict()
         self.singer_up = nn.ModuleDict()
         self.num_prefix_tokens: dict[str, int] = {}
+        self.base_model_name: dict[str, str | None] = {}
         # While True, the block returns its raw tokens; unlike `disable_adapter()` this leaves `requires_grad` alone.
         self.passthrough = False
         self._disable_adapters = False
@@ -97,17 +98,33 @@ class SingerLayer(nn.Module, BaseTunerLayer):
         Raises:
             NotImplementedError: Always.
         """
-        raise NotImplementedError(
-            "a SiNGER adapter cannot be merged: it acts after a residual block, on patch tokens only. Use `unload()` "
-            "to get the plain teacher back or `disable_adapter()` to bypass the adapter"
-        )
+        refuse_merging()
 
     unmerge = merge
+
+    def cast_to_block(self, adapter_name: str) -> None:
+        """Converts an adapter to the floating type of the block."""
+        dtype = next(p.dtype for p in self.base_layer.parameters() if p.is_floating_point())
+        for modules in (self.singer_down, self.singer_up):
+            if adapter_name in modules:
+                modules[adapter_name].to(dtype)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, None]:
         # A block has no `.weight` of its own. No dtype: the adapter stays float32 in a half-precision teacher.
         parameter = next(base_layer.parameters(), None)
         return (None if parameter is None else parameter.device), None
+
+
+def refuse_merging() -> NoReturn:
+    """Says why an adapter cannot be merged.
+
+    Raises:
+        NotImplementedError: Always.
+    """
+    raise NotImplementedError(
+        "a SiNGER adapter cannot be merged: it acts after a residual block, on patch tokens only. Use `unload()` "
+        "to get the plain teacher back or `disable_adapter()` to bypass the adapter"
+    )
 
 
 def named_singer_layers(model: nn.Module) -> list[tuple[str, int, SingerLayer]]:

@@ -1,20 +1,26 @@
 """The SiNGER tuner: which blocks get an adapter, its initial weights, and how saved weights find their blocks."""
 
+import copy
 import re
-import warnings
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
-import torch
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import Tensor, nn
 
+from singer_hf.tuner.checks import check_adapter_name, check_fits, check_no_other_adapters
 from singer_hf.tuner.config import SingerConfig
-from singer_hf.tuner.layer import SingerLayer, find_singer_layers, named_singer_layers, raw_features
-from singer_hf.tuner.nullspace import NULL_TOLERANCE, RELEASED_THRESHOLD, Spectrum, random_basis, reference_basis
-from singer_hf.tuner.nullspace_sources import linearized_mlp, source_gram
+from singer_hf.tuner.initial_weights import initial_weights
+from singer_hf.tuner.layer import (
+    SingerLayer,
+    find_singer_layers,
+    named_singer_layers,
+    raw_features,
+    refuse_merging,
+)
 from singer_hf.vit.structure import view_vit
-from singer_hf.vit.view import ViTView
 
 _ADAPTER_KEY = re.compile(r"(?:^|\.)(\d+)\.(singer_down|singer_up)\.weight$")
 
@@ -39,6 +45,10 @@ class SingerModel(BaseTuner):
     tuner_layer_cls = SingerLayer
     target_module_mapping: dict = {}  # noqa: RUF012 (PEFT declares it so)
 
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        check_no_other_adapters(model)  # first, as PEFT's own method changes the model before it looks at it
+        super().__init__(model, *args, **kwargs)
+
     @property
     def singer_layers(self) -> dict[int, SingerLayer]:
         """The wrapped blocks of all adapters by their 0-based index."""
@@ -54,23 +64,26 @@ class SingerModel(BaseTuner):
             **kwargs: Further keyword arguments of PEFT's method.
 
         Raises:
-            ValueError: If the name could be mistaken for a part of the keys under which adapters are saved.
+            ValueError: If the model already has adapters of PEFT inside, or the name could be mistaken for a part of
+                the keys under which adapters are saved.
         """
-        _check_adapter_name(adapter_name, self.prefix, view_vit(model).blocks_path)
+        check_no_other_adapters(model)
+        check_adapter_name(adapter_name, self.prefix, view_vit(model).blocks_path)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: SingerConfig, model_config: dict) -> PeftConfig:
+        """A copy with what depends on the model: PEFT keeps the user's own object, which may serve several models."""
         view = view_vit(self.model)
-        if peft_config.r > view.hidden_size:
-            raise ValueError(f"`r` must be at most the hidden size {view.hidden_size}, got {peft_config.r}")
+        check_fits(peft_config, view)
         layers = peft_config.resolve_layers(view.num_blocks)
         names = {i: view.block_name(i) for i in layers}
-        peft_config.target_modules = list(names.values())
+        resolved = copy.copy(peft_config)
+        resolved.target_modules = list(names.values())
         # For a targeted name PEFT's check only fails if `exclude_modules` matches it.
-        peft_config.layers_to_transform = [i for i in layers if check_target_module_exists(peft_config, names[i])]
-        if peft_config.num_prefix_tokens is None:
-            peft_config.num_prefix_tokens = view.num_prefix_tokens
-        return peft_config
+        resolved.layers_to_transform = [i for i in layers if check_target_module_exists(resolved, names[i])]
+        if resolved.num_prefix_tokens is None:
+            resolved.num_prefix_tokens = view.num_prefix_tokens
+        return resolved
 
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
@@ -89,8 +102,9 @@ class SingerModel(BaseTuner):
         view = view_vit(self.model)
         layer = target if isinstance(target, SingerLayer) else SingerLayer(target, view.hidden_size)
         with raw_features(self.singer_layers.values()):
-            down, up = _initial_weights(peft_config, view, int(target_name), next(target.parameters()).is_meta)
+            down, up = initial_weights(peft_config, view, int(target_name), next(target.parameters()).is_meta)
         layer.update_layer(adapter_name, down, up, peft_config.num_prefix_tokens, peft_config.inference_mode)
+        layer.base_model_name[adapter_name] = peft_config.base_model_name_or_path
         if adapter_name not in self.active_adapters:
             layer.singer_down[adapter_name].requires_grad_(False)
             layer.singer_up[adapter_name].requires_grad_(False)
@@ -102,39 +116,102 @@ class SingerModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
-        next(iter(self.singer_layers.values())).merge()
+        refuse_merging()
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not supported.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "SiNGER adapters cannot be combined by `add_weighted_adapter`. Activate several at once with "
+            "`peft_model.base_model.set_adapter([...])`: their refinements add up"
+        )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT removes these arguments from every forward call, also for methods that do not use them.
+        for name in ("adapter_names", "alora_offsets"):
+            if kwargs.get(name) is not None:
+                raise NotImplementedError(
+                    f"`{name}` is not supported by SiNGER, whose active adapters refine the whole batch: leave it out "
+                    "and choose the adapter with `set_adapter()`"
+                )
+        yield
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Keeps the adapter in float32, in which it was made; otherwise it gets the type of its block."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            for layer in self.singer_layers.values():
+                layer.cast_to_block(adapter_name)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        # PEFT and transformers ask for the weights right before they save the configuration, which knows no model.
+        config.prepare_saving(adapter_name, adapter_settings(model, adapter_name))
+        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Finds the blocks by index, so that an adapter also fits a model with another head or other module paths."""
+        """Finds the blocks by index, so that an adapter also fits a model with another head or other module paths.
+
+        Weights of the model itself, such as those of ``save_embedding_layers=True``, are loaded as they are.
+        """
+        own = dict(model.named_parameters())
+        prefix = "" if isinstance(model, PeftModel) else "base_model.model."
+        untouched = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) in own}
         expected = {
             (index, kind): f"{name}.{kind}.{adapter_name}.weight"
             for name, index, layer in named_singer_layers(model)
             for kind in cls.tuner_layer_cls.adapter_layer_names
             if adapter_name in getattr(layer, kind)
         }
-        found = {_parse_key(key): value for key, value in state_dict.items()}
+        found = {_parse_key(key): value for key, value in state_dict.items() if key not in untouched}
         _check_keys(set(expected), set(found))
         remapped = {expected[key]: value for key, value in found.items()}
-        own_shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if name in remapped}
-        for name, shape in own_shapes.items():
+        for name in remapped:
+            shape = tuple(own[name].shape)
             if shape != tuple(remapped[name].shape):
                 raise ValueError(
                     f"the adapter does not fit this model: {name} has shape {tuple(remapped[name].shape)} in the file "
                     f"and {shape} here; it was trained on a teacher of another hidden size"
                 )
-        return remapped
+        return {**untouched, **remapped}
 
 
-def _check_adapter_name(name: str, prefix: str, blocks_path: str) -> None:
-    path_parts = ("base_model", "model", *blocks_path.split("."), "weight")  # PEFT finds adapters by parts of keys
-    if name.isdigit() or "." in name or name in prefix or name.startswith(prefix) or name in path_parts:
-        raise ValueError(
-            f"`adapter_name` must not be a number, contain a dot, be a part of {prefix!r} or start with it, or be one "
-            f"of {', '.join(map(repr, path_parts))}, got {name!r}; such names break the matching of saved keys"
-        )
+def adapter_settings(model: nn.Module, adapter_name: str = "default") -> dict[str, Any]:
+    """Fields of SingerConfig as they hold for one adapter of one model, which determined those left open.
+
+    Args:
+        model: A model with SiNGER adapters.
+        adapter_name: Name of the adapter.
+
+    Returns:
+        ``r``, ``layers_to_transform``, ``num_prefix_tokens`` and ``base_model_name_or_path``, for the last one only
+        if it is known; empty if the model does not have the adapter.
+    """
+    layers = {i: layer for i, layer in find_singer_layers(model).items() if adapter_name in layer.singer_down}
+    if not layers:
+        return {}
+    first = next(iter(layers.values()))
+    name = first.base_model_name.get(adapter_name)
+    return {
+        "r": first.singer_down[adapter_name].out_features,
+        "layers_to_transform": sorted(layers),
+        "num_prefix_tokens": first.num_prefix_tokens[adapter_name],
+        **({"base_model_name_or_path": name} if name else {}),
+    }
 
 
 def _parse_key(key: str) -> tuple[int, str]:
@@ -152,47 +229,6 @@ def _check_keys(expected: set[tuple[int, str]], found: set[tuple[int, str]]) -> 
                 f"the adapter file {problem} weights for this model and its configuration: {names}. The file and "
                 "adapter_config.json must come from the same adapter"
             )
-
-
-def _initial_weights(config: SingerConfig, view: ViTView, index: int, is_meta: bool) -> tuple[Tensor, Tensor]:
-    """Initial Φ_down (D, r) and Φ_up (r, D) of the adapter after block ``index``."""
-    if is_meta or config.inference_mode or config.restores_weights:
-        # The weights are loaded from a file later; until then the adapter is the identity.
-        zeros = torch.zeros(view.hidden_size, config.r)
-        return zeros, zeros.T
-    basis = _initial_basis(config, view, index).float()
-    scale = 0.0 if config.init_weights == "identity" else config.init_scale
-    return basis, scale * basis.T
-
-
-def _initial_basis(config: SingerConfig, view: ViTView, index: int) -> Tensor:
-    generator = torch.Generator().manual_seed(config.init_seed + index)
-    if config.init_weights == "random":
-        return random_basis(view.hidden_size, config.r, generator)
-    if config.init_weights == "reference":
-        threshold = config.null_threshold or RELEASED_THRESHOLD
-        weight = linearized_mlp(view, view.next_block(index))
-        return reference_basis(weight, config.r, threshold, generator)
-    gram = source_gram(view, index, config.nullspace_source, config.calibration_images, generator)
-    spectrum = Spectrum.of_gram(gram)
-    _warn_if_rank_exceeds_null_space(config, spectrum, index)
-    return spectrum.smallest(config.r)
-
-
-def _warn_if_rank_exceeds_null_space(config: SingerConfig, spectrum: Spectrum, index: int) -> None:
-    if config.null_threshold is None:
-        dimension = spectrum.effective_null_dimension()
-        rule = f"{NULL_TOLERANCE} times the largest singular value"
-    else:
-        dimension = int((spectrum.singular_values < config.null_threshold).sum())
-        rule = f"the `null_threshold` {config.null_threshold}"
-    if config.r > dimension:
-        warnings.warn(
-            f"block {index}: `r` = {config.r} exceeds the effective null dimension {dimension} (singular values of "
-            f'`nullspace_source="{config.nullspace_source}"` below {rule}), so the initial adapter also changes what '
-            "the next block computes; lower `r`",
-            stacklevel=2,
-        )
 
 
 def attach_adapter(teacher: nn.Module, config: SingerConfig | None) -> nn.Module:

@@ -31,7 +31,7 @@ def accumulate_gram(matrices: Iterable[Tensor], hidden_size: int) -> Tensor:
     gram = torch.zeros(hidden_size, hidden_size, dtype=torch.float64)
     for matrix in matrices:
         for rows in matrix.detach().split(_ROWS):
-            rows = rows.to("cpu", torch.float64)
+            rows = rows.cpu().double()  # not in one call: `mps` would convert before it copies
             gram.addmm_(rows.T, rows)
     return gram
 
@@ -51,7 +51,7 @@ class Spectrum:
     @classmethod
     def of_gram(cls, gram: Tensor) -> "Spectrum":
         """Decomposes a symmetric, positive semi-definite Gram matrix (D, D)."""
-        eigenvalues, eigenvectors = torch.linalg.eigh(gram.to("cpu", torch.float64))
+        eigenvalues, eigenvectors = torch.linalg.eigh(gram.cpu().double())
         return cls(eigenvalues.clamp(min=0).sqrt(), eigenvectors)
 
     def smallest(self, r: int) -> Tensor:
@@ -85,7 +85,7 @@ def reference_basis(
         Basis (D, r) in float32; its columns are orthonormal only if no random ones were added.
     """
     # Float64: the directions below the threshold lie so close together that float32 mixes them.
-    _, singular_values, directions = torch.linalg.svd(weight.detach().to("cpu", torch.float64), full_matrices=True)
+    _, singular_values, directions = torch.linalg.svd(weight.detach().cpu().double(), full_matrices=True)
     padded = torch.zeros(directions.shape[0])
     padded[: len(singular_values)] = singular_values
     chosen = directions[padded < threshold][:r].float()  # singular values descend: the largest come first
@@ -152,7 +152,7 @@ def energy_shares(basis: Tensor, spectrum: Spectrum, r: int | None = None) -> di
         ``{"e_prob": share in the problematic directions, "e_safe": share in the safe ones}``, both in [0, 1]; NaN for
         a Φ of zeros.
     """
-    basis = basis.detach().to("cpu", torch.float64)
+    basis = basis.detach().cpu().double()
     r = basis.shape[1] if r is None else r
     total = basis.square().sum()
     shares = {"e_prob": spectrum.largest(r), "e_safe": spectrum.smallest(r)}

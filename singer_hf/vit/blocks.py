@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+_BASE_LAYER = "base_layer"  # PEFT's name of the layer to which an adapter was added
+
 
 @dataclass(frozen=True)
 class InputProjection:
@@ -62,6 +64,20 @@ def mlp_linears(block: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [item for item in _linears(block) if id(item[1]) not in inside_attention]
 
 
+def check_plain(linears: list[tuple[str, nn.Linear]]) -> None:
+    """Checks that linear layers, given as (name inside the block, layer), apply their own weights only.
+
+    Raises:
+        ValueError: If a layer is the base layer of an adapter, whose share of the weights would be missing.
+    """
+    adapted = [name.removesuffix(f".{_BASE_LAYER}") for name, _ in linears if name.endswith(_BASE_LAYER)]
+    if adapted:
+        raise ValueError(
+            f"the weights of {', '.join(adapted)} cannot be read, there are adapters inside: merge them first "
+            "(`model = model.merge_and_unload()`)"
+        )
+
+
 def _attention(block: nn.Module) -> nn.Module | None:
     for name, child in block.named_children():
         words = (name + type(child).__name__).lower()
@@ -71,4 +87,15 @@ def _attention(block: nn.Module) -> nn.Module | None:
 
 
 def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
-    return [(name, child) for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+    """Linear layers of the model itself: of a layer with an adapter of PEFT inside, such as LoRA, the base layer."""
+    modules = dict(module.named_modules())
+    adapted = tuple(f"{name}." for name, child in modules.items() if _is_adapted(child))
+    return [
+        (name, child)
+        for name, child in modules.items()
+        if isinstance(child, nn.Linear) and (name.endswith(_BASE_LAYER) or not name.startswith(adapted))
+    ]
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return isinstance(getattr(module, _BASE_LAYER, None), nn.Module)

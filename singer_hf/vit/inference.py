@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+_WITHOUT_FLOAT64 = ("mps",)
+
 
 def pixel_batches(images: Iterable) -> Iterator[Tensor]:
     """Yields pixel values (B, 3, H, W) from batches in any of the supported forms; empty batches are skipped.
@@ -36,6 +38,11 @@ def count_batches(images: Iterable) -> int | None:
 def unwrap_peft(model: nn.Module) -> nn.Module:
     """The model inside a ``PeftModel``; any other model unchanged."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def to_float64(tensor: Tensor) -> Tensor:
+    """Returns a tensor (...) in float64, on the CPU if its device does not have that type (Apple's ``mps``)."""
+    return (tensor.cpu() if tensor.device.type in _WITHOUT_FLOAT64 else tensor).double()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from singer_hf.vit.blocks import InputProjection, attention_linears, is_norm, mlp_linears, owner_of
+from singer_hf.vit.blocks import InputProjection, attention_linears, check_plain, is_norm, mlp_linears, owner_of
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,11 @@ class ViTView:
 
         Of a gated MLP these are the weights of its value path, the branch that is multiplied by the activated gate.
         Gate and value weights that are packed in one layer are split.
+
+        Raises:
+            ValueError: If the layers have adapters inside, such as LoRA.
         """
+        check_plain(mlp_linears(self.blocks[index])[-2:])
         fc_in, fc_out = self.mlp_layers(index)
         weight, hidden = fc_in.weight, fc_out.in_features
         if weight.shape[0] == 2 * hidden:
@@ -115,7 +119,8 @@ class ViTView:
         These are the query, key and value layers after the first norm, and the MLP's input layers after the second.
 
         Raises:
-            ValueError: If the block does not have one norm before the attention and one before the MLP.
+            ValueError: If the block does not have one norm before the attention and one before the MLP, or its
+                layers have adapters inside, such as LoRA.
         """
         block = self.blocks[index]
         norms = [module for module in block.children() if is_norm(module)]
@@ -126,6 +131,7 @@ class ViTView:
             )
         attention_inputs = attention_linears(block)[:-1]  # the last one is the output projection
         mlp_inputs = [item for item in mlp_linears(block) if item[1].in_features == self.hidden_size]
+        check_plain([*attention_inputs, *mlp_inputs])
         for norm, linears in ((norms[0], attention_inputs), (norms[1], mlp_inputs)):
             centered = "rms" not in type(norm).__name__.lower()
             for name, linear in linears:

@@ -238,3 +238,12 @@ def test_neurons_that_are_not_there_are_refused():
             install_test_time_registers(model, neurons)
         assert str(error.value) == message
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_units_are_copied_to_a_device_once_and_not_in_every_pass():
+    registers = install_test_time_registers(planted.planted_vit(), BOTH_UNITS)
+    meta = torch.device("meta")
+    first = registers.units(1, meta)
+    assert first.device == meta
+    assert registers.units(1, meta) is first
+    assert registers.units(1, torch.device("cpu")).tolist() == [0]

@@ -139,6 +139,7 @@ ROOT_FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_con
 
 SAVED = ROOT_FILES | {
     "projectors/model.safetensors",
+    "singer/README.md",
     "singer/adapter_config.json",
     "singer/adapter_model.safetensors",
 }

@@ -107,8 +107,7 @@ def test_jacobian_without_calibration_images_is_refused_when_attaching():
 
 def test_the_saved_form_holds_indices_and_prefix_count_but_no_paths_and_no_images(tmp_path):
     config = SingerConfig(r=4, layers_to_transform=[-1, 1], nullspace_source="jacobian", calibration_images=images())
-    get_peft_model(tiny_vit(), config)
-    config.save_pretrained(tmp_path)
+    get_peft_model(tiny_vit(), config).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert saved["layers_to_transform"] == [1, 3]
     assert saved["num_prefix_tokens"] == 1

@@ -13,6 +13,7 @@ from zoo import every_family, images, tiny, tiny_vit
 
 from singer_hf import SingerConfig, SingerLayer, SingerModel
 from singer_hf.tuner.layer import find_singer_layers, raw_features
+from singer_hf.tuner.model import adapter_settings
 from singer_hf.vit.features import first_tensor
 
 D = zoo.HIDDEN
@@ -50,7 +51,7 @@ def test_prefix_tokens_come_out_as_they_went_in_and_patches_are_refined(family):
     assert type(seen["raw"]) is type(seen["refined"])
     raw, refined = first_tensor(seen["raw"]), first_tensor(seen["refined"])
     prefix = zoo.FAMILIES[family].prefix
-    assert peft_model.peft_config["default"].num_prefix_tokens == prefix
+    assert layer.num_prefix_tokens["default"] == prefix
     assert torch.equal(refined[:, :prefix], raw[:, :prefix])
     down, up = weights(peft_model, 1)
     patches = raw[:, prefix:]
@@ -181,10 +182,19 @@ def test_adapter_names_that_break_key_matching_are_refused(name):
     assert list(peft_model.peft_config) == ["default"]
 
 
+@pytest.mark.parametrize("name", ["half", "train", "keys"])
+def test_adapter_names_that_a_module_cannot_have_are_refused(name):
+    with pytest.raises(ValueError, match="adapter_name") as error:
+        get_peft_model(tiny_vit(), SingerConfig(r=4), adapter_name=name)
+    assert str(error.value) == (
+        f"`adapter_name` must not be the name of an attribute of torch.nn.ModuleDict, got {name!r}"
+    )
+
+
 def test_excluded_blocks_are_left_out():
     peft_model = attach(tiny_vit(), layers_to_transform=[1, 3], exclude_modules=["layers.1"])
     assert list(peft_model.base_model.singer_layers) == [3]
-    assert peft_model.peft_config["default"].layers_to_transform == [3]
+    assert adapter_settings(peft_model)["layers_to_transform"] == [3]
 
 
 def test_a_given_prefix_count_is_kept():

@@ -128,7 +128,7 @@ class _AuditRun:
         for index, mask in enumerate(outliers[:-1]):
             received = self.attention.received(index + 1, mask) if mask.any() else None
             if received is not None:
-                shares[index, mask.any(1).cpu()] = received.double().cpu()
+                shares[index, mask.any(1).cpu()] = received.cpu().double()
         return shares
 
     def _check_size(self, pixel_values: Tensor) -> None:

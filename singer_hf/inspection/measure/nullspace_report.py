@@ -11,7 +11,7 @@ from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.tuner.nullspace import Spectrum, energy_shares, leakage, random_basis, relative_change
 from singer_hf.tuner.nullspace_sources import source_gram
 from singer_hf.vit.features import CapturedFeatures, FeatureCapture
-from singer_hf.vit.inference import evaluation_mode, pixel_batches, unwrap_peft
+from singer_hf.vit.inference import evaluation_mode, pixel_batches, to_float64, unwrap_peft
 from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import split_tokens
 from singer_hf.vit.view import ViTView
@@ -73,7 +73,7 @@ def _block_report(
     spectrum = Spectrum.of_gram(source_gram(view, index, source))
     down, up = _factors(layer)
     r = down.shape[1]
-    basis = torch.linalg.qr(up.double().cpu()).Q.float()
+    basis = torch.linalg.qr(up.cpu().double()).Q.float()
     random = random_basis(view.hidden_size, r, torch.Generator().manual_seed(seed))
     return {
         "block": index,
@@ -127,7 +127,7 @@ def _block_changes(view: ViTView, index: int, layer: nn.Module, passes: list[Cap
 
 def _patches(view: ViTView, batches: list[Tensor]) -> Tensor:
     """Returns the patch tokens (M, N, D) of all batches, float64."""
-    return torch.cat([split_tokens(tokens, view.num_prefix_tokens)[1].double() for tokens in batches])
+    return torch.cat([to_float64(split_tokens(tokens, view.num_prefix_tokens)[1]) for tokens in batches])
 
 
 def _changes(name: str, before: Tensor, after: Tensor, others: Tensor) -> dict[str, float]:
@@ -172,4 +172,4 @@ def _logits(model: nn.Module, view: ViTView, batches: list[Tensor]) -> Tensor | 
         logits.append(getattr(output, "logits", None))
         if not isinstance(logits[-1], Tensor) or logits[-1].ndim != 2:
             return None
-    return torch.cat(logits).double()
+    return to_float64(torch.cat(logits))

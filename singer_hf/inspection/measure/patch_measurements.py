@@ -57,7 +57,7 @@ def measure_batch(patch_tokens: Sequence[Tensor], texture: Tensor, rule: Outlier
     outliers = rule.mask(norms)
     deviations = torch.stack([token_norms(_centred(tokens)) for tokens in patch_tokens])
     directions = [_direction_sums(*block) for block in zip(patch_tokens, norms, outliers, strict=True)]
-    outlier_directions, other_directions = torch.stack(directions, dim=1).cpu()
+    outlier_directions, other_directions = torch.stack(directions, dim=1)
     return PatchMeasurements(
         norms.cpu(), deviations.cpu(), outliers.cpu(), texture.float().cpu(), outlier_directions, other_directions
     )
@@ -72,4 +72,4 @@ def _direction_sums(tokens: Tensor, norms: Tensor, outliers: Tensor) -> Tensor:
     """Returns the sums (2, D) of the tokens (B, N, D) at unit length: of the outliers and of the others."""
     inverse = norms.clamp(min=1e-30).reciprocal()
     weights = torch.stack([inverse * outliers, inverse * ~outliers], dim=1)
-    return (weights @ tokens.float()).double().sum(0)
+    return (weights @ tokens.float()).cpu().double().sum(0)

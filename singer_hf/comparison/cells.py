@@ -22,7 +22,7 @@ from singer_hf.comparison.study import Study
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.evaluation.online_probes import OnlineProbes
 from singer_hf.training.arguments import SingerTrainingArguments
-from singer_hf.training.checkpoint import last_complete_checkpoint
+from singer_hf.training.guards.complete import last_complete_checkpoint
 from singer_hf.training.trainer import SingerDistillationTrainer
 from singer_hf.vit.loading import load_model, model_from_config
 

@@ -21,8 +21,8 @@ from singer_hf.data.transforms import eval_transform
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.evaluation.heads.logistic_regression import linear_probe
 from singer_hf.training.arguments import SingerTrainingArguments
-from singer_hf.training.checkpoint import check_output_folder
 from singer_hf.training.figures import norm_rows, save_figure
+from singer_hf.training.guards.output_folder import check_output_folder
 from singer_hf.training.trainer import SingerDistillationTrainer
 from singer_hf.tuner import SingerConfig
 

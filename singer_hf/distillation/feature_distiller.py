@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from singer_hf.distillation.block_pairs import BlockPair, pair_student_layers
 from singer_hf.distillation.losses import check_weights, kd_loss
-from singer_hf.distillation.student_features import make_student_extractor
+from singer_hf.distillation.student_features import check_two_models, make_student_extractor
 from singer_hf.distillation.teacher_input import Normalization, TeacherInput
 from singer_hf.tuner.layer import SingerLayer, find_singer_layers, raw_features
 from singer_hf.vit.block_indices import default_layers, resolve_layers
@@ -89,6 +89,7 @@ class FeatureDistiller(nn.Module):
         super().__init__()
         check_weights(kd_weight=kd_weight)
         self.kd_weight = kd_weight
+        check_two_models(student, teacher)
         self.student, self.teacher = student, teacher
         self.teacher_view = view_vit(teacher)
         self.student_extractor = make_student_extractor(student, image_size)

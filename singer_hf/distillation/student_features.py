@@ -82,6 +82,20 @@ class FeatureMapExtractor:
         return {i: map_to_tokens(maps[i]) for i in self._blocks}
 
 
+def check_two_models(student: nn.Module, teacher: nn.Module) -> None:
+    """Checks that freezing the teacher does not freeze the student.
+
+    Raises:
+        ValueError: If they have weights in common.
+    """
+    weights = {id(parameter) for parameter in student.parameters()}
+    if any(id(parameter) in weights for parameter in teacher.parameters()):
+        raise ValueError(
+            "`student` and `teacher` must not share weights, which would be frozen with the teacher; to distil "
+            "a model into itself pass `copy.deepcopy(teacher)` as the student"
+        )
+
+
 def make_student_extractor(
     model: nn.Module, image_size: tuple[int, int] | None
 ) -> TransformerExtractor | FeatureMapExtractor:

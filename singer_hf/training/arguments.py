@@ -71,6 +71,13 @@ class SingerTrainingArguments(TrainingArguments):
         check_singer_settings(self.outlier_weight, self.info_weight, self.outlier_quantile, self.info_loss)
         if self.adapter_warmup_steps < 0:
             raise ValueError(f"`adapter_warmup_steps` must be at least 0, got {self.adapter_warmup_steps!r}")
+        if self.max_steps > 0:
+            check_warmup(self.adapter_warmup_steps, self.max_steps)
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "`enable_jit_checkpoint` must be False: it would publish the unfinished student. SIGTERM and Ctrl-C "
+                "save a checkpoint without it"
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must lie in (0, 1), got {self.ema_decay!r}; leave it out for no average")
         if self.num_artifact_images < 0:
@@ -79,3 +86,20 @@ class SingerTrainingArguments(TrainingArguments):
             raise ValueError(f"`color_jitter` must be at least 0, got {self.color_jitter!r}")
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: the images would be removed")
+
+
+def check_warmup(num_steps: int, max_steps: int) -> None:
+    """Checks that the adapter's warm-up leaves steps for the student.
+
+    Args:
+        num_steps: Steps of the warm-up.
+        max_steps: Steps of the run.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if num_steps and num_steps >= max_steps:
+        raise ValueError(
+            f"`adapter_warmup_steps` must be less than the {max_steps} steps of the run, or the student is not "
+            f"trained, got {num_steps}"
+        )

@@ -10,7 +10,9 @@ from singer_hf.baselines.method import Method
 from singer_hf.baselines.singer import Singer
 from singer_hf.data.image_processors import image_spec
 from singer_hf.distillation.feature_distiller import FeatureDistiller
+from singer_hf.distillation.student_features import check_two_models
 from singer_hf.training.arguments import SingerTrainingArguments
+from singer_hf.tuner import SingerConfig
 from singer_hf.tuner.layer import find_singer_layers
 
 
@@ -45,6 +47,9 @@ def build_distiller(
             f"`adapter_warmup_steps` must be 0 for the method {method.name!r}, which trains no adapter, got "
             f"{args.adapter_warmup_steps}"
         )
+    weights = {name: getattr(args, name) for name in method.training_fields if name.endswith("_weight")}
+    if not args.kd_weight and not getattr(method, "generation_weight", 0):
+        raise ValueError(f"`kd_weight` must be greater than 0, or the student is not trained, got {weights}")
     spec = None if processor is None else image_spec(processor)
     teacher_spec = None if teacher_processor is None else image_spec(teacher_processor)
     return method.make_distiller(
@@ -57,16 +62,38 @@ def build_distiller(
     )
 
 
-def check_student(student: nn.Module) -> None:
-    """Checks that the saved student can be loaded by anyone.
+def check_models(student: nn.Module, teacher: nn.Module, peft_config: SingerConfig | None) -> None:
+    """Checks that student and adapter are trained and that what is saved can be loaded by anyone.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        peft_config: Adapter to add to the teacher.
 
     Raises:
-        ValueError: If it is no transformers model.
+        ValueError: If the student is no transformers model, is the teacher, is frozen or is not in float32, or the
+            adapter is configured for inference.
     """
     if not isinstance(student, PreTrainedModel):
         raise ValueError(
             "`model` must be a transformers model, so that anyone can load what is saved, got "
             f"{type(student).__name__}; wrap a timm model as TimmWrapperModel"
+        )
+    check_two_models(student, teacher)
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise ValueError(
+            "`model` must have weights to train, all of them are frozen; call `model.requires_grad_(True)`"
+        )
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in student.parameters() if p.is_floating_point()}
+    if dtypes != {"float32"}:
+        raise ValueError(
+            f"`model` must be in float32, got {', '.join(sorted(dtypes))}; load it with `dtype=torch.float32` or call "
+            "`model.float()`. For speed set `bf16=True`, which keeps the weights in float32"
+        )
+    if peft_config is not None and peft_config.inference_mode:
+        raise ValueError(
+            "`peft_config.inference_mode` must be False: the adapter would not be trained; leave it out, or load a "
+            "trained adapter with `PeftModel.from_pretrained` and give that teacher without `peft_config`"
         )
 
 

@@ -5,6 +5,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from singer_hf.distillation.distiller import SingerDistiller
+from singer_hf.training.arguments import check_warmup
 
 
 class EmaCallback(TrainerCallback):
@@ -47,6 +48,12 @@ class AdapterWarmupCallback(TrainerCallback):
 
     def __init__(self, distiller: SingerDistiller, num_steps: int) -> None:
         self.distiller, self.num_steps = distiller, num_steps
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Checks the length of the run, which is known by now also where it is given in epochs."""
+        check_warmup(self.num_steps, state.max_steps)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -1,24 +1,16 @@
 """Saving and loading of a distillation run: plain student, adapter, projectors."""
 
-import json
-import logging
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.trainer_utils import sort_checkpoints
 
 from singer_hf.distillation.feature_distiller import FeatureDistiller
-
-logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "singer"
 WEIGHTS_FILE = "model.safetensors"
 RAW_STUDENT_FILE = f"raw_student/{WEIGHTS_FILE}"
-_PROJECTORS_FILE = f"projectors/{WEIGHTS_FILE}"
-_STATE_FILE = "trainer_state.json"
 
 
 def save_distilled(
@@ -80,31 +72,6 @@ def adapter_path(adapter_name: str) -> str:
     return ADAPTER_FOLDER if adapter_name == "default" else f"{ADAPTER_FOLDER}/{adapter_name}"
 
 
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """Returns the newest complete checkpoint; newer incomplete ones are named in the log."""
-    for folder in sort_checkpoints(output_dir=str(output_dir))[::-1]:
-        problem = _incomplete(Path(folder))
-        if problem is None:
-            return str(folder)
-        logger.warning("skipping the incomplete checkpoint %s: %s", folder, problem)
-    return None
-
-
-def check_output_folder(output_dir: str | Path) -> None:
-    """Checks that a folder holds no other run.
-
-    Raises:
-        ValueError: If there is a checkpoint or a student in it.
-    """
-    folder = Path(output_dir)
-    found = sorted(path.name for path in (*folder.glob("checkpoint-*"), *folder.glob("model*.safetensors")))
-    if found:
-        raise ValueError(
-            f"`output_dir` must not hold another run, {str(output_dir)!r} has {', '.join(found)}. Resume that run "
-            "(`resume_from_checkpoint=True`), use another folder, or set `overwrite_output_dir=True`"
-        )
-
-
 def check_disk_space(distiller: FeatureDistiller, output_dir: str | Path) -> None:
     """Checks that the first checkpoint fits on the disk.
 
@@ -138,18 +105,3 @@ def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 def _save_adapter(teacher: nn.Module, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
     teacher.save_pretrained(str(folder), selected_adapters=[teacher.active_adapter], state_dict=state_dict)
-
-
-def _incomplete(folder: Path) -> str | None:
-    """Reason why a checkpoint is incomplete, or None. Its state file is written last."""
-    try:
-        json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
-        files = list(folder.rglob("*.safetensors"))
-        for file in files:
-            with safe_open(file, framework="pt"):
-                pass
-    except (OSError, ValueError, SafetensorError) as error:
-        return f"{type(error).__name__}: {error}"
-    present = {file.relative_to(folder).as_posix() for file in files}
-    has_student = any(name.startswith("model") for name in present)
-    return None if has_student and _PROJECTORS_FILE in present else "weights are missing"

@@ -1,6 +1,7 @@
 """Upload of a run to the Hugging Face Hub, without the files that only resuming needs."""
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,10 +13,13 @@ from huggingface_hub import HfApi
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
+from singer_hf.training.guards.output_folder import PUSH_PREFIX
+from singer_hf.training.guards.settings import SETTINGS_FILE
+
 logger = logging.getLogger(__name__)
 
 # Needed only to resume the training.
-_STATE_FILES = ["optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json", "*fsdp*"]
+_STATE_FILES = ["optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json", SETTINGS_FILE, "*fsdp*"]
 PRIVATE_FILES = [*_STATE_FILES, "raw_student/*"]
 
 
@@ -26,13 +30,17 @@ def upload_checkpoint(folder: str, repo_id: str, message: str, args: TrainingArg
     ``last-checkpoint/`` or a folder of its own name. A failure is logged as a warning and the training goes on.
 
     Args:
-        folder: The checkpoint. It is copied first, so that it may be rotated away meanwhile.
+        folder: The checkpoint. It is copied first, so that it may be rotated away meanwhile: beside it, by hard links,
+            which take no space.
         repo_id: Target repository.
         message: Commit message.
         args: Arguments of the run, for token, revision and strategy.
     """
-    copy = tempfile.mkdtemp(prefix="singer-hf-push-")
-    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    try:
+        copy = _copy(Path(folder))
+    except OSError as error:
+        _warn(error, folder, repo_id)
+        return []
     targets = {".": PRIVATE_FILES}
     if args.hub_strategy == HubStrategy.CHECKPOINT:
         targets["last-checkpoint"] = None
@@ -60,14 +68,29 @@ def _finish(job: Future, jobs: list[Future], copy: str, folder: str, repo_id: st
     if all(other.done() for other in jobs):
         shutil.rmtree(copy, ignore_errors=True)
     if error := job.exception():
-        logger.warning(
-            "the upload of %s failed (%s: %s); training goes on. By hand: hf upload %s %s",
-            folder,
-            type(error).__name__,
-            error,
-            repo_id,
-            folder,
-        )
+        _warn(error, folder, repo_id)
+
+
+def _warn(error: BaseException, folder: str, repo_id: str) -> None:
+    message = "the upload of %s failed (%s: %s); training goes on. By hand: hf upload %s %s"
+    logger.warning(message, folder, type(error).__name__, error, repo_id, folder)
+
+
+def _copy(folder: Path) -> str:
+    copy = tempfile.mkdtemp(prefix=PUSH_PREFIX, dir=folder.parent)
+    try:
+        shutil.copytree(folder, copy, dirs_exist_ok=True, copy_function=_link)
+    except OSError:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise
+    return copy
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has hard links
+        shutil.copy2(source, target)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from transformers.utils import PushInProgress
 
 from singer_hf.training.checkpoint import load_distilled, save_distilled
 from singer_hf.training.figures import save_run_figures
+from singer_hf.training.guards.finite import saved_tensors
+from singer_hf.training.guards.settings import write_settings
 from singer_hf.training.hub import explain_failed_upload, upload_checkpoint
 from singer_hf.training.run_card import write_card
 
@@ -50,10 +52,14 @@ class SavingMixin:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         average = None if self.ema is None else self.ema.average
+        self.finite.check_error()
+        self.finite.check_weights(self.distiller, saved_tensors(self.distiller, average), None, self.state.global_step)
         is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
         save_distilled(self.distiller, folder, average, state_dict, resumable=is_checkpoint)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
+        if is_checkpoint:
+            write_settings(self, folder)
         # As text: the base class pickles them, token included.
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
         write_card(self, folder)
@@ -67,6 +73,8 @@ class SavingMixin:
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self.signals.received:  # there may be seconds left, and nothing of a stopped run is published
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if not busy or self.args.hub_always_push:

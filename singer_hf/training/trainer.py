@@ -1,13 +1,12 @@
 """A Trainer that distils: student, projectors and adapters are trained together, the plain student is saved."""
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput
 
 from singer_hf.baselines.method import Method
 from singer_hf.data.image_collator import ImageCollator
@@ -19,30 +18,23 @@ from singer_hf.training.arguments import SingerTrainingArguments
 from singer_hf.training.build import (
     build_distiller,
     check_devices,
-    check_sharded_run,
-    check_student,
+    check_models,
     default_method,
     name_of,
 )
 from singer_hf.training.callbacks import AdapterWarmupCallback, EmaCallback, EpochCallback
-from singer_hf.training.checkpoint import (
-    check_disk_space,
-    check_output_folder,
-    last_complete_checkpoint,
-)
-from singer_hf.training.loss_averages import LossAverages, stop_if_not_finite
+from singer_hf.training.loss_averages import LossAverages
+from singer_hf.training.running import RunMixin
 from singer_hf.training.saving import SavingMixin
 from singer_hf.tuner import SingerConfig
 from singer_hf.tuner.model import attach_adapter
 from singer_hf.vit.loading import load_model
 
-logger = logging.getLogger(__name__)
-
 # Computes metrics of a student.
 Evaluator = Callable[[nn.Module], dict[str, float]]
 
 
-class SingerDistillationTrainer(SavingMixin, Trainer):
+class SingerDistillationTrainer(RunMixin, SavingMixin, Trainer):
     """Distils a teacher's features into a student, by default refined by SiNGER (arXiv 2509.20986).
 
     ``trainer.model`` is the distiller (student, teacher and projectors) that is trained; ``trainer.student`` is the
@@ -95,7 +87,7 @@ class SingerDistillationTrainer(SavingMixin, Trainer):
     ) -> None:
         check_devices(args)
         student, teacher = load_model(model, "model"), load_model(teacher_model, "teacher_model")
-        check_student(student)
+        check_models(student, teacher, peft_config)
         teacher_processor = teacher_processing_class or load_image_processor(name_of(teacher_model))
         processor = processing_class or load_image_processor(name_of(model))
         processor = processor or student_image_processor(student, teacher_processor)
@@ -103,8 +95,8 @@ class SingerDistillationTrainer(SavingMixin, Trainer):
         self.method = method or default_method(teacher)
         self.evaluators, self.run_facts = list(evaluators or []), dict(run_facts or {})
         self.teacher_name = name_of(teacher_model)
-        self.loss_averages = LossAverages()
-        self.last_pixel_values: Tensor | None = None
+        self._set_guards(args)
+        self.loss_averages, self.last_pixel_values = LossAverages(), None
         columns = {"image_column": image_column, "seed": args.seed}
         super().__init__(
             model=build_distiller(self.method, student, teacher, args, processor, teacher_processor),
@@ -136,29 +128,6 @@ class SingerDistillationTrainer(SavingMixin, Trainer):
         """Returns a summary of the run: method, models, paired blocks, trained and frozen parameters."""
         return self.method.summarize(self.distiller)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """Trains; with ``resume_from_checkpoint=True`` from the last complete checkpoint.
-
-        Raises:
-            ValueError: If the output folder holds another run, there is nothing to resume from, or an option does not
-                work with FSDP.
-            OSError: If no checkpoint would fit on the disk.
-            FloatingPointError: If a loss is NaN or infinite; no checkpoint is overwritten then.
-        """
-        output_dir = self.args.output_dir
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"`resume_from_checkpoint=True` found no complete checkpoint in {output_dir!r}")
-        if self.is_fsdp_enabled:
-            check_sharded_run(self.args, resume_from_checkpoint)
-        if not resume_from_checkpoint and not self.args.overwrite_output_dir and self.state.global_step == 0:
-            check_output_folder(output_dir)
-        if self.args.should_save:
-            check_disk_space(self.distiller, output_dir)
-        with self.distiller.attached():
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -177,7 +146,7 @@ class SingerDistillationTrainer(SavingMixin, Trainer):
         outputs = model(inputs["pixel_values"])
         if model.training:
             self.last_pixel_values = inputs["pixel_values"]
-            stop_if_not_finite(outputs, self.state, self.args, self.loss_averages.num_batches)
+            self.finite.add(outputs, self.state.global_step + 1, self.state.epoch)
             self.loss_averages.add(outputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
@@ -225,10 +194,3 @@ class SingerDistillationTrainer(SavingMixin, Trainer):
         for callback in (EpochCallback(self.train_dataset), self.ema, warmup):
             if callback is not None:
                 self.add_callback(callback)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A finished run that ended within an epoch: taken up again, the base class would train one step more.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)

@@ -13,7 +13,7 @@ def kill_self_at(module: nn.Module, call: int) -> None:
     calls = []
 
     def kill(*_: object) -> None:
-        calls.append(1)
+        calls.extend([1] if module.training else [])  # checks before a save run in evaluation mode
         if len(calls) == call:
             os.kill(os.getpid(), signal.SIGKILL)
 

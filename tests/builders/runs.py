@@ -144,7 +144,7 @@ SAVED = ROOT_FILES | {
     "singer/adapter_model.safetensors",
 }
 
-RESUMING = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+RESUMING = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run_settings.json"}
 
 COMPONENTS = ("kd_loss", "outlier_loss", "info_loss")
 

@@ -118,7 +118,7 @@ def test_the_average_follows_batch_norms_statistics():
 
 
 def test_the_adapter_alone_is_trained_while_it_warms_up(tmp_path):
-    trainer = make_trainer(tmp_path, adapter_warmup_steps=2, max_steps=2, save_strategy="no", weight_decay=0.0)
+    trainer = make_trainer(tmp_path, adapter_warmup_steps=2, max_steps=3, save_strategy="no", weight_decay=0.0)
     before = snapshot(trainer.distiller)
     trainer.train()
     changed = differing(before, snapshot(trainer.distiller))

@@ -9,7 +9,7 @@ import signal
 import pytest
 from runs import StopAt, differing, image_dataset, make_resumable, snapshot, start_script
 
-from singer_hf.training.checkpoint import last_complete_checkpoint
+from singer_hf.training.guards.complete import last_complete_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 

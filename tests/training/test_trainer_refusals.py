@@ -19,14 +19,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective n
 
 
 class Poisoned(nn.Module):
-    """Gives NaN for the third batch of a run."""
+    """Gives NaN for the third batch of a run; evaluations and checks do not count."""
 
     def __init__(self, projector: nn.Module) -> None:
         super().__init__()
         self.projector, self.calls = projector, Counter()
 
     def forward(self, tokens):
-        self.calls["forward"] += 1
+        self.calls["forward"] += self.training
         return self.projector(tokens) * (float("nan") if self.calls["forward"] == 3 else 1)
 
 
@@ -41,13 +41,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
     poisoned.state_dict = lambda *args, **kwargs: state
     file = tmp_path / "non_finite_loss_rank0.json"
     message = (
-        f"`kd_loss` is not finite at step 3 (batch 2 of this session); written to {str(file)!r}. Nothing was saved "
+        f"`kd_loss` is not finite at step 3 (batch 3 of this session); written to {str(file)!r}. Nothing was saved "
         "since the last checkpoint. Lower `learning_rate`, use bf16 instead of fp16, or check the batch"
     )
     with pytest.raises(FloatingPointError, match=f"^{re.escape(message)}$"):
         trainer.train()
     report = json.loads(file.read_text())
-    assert report == {"step": 3, "epoch": pytest.approx(1 / 3, abs=1e-6), "component": "kd_loss", "batch": 2}
+    assert report == {"step": 3, "epoch": pytest.approx(1 / 3, abs=1e-6), "component": "kd_loss", "batch": 3, "process": 0}
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     assert not (tmp_path / "model.safetensors").exists()
     for name, content in checkpoints.items():

@@ -1,0 +1,154 @@
+"""The course of a run: its start in the output folder, the checks in every step, its end by a signal."""
+
+import logging
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from singer_hf.training.arguments import SingerTrainingArguments
+from singer_hf.training.build import check_sharded_run, name_of
+from singer_hf.training.checkpoint import check_disk_space
+from singer_hf.training.guards.complete import find_problem, is_being_removed, last_complete_checkpoint
+from singer_hf.training.guards.finite import FiniteGuard, saved_tensors
+from singer_hf.training.guards.lock import run_lock
+from singer_hf.training.guards.output_folder import (
+    check_output_folder,
+    check_sources,
+    remove_checkpoint,
+    remove_earlier_run,
+    remove_push_copies,
+    rotate_checkpoints,
+)
+from singer_hf.training.guards.settings import check_settings, run_settings
+from singer_hf.training.guards.signals import StopSignals, stop_message
+
+logger = logging.getLogger(__name__)
+
+_PROBED_IMAGES = 8
+
+
+class RunMixin:
+    """Overrides of `transformers.Trainer` that keep a run from being lost, mixed up or silently wrong."""
+
+    def _set_guards(self, args: SingerTrainingArguments) -> None:
+        self.finite, self.signals = FiniteGuard(args), StopSignals()
+        self.run_settings: dict[str, Any] | None = None
+        self.saved_step: int | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Trains; with ``resume_from_checkpoint=True`` from the last complete checkpoint, without one from the start.
+
+        SIGTERM and Ctrl-C save a checkpoint at the end of the step and end the process with code 143 or 130.
+
+        Raises:
+            ValueError: If the output folder holds another run or is in use, the checkpoint is incomplete or was made
+                with other settings, nothing could be trained, or an option does not work with FSDP.
+            OSError: If no checkpoint would fit on the disk.
+            FloatingPointError: If a loss or weight is NaN or infinite; no checkpoint is overwritten then.
+        """
+        if self.is_fsdp_enabled:
+            check_sharded_run(self.args, resume_from_checkpoint)
+        self.run_settings = run_settings(self)
+        with run_lock(self.args.output_dir) if self.args.should_save else nullcontext():
+            # One process decides: the others would look into a folder that is changing.
+            start = [self._find_start(resume_from_checkpoint) if self.args.should_save else None]
+            checkpoint = broadcast_object_list(start)[0]
+            with self.signals, self.distiller.attached():
+                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+                if self.state.global_step == 0:
+                    raise ValueError("the training made no step: the training images fill no batch")
+                self._check_finite(weights=True)
+        return output
+
+    def _find_start(self, resume: str | bool | None) -> str | None:
+        """The checkpoint to go on from; None for a new run, for which the output folder is made ready."""
+        args, checkpoint = self.args, resume or None
+        if resume is True:
+            if args.save_only_model:
+                raise ValueError("`save_only_model` must be off to resume: its checkpoints have no optimiser state")
+            checkpoint = last_complete_checkpoint(args.output_dir)
+            if checkpoint is None:
+                logger.warning("no complete checkpoint in %s: the run begins at its first step", args.output_dir)
+        elif checkpoint and (problem := find_problem(Path(checkpoint))):
+            raise ValueError(
+                f"`resume_from_checkpoint` must be a complete checkpoint, {checkpoint!r} is not: {problem}"
+            )
+        check_disk_space(self.distiller, args.output_dir)
+        if checkpoint:
+            check_settings(self.run_settings, checkpoint)
+        elif self.state.global_step == 0:
+            self._make_folder_ready(resumed=resume is True)
+        remove_push_copies(args.output_dir)
+        return checkpoint
+
+    def _make_folder_ready(self, resumed: bool) -> None:
+        folder = self.args.output_dir
+        if not self.args.overwrite_output_dir:
+            check_output_folder(folder, resumed)
+        if self.args.overwrite_output_dir or is_being_removed(folder):
+            check_sources(folder, name_of(self.distiller.student), self.teacher_name)
+            remove_earlier_run(folder)
+
+    def _check_finite(self, weights: bool = False) -> None:
+        self.finite.check_losses(self.accelerator)
+        if weights:
+            average = None if self.ema is None else self.ema.average
+            tensors = saved_tensors(self.distiller, average, self.optimizer)
+            images = None if self.last_pixel_values is None else self.last_pixel_values[:_PROBED_IMAGES]
+            with self.compute_loss_context_manager():
+                self.finite.check_weights(self.distiller, tensors, images, self.state.global_step)
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        signal_number = self.signals.agreed()
+        due = self.control.should_evaluate or self.control.should_save or signal_number
+        if due or self.control.should_log:
+            self._check_finite(weights=bool(due))
+        # What this step owes to the log and the best checkpoint comes first: the resumed run will not do it again.
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if signal_number:
+            self._stop(signal_number, model, trial)
+
+    def _stop(self, signal_number: int, model: nn.Module, trial: Any) -> None:
+        if self.saved_step != self.state.global_step:
+            self._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            print(stop_message(signal_number, self._checkpoint_folder(trial)), file=sys.stderr)
+        raise SystemExit(128 + signal_number)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = self._checkpoint_folder(trial)
+        if self.args.should_save:
+            remove_checkpoint(Path(folder))
+        self.accelerator.wait_for_everyone()
+        # The base class would delete by modification time.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.saved_step = self.state.global_step
+        if self.args.should_save:
+            rotate_checkpoints(Path(folder).parent, self.state.global_step, limit, self.state.best_model_checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The state file, which makes the checkpoint complete, is written when all processes have got here.
+        self.accelerator.wait_for_everyone()
+
+    def _checkpoint_folder(self, trial: Any) -> str:
+        return str(Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A finished run that ended within an epoch: taken up again, the base class would train one step more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)

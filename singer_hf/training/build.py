@@ -97,6 +97,24 @@ def check_models(student: nn.Module, teacher: nn.Module, peft_config: SingerConf
         )
 
 
+def check_batch(dataset: Any, args: SingerTrainingArguments) -> None:
+    """Checks that the training images fill a batch.
+
+    Args:
+        dataset: The training dataset.
+        args: The training arguments.
+
+    Raises:
+        ValueError: If incomplete batches are dropped and there are fewer images than a batch has in all processes.
+    """
+    images = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and hasattr(dataset, "__len__") and len(dataset) < images:
+        raise ValueError(
+            f"`dataloader_drop_last` leaves no batch: {len(dataset)} training images, {images} in a batch; take a "
+            "smaller `per_device_train_batch_size` or leave the option out"
+        )
+
+
 def check_devices(args: SingerTrainingArguments) -> None:
     """Checks that the process uses one GPU at most: `nn.DataParallel` cannot run the distiller.
 

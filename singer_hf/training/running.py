@@ -11,7 +11,7 @@ from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from singer_hf.training.arguments import SingerTrainingArguments
-from singer_hf.training.build import check_sharded_run, name_of
+from singer_hf.training.build import check_batch, check_sharded_run, name_of
 from singer_hf.training.checkpoint import check_disk_space
 from singer_hf.training.guards.complete import find_problem, is_being_removed, last_complete_checkpoint
 from singer_hf.training.guards.finite import FiniteGuard, saved_tensors
@@ -39,6 +39,7 @@ class RunMixin:
         self.finite, self.signals = FiniteGuard(args), StopSignals()
         self.run_settings: dict[str, Any] | None = None
         self.saved_step: int | None = None
+        self.rotation_limit: int | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Trains; with ``resume_from_checkpoint=True`` from the last complete checkpoint, without one from the start.
@@ -53,6 +54,7 @@ class RunMixin:
         """
         if self.is_fsdp_enabled:
             check_sharded_run(self.args, resume_from_checkpoint)
+        check_batch(self.train_dataset, self.args)
         self.run_settings = run_settings(self)
         with run_lock(self.args.output_dir) if self.args.should_save else nullcontext():
             # One process decides: the others would look into a folder that is changing.
@@ -61,7 +63,7 @@ class RunMixin:
             with self.signals, self.distiller.attached():
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
                 if self.state.global_step == 0:
-                    raise ValueError("the training made no step: the training images fill no batch")
+                    raise ValueError("the training made no step: `train_dataset` gives no batch")
                 self._check_finite(weights=True)
         return output
 
@@ -129,14 +131,15 @@ class RunMixin:
             remove_checkpoint(Path(folder))
         self.accelerator.wait_for_everyone()
         # The base class would delete by modification time.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self.rotation_limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self.args.save_total_limit = limit
+            self.args.save_total_limit = self.rotation_limit
         self.saved_step = self.state.global_step
         if self.args.should_save:
-            rotate_checkpoints(Path(folder).parent, self.state.global_step, limit, self.state.best_model_checkpoint)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(Path(folder).parent, self.saved_step, self.rotation_limit, best)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -1,5 +1,6 @@
 """Saving, loading and pushing of the Trainer: the plain student with adapter, projectors and card."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ class SavingMixin:
         if is_checkpoint:
             write_settings(self, folder)
         # As text: the base class pickles them, token included.
-        (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+        settings = self.args.to_dict() | {"save_total_limit": self.args.save_total_limit or self.rotation_limit}
+        (folder / "training_args.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         write_card(self, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

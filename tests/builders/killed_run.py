@@ -1,4 +1,7 @@
-"""A run that `kill -9` ends in mid-step: `python tests/builders/killed_run.py OUTPUT_DIR BATCH`, BATCH from 1."""
+"""A run that a signal ends in mid-step: `python tests/builders/killed_run.py OUTPUT_DIR BATCH [SIGNAL]`, BATCH from 1.
+
+SIGKILL reaches this process only, any other signal all of its group, as from a terminal or a queue.
+"""
 
 import os
 import signal
@@ -8,19 +11,24 @@ from runs import make_resumable
 from torch import nn
 
 
-def kill_self_at(module: nn.Module, call: int) -> None:
-    """Kills the process between the student's and the teacher's pass of the batch."""
+def signal_self_at(module: nn.Module, call: int, number: int) -> None:
+    """Sends the signal between the student's and the teacher's pass of the batch."""
     calls = []
 
-    def kill(*_: object) -> None:
-        calls.extend([1] if module.training else [])  # checks before a save run in evaluation mode
+    def send(*_: object) -> None:
+        if not module.training:  # a check before a save
+            return
+        calls.append(1)
         if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid() if number == signal.SIGKILL else 0, number)
 
-    module.register_forward_pre_hook(kill)
+    module.register_forward_pre_hook(send)
 
 
 if __name__ == "__main__":
-    trainer = make_resumable(sys.argv[1], dataloader_num_workers=2)
-    kill_self_at(trainer.distiller.teacher_input, int(sys.argv[2]))
+    os.setsid()  # the test is of another group
+    folder, batch, *name = sys.argv[1:]
+    trainer = make_resumable(folder, dataloader_num_workers=2, disable_tqdm=True)
+    signal_self_at(trainer.distiller.teacher_input, int(batch), signal.Signals[name[0]] if name else signal.SIGKILL)
     trainer.train()
+    trainer.save_model()

@@ -121,8 +121,8 @@ def make_resumable(output_dir: object, **options: object) -> SingerDistillationT
     torch.set_num_threads(1)
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 1e-4}}
-    defaults = {"model": small_student(**dropout), "train_dataset": image_dataset(20), "max_steps": 8, **schedule}
-    return make_trainer(output_dir, num_artifact_images=0, **{**defaults, **options})
+    length = {"train_dataset": image_dataset(20), "max_steps": 8, "num_artifact_images": 0}
+    return make_trainer(output_dir, **{"model": small_student(**dropout), **length, **schedule, **options})
 
 
 class StopAt(hf.TrainerCallback):

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from peft import get_peft_model
-from runs import differing, make_resumable, make_trainer, small_student, snapshot
+from runs import StopAt, differing, make_resumable, make_trainer, small_student, snapshot
 from torch import nn
 from zoo import images, tiny, tiny_vit
 
@@ -118,7 +118,8 @@ def test_the_average_follows_batch_norms_statistics():
 
 
 def test_the_adapter_alone_is_trained_while_it_warms_up(tmp_path):
-    trainer = make_trainer(tmp_path, adapter_warmup_steps=2, max_steps=3, save_strategy="no", weight_decay=0.0)
+    settings = {"adapter_warmup_steps": 2, "max_steps": 3, "save_strategy": "no", "weight_decay": 0.0}
+    trainer = make_trainer(tmp_path, callbacks=[StopAt(2)], **settings)
     before = snapshot(trainer.distiller)
     trainer.train()
     changed = differing(before, snapshot(trainer.distiller))

@@ -1,10 +1,9 @@
-"""Running means of the loss components, and the first one that is not finite."""
+"""Running means of the loss components."""
 
-import pytest
 import torch
 
 from singer_hf.distillation.distiller import SingerOutput
-from singer_hf.training.loss_averages import LossAverages, non_finite_component
+from singer_hf.training.loss_averages import LossAverages
 
 NAMES = ("kd_loss", "outlier_loss", "info_loss", "loss")
 
@@ -29,17 +28,3 @@ def test_component_means_run_from_one_log_to_the_next():
     assert log.pop_means(Alone()) == {"kd_loss": 2.0, "outlier_loss": 3.0, "info_loss": 4.0}
     log.add(outputs(7.0, 8.0, 9.0))
     assert log.pop_means(Alone()) == {"kd_loss": 7.0, "outlier_loss": 8.0, "info_loss": 9.0}
-    assert log.num_batches == 3
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ((1.0, 1.0, 1.0, 3.0), None),
-        ((1.0, float("nan"), 1.0, float("nan")), "outlier_loss"),
-        ((1.0, 1.0, float("inf"), float("inf")), "info_loss"),
-        ((1.0, 1.0, 1.0, float("-inf")), "loss"),
-    ],
-)
-def test_the_first_component_that_is_not_finite_is_named(values, expected):
-    assert non_finite_component(outputs(*values)) == expected

@@ -5,6 +5,7 @@ import logging
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from runs import StopAt, differing, image_dataset, make_resumable, snapshot, start_script
@@ -95,6 +96,15 @@ DAMAGES = {
     "projectors cut": (lambda folder: cut(folder / "projectors/model.safetensors"), "SafetensorError: "),
     "projectors missing": (lambda folder: (folder / "projectors/model.safetensors").unlink(), "weights are missing"),
     "adapter cut": (lambda folder: cut(folder / "singer/adapter_model.safetensors"), "SafetensorError: "),
+    "optimizer empty": (lambda folder: (folder / "optimizer.pt").write_bytes(b""), "ValueError: optimizer.pt is cut "),
+    "optimizer cut": (lambda folder: cut(folder / "optimizer.pt"), "ValueError: optimizer.pt is cut or damaged "),
+    "optimizer missing": (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer* missing"),
+    "scheduler cut": (lambda folder: cut(folder / "scheduler.pt"), "ValueError: scheduler.pt is cut or damaged "),
+    "scheduler missing": (lambda folder: (folder / "scheduler.pt").unlink(), "scheduler.pt missing"),
+    "rng cut": (lambda folder: cut(folder / "rng_state.pth"), "ValueError: rng_state.pth is cut or damaged "),
+    "rng missing": (lambda folder: (folder / "rng_state.pth").unlink(), "rng_state*.pth missing"),
+    "config cut": (lambda folder: cut(folder / "config.json"), "JSONDecodeError: "),
+    "config missing": (lambda folder: (folder / "config.json").unlink(), "FileNotFoundError: "),
     "folder only": (lambda folder: (shutil.rmtree(folder), folder.mkdir()), "FileNotFoundError: "),
 }
 
@@ -120,7 +130,43 @@ def test_training_goes_on_from_the_checkpoint_before_a_half_written_one(straight
     assert json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())["global_step"] == 8
 
 
-def test_without_a_complete_checkpoint_there_is_nothing_to_resume(tmp_path):
-    message = f"`resume_from_checkpoint=True` found no complete checkpoint in {str(tmp_path)!r}"
+@pytest.mark.parametrize("killed", [False, True], ids=["first start", "killed in the first save"])
+def test_resuming_without_a_complete_checkpoint_begins_the_run_and_says_so(straight, tmp_path, caplog, killed):
+    if killed:
+        shutil.copytree(Path(straight.args.output_dir) / "checkpoint-2", tmp_path / "checkpoint-2")
+        (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+        (tmp_path / "checkpoint-2" / "left.over").touch()
+    resumed = make_resumable(tmp_path)
+    with caplog.at_level(logging.WARNING, "singer_hf"):
+        resumed.train(resume_from_checkpoint=True)
+    assert f"no complete checkpoint in {tmp_path}: the run begins at its first step" in caplog.messages
+    assert_same(resumed, straight)
+    assert not (tmp_path / "checkpoint-2" / "left.over").exists()
+
+
+def test_a_plain_start_passes_over_a_checkpoint_that_was_not_written_to_its_end(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    make_resumable(tmp_path, max_steps=1).train()
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_again(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"student")
+    message = (
+        f"`output_dir` must not hold another run, {str(tmp_path)!r} has model.safetensors. Use another folder, or set "
+        "`overwrite_output_dir=True`"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make_resumable(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_an_incomplete_checkpoint_that_is_named_is_refused(straight, tmp_path):
+    folder = shutil.copytree(Path(straight.args.output_dir) / "checkpoint-2", tmp_path / "checkpoint-2")
+    (folder / "optimizer.pt").unlink()
+    message = f"`resume_from_checkpoint` must be a complete checkpoint, {str(folder)!r} is not: optimizer* missing"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make_resumable(tmp_path).train(resume_from_checkpoint=str(folder))
+
+
+def test_checkpoints_without_an_optimiser_are_not_resumed_from(tmp_path):
+    with pytest.raises(ValueError, match="`save_only_model` must be off to resume"):
+        make_resumable(tmp_path, save_only_model=True).train(resume_from_checkpoint=True)

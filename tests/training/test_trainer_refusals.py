@@ -47,7 +47,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
     with pytest.raises(FloatingPointError, match=f"^{re.escape(message)}$"):
         trainer.train()
     report = json.loads(file.read_text())
-    assert report == {"step": 3, "epoch": pytest.approx(1 / 3, abs=1e-6), "component": "kd_loss", "batch": 3, "process": 0}
+    assert report == {
+        "step": 3,
+        "epoch": pytest.approx(1 / 3, abs=1e-6),
+        "component": "kd_loss",
+        "batch": 3,
+        "process": 0,
+    }
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     assert not (tmp_path / "model.safetensors").exists()
     for name, content in checkpoints.items():

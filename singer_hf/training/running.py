@@ -63,7 +63,7 @@ class RunMixin:
             with self.signals, self.distiller.attached():
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
                 if self.state.global_step == 0:
-                    raise ValueError("the training made no step: `train_dataset` gives no batch")
+                    raise ValueError("the training made no step: `num_train_epochs` or `train_dataset` is too small")
                 self._check_finite(weights=True)
         return output
 

@@ -2,11 +2,14 @@
 
 import copy
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import transformers as hf
 from peft import get_peft_model
 from runs import StopAt, files_in, make_trainer, small_student
 from safetensors.torch import load_file
@@ -113,6 +116,24 @@ def saved_like(sharded: SingerDistiller, plain: SingerDistiller, folder: Path) -
     return worst
 
 
+class SignalRankOne(hf.TrainerCallback):
+    """Sends SIGTERM to one of both processes, within the third step."""
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == 2 and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_one_rank(folder: Path) -> list:
+    """Exit codes of both ranks."""
+    codes = [None, None]
+    try:
+        train(folder, SignalRankOne())
+    except SystemExit as stopped:
+        dist.all_gather_object(codes, stopped.code)
+    return codes
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     straight = train(folder / "straight")
@@ -122,6 +143,9 @@ def main(folder: Path) -> None:
     accumulated = train(folder / "accumulated", per_device_train_batch_size=1, gradient_accumulation_steps=2)
     result = {name: straight[name] for name in ("rows", "same", "world")}
     result["resumed"] = all(torch.equal(value, straight["state"][name]) for name, value in resumed["state"].items())
+    result["codes"] = stop_one_rank(folder / "signalled")
+    requeued = train(folder / "signalled", resume=True)
+    result["requeued"] = all(torch.equal(value, straight["state"][name]) for name, value in requeued["state"].items())
     result["checkpointed"] = checkpointed["rows"]
     result["accumulated"] = accumulated["rows"]
     result["sharded"] = [sharded_steps(part, folder / f"shards{part}") for part in (False, True)]

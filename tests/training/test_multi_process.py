@@ -57,6 +57,12 @@ def test_two_ranks_resume_bit_for_bit(two_ranks):
     assert two_ranks["resumed"]
 
 
+def test_a_signal_to_one_rank_stops_both_at_the_same_step(two_ranks, folder):
+    assert two_ranks["codes"] == [143, 143]
+    assert (folder / "signalled" / "checkpoint-3").is_dir()
+    assert two_ranks["requeued"]
+
+
 def test_two_ranks_save_one_student(two_ranks, folder, one_process):
     files = files_in(folder / "straight" / "checkpoint-4")
     assert {"model.safetensors", "singer/adapter_model.safetensors", "projectors/model.safetensors"} <= files

@@ -15,7 +15,7 @@ from zoo import SIZES, images, tiny, tiny_vit
 from singer_hf import SingerConfig
 from singer_hf.baselines.vitkd import ViTKD, ViTKDDistiller
 from singer_hf.inspection.measure.feature_comparison import load_projectors
-from singer_hf.training.loss_averages import non_finite_component
+from singer_hf.training.guards.finite import non_finite_component
 from singer_hf.vit.features import capture_features
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")

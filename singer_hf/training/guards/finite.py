@@ -136,11 +136,15 @@ def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name, value in local.items() if not value.isfinite().all()), None)
 
 
+def non_finite_component(outputs: DistillerOutput) -> str | None:
+    """Returns the name of the first component (or "loss") that is NaN or infinite; None if all are finite."""
+    losses = {**outputs.components, "loss": outputs.loss}
+    finite = torch.stack([value.detach().float() for value in losses.values()]).isfinite().tolist()
+    return next((name for name, is_finite in zip(losses, finite, strict=True) if not is_finite), None)
+
+
 @torch.no_grad()
 def _non_finite_loss(distiller: FeatureDistiller, images: Tensor) -> str | None:
     """The first loss component that is not finite with the updated weights; huge weights are finite themselves."""
     with evaluation_mode(distiller):
-        outputs = distiller(images)
-    losses = {**outputs.components, "loss": outputs.loss}
-    finite = torch.stack([value.float() for value in losses.values()]).isfinite().tolist()
-    return next((name for name, is_finite in zip(losses, finite, strict=True) if not is_finite), None)
+        return non_finite_component(distiller(images))

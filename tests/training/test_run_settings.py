@@ -57,6 +57,10 @@ DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
             {"processing_class": image_processor(0.4)},
             "image processor.image_mean [0.5, 0.5, 0.5] -> [0.4, 0.4, 0.4]",
         ),
+        (
+            {"peft_config": SingerConfig(r=4, layers_to_transform=[1, 3], num_prefix_tokens=0)},
+            "adapter.num_prefix_tokens [1, 1] -> [0, 0]",
+        ),
         ({"bare": True, "teacher_layers": [1, 3]}, "teacher_layers None -> [1, 3], method 'singer' -> 'fitnet'"),
     ],
 )

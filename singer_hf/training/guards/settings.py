@@ -100,8 +100,12 @@ def _adapter(distiller: FeatureDistiller) -> dict[str, Any]:
     if not distiller.singer_layers:
         return {}
     name = distiller.teacher.active_adapter
-    ranks = [layer.singer_down[name].out_features for layer in distiller.singer_layers.values()]
-    return {"adapter.r": ranks, **_flat("adapter", distiller.teacher.peft_config[name].to_dict())}
+    layers = distiller.singer_layers.values()
+    resolved = {
+        "adapter.r": [layer.singer_down[name].out_features for layer in layers],
+        "adapter.num_prefix_tokens": [layer.num_prefix_tokens[name] for layer in layers],
+    }
+    return {**resolved, **_flat("adapter", distiller.teacher.peft_config[name].to_dict())}
 
 
 def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,13 @@
 """One cell of a comparison: a student trained by one method with one seed, and everything measured of it."""
 
-import hashlib
-import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import set_seed
 
+from singer_hf.comparison.cell_folder import cell_folder, reference_folder
 from singer_hf.comparison.cell_metrics import (
     benchmark_metrics,
     pixel_batches_of,
@@ -26,10 +24,7 @@ from singer_hf.training.guards.complete import last_complete_checkpoint
 from singer_hf.training.trainer import SingerDistillationTrainer
 from singer_hf.vit.loading import load_model, model_from_config
 
-_RESULT = "result.json"
 _EVAL_IMAGES, _CURVE_IMAGES = 250, 2_000
-# Fields of a study that change nothing about a single cell.
-_NOT_OF_A_CELL = ("methods", "output_dir", "seeds", "baseline", "grid", "num_cost_steps")
 
 
 def run_cell(study: Study, method: str, seed: int, quiet: bool = False) -> dict[str, Any]:
@@ -42,24 +37,25 @@ def run_cell(study: Study, method: str, seed: int, quiet: bool = False) -> dict[
         quiet: Whether progress bars are off.
 
     Raises:
-        ValueError: If the folder holds this cell with other settings.
+        ValueError: If the folder holds this cell, finished or not, with other settings.
     """
-    folder = study.cell_folder(method, seed)
-    settings = _settings_digest(study, method, seed)
-    if (done := read_result(folder, settings)) is not None:
+    cell = cell_folder(study, method, seed)
+    if (done := cell.read_result()) is not None:
         return done
+    cell.write_settings()
+    folder = cell.path
     trainer = _make_trainer(study, method, seed, folder / "student", quiet)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder / "student"))
     trainer.save_model()
     result = {
         "method": method,
         "seed": seed,
-        "settings": settings,
+        "settings": cell.digest,
         "metrics": _measure(study, trainer, folder),
         "curve": _curve(trainer),
         "num_parameters": sum(p.numel() for p in trainer.student.parameters()),
     }
-    write_result(folder, result)
+    cell.write_result(result)
     for finished in (folder / "work", *(folder / "student").glob("checkpoint-*")):
         shutil.rmtree(finished, ignore_errors=True)
     return result
@@ -74,47 +70,21 @@ def run_reference(study: Study, name: str, model: str) -> dict[str, Any]:
         model: Folder or Hub id of the teacher.
 
     Raises:
-        ValueError: If the teacher has no image processor.
+        ValueError: If the teacher has no image processor, or the folder holds it with other settings.
     """
-    folder = Path(study.output_dir) / "references" / name.replace(" ", "_")
-    settings = hashlib.sha256(repr((model, _shared_settings(study))).encode()).hexdigest()[:16]
-    if (done := read_result(folder, settings)) is not None:
+    reference = reference_folder(study, name, model)
+    if (done := reference.read_result()) is not None:
         return done
+    reference.write_settings()
     teacher, processor = load_model(model, "teacher_name_or_path").to(_device()), load_image_processor(model)
     if processor is None:
         raise ValueError(f"the {name} must be saved with an image processor, got {model!r} without one")
     train, test = probe_images(study)
     metrics = probe_metrics(teacher, processor, train, test)
-    metrics |= benchmark_metrics(teacher, processor, study.benchmarks, folder / "work")
-    result = {"method": name, "settings": settings, "metrics": metrics}
-    write_result(folder, result)
+    metrics |= benchmark_metrics(teacher, processor, study.benchmarks, reference.path / "work")
+    result = {"method": name, "settings": reference.digest, "metrics": metrics}
+    reference.write_result(result)
     return result
-
-
-def read_result(folder: Path, settings: str) -> dict[str, Any] | None:
-    """The result in a cell's folder; None if it is not finished.
-
-    Raises:
-        ValueError: If it was made with other settings.
-    """
-    file = folder / _RESULT
-    if not file.is_file():
-        return None
-    result = json.loads(file.read_text(encoding="utf-8"))
-    if result["settings"] != settings:
-        raise ValueError(
-            f"{str(file)!r} was made with other settings of the comparison; take another `output_dir`, or delete that "
-            "folder to have it made again"
-        )
-    return result
-
-
-def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Writes a result whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{_RESULT}.part"
-    unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(folder / _RESULT)
 
 
 def prepare_trainer(
@@ -207,16 +177,6 @@ def _measure(study: Study, trainer: SingerDistillationTrainer, folder: Path) -> 
 def _curve(trainer: SingerDistillationTrainer) -> list[dict[str, float]]:
     rows = [row for row in trainer.state.log_history if "eval_knn_top1" in row]
     return [{"step": row["step"], "knn_top1": row["eval_knn_top1"]} for row in rows]
-
-
-def _settings_digest(study: Study, method: str, seed: int) -> str:
-    entry = study.methods[method]
-    parts = (entry.method.name, asdict(entry), _shared_settings(study), seed)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _shared_settings(study: Study) -> dict[str, Any]:
-    return {name: value for name, value in asdict(study).items() if name not in _NOT_OF_A_CELL}
 
 
 def _device() -> torch.device:

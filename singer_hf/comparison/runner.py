@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from singer_hf.comparison.cell_folder import CellFolder, cell_folder, reference_folder
 from singer_hf.comparison.cells import run_cell, run_reference
 from singer_hf.comparison.costs import step_costs
 from singer_hf.comparison.figures import curves_figure, methods_figure, paired_figure, sweep_figure
@@ -37,9 +38,12 @@ def run_study(study: Study, *, num_processes: int = 1, facts: dict[str, str] | N
 
     Raises:
         RuntimeError: If cells failed. The others are finished and their results are kept.
+        ValueError: If the output folder holds cells with other settings; nothing is run then.
     """
     jobs = [("reference", name, model) for name, model in _references(study).items()]
     jobs += [("cell", method, seed) for method, seed in study.cells()]
+    for job in jobs:
+        _folder_of(study, job).read_result()
     results, failures = [], []
     outcomes = _in_turn(study, jobs) if num_processes == 1 else _side_by_side(study, jobs, num_processes)
     for job, result, error in tqdm(outcomes, "cells", len(jobs), unit="cell"):
@@ -59,6 +63,11 @@ def _references(study: Study) -> dict[str, str]:
     if study.clean_teacher_name_or_path:
         references["unplanted teacher"] = study.clean_teacher_name_or_path
     return references
+
+
+def _folder_of(study: Study, job: _Job) -> CellFolder:
+    kind, name, what = job
+    return (reference_folder if kind == "reference" else cell_folder)(study, name, what)
 
 
 def _run_job(study: Study, job: _Job, quiet: bool) -> dict[str, Any]:
@@ -123,15 +132,17 @@ def _main_metric(summary: dict[str, Any]) -> str:
 
 
 def _costs(study: Study) -> dict[str, float]:
-    """Costs from step_costs.json, measured if a method is missing: a repeated report shows the same costs."""
+    """Costs from step_costs.json, measured where they are missing: a repeated report shows the same costs."""
     if not study.num_cost_steps:
         return {}
     file = Path(study.output_dir) / "step_costs.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if set(study.methods) - set(known):
-        known = step_costs(study, study.num_cost_steps)
+    settings = {name: cell_folder(study, name, seed=0).digest for name in study.methods}
+    settings["baseline"] = study.baseline
+    if not settings.items() <= known.get("settings", {}).items():
+        known = {"settings": settings, "costs": step_costs(study, study.num_cost_steps)}
         file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-    return {name: known[name] for name in study.methods if name in known}
+    return {name: known["costs"][name] for name in study.methods if name in known["costs"]}
 
 
 def _draw(study: Study, cells: list[dict], summary: dict, folder: Path) -> None:

@@ -130,10 +130,6 @@ class Study:
     benchmarks: tuple[dict[str, Any], ...] = ()
     grid: tuple[tuple[str, tuple], ...] | None = None
 
-    def cell_folder(self, method: str, seed: int) -> Path:
-        """Folder of one cell."""
-        return Path(self.output_dir) / "cells" / method / f"seed{seed}"
-
     def cells(self) -> list[tuple[str, int]]:
         """(method, seed) of all cells, seed by seed, so that an unfinished comparison compares what it has."""
         return [(method, seed) for seed in self.seeds for method in self.methods]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import signal
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from tiny_study import METHODS, tiny_study, write_study
 
 from singer_hf.baselines.method_table import make_method
 from singer_hf.comparison import cells, runner
+from singer_hf.comparison.cell_folder import cell_folder
 from singer_hf.comparison.cells import run_cell, run_reference
 from singer_hf.comparison.costs import step_costs
 
@@ -75,14 +77,14 @@ def test_a_cell_says_all_that_is_measured(straight):
         assert set(result["metrics"]) == QUALITY | LOOKS | {"outlier_ratio"} | own
         assert [point["step"] for point in result["curve"]] == [2, 4]
         assert set(result["curve"][0]) == {"step", "knn_top1"}
-        written = json.loads((study.cell_folder(method, seed) / "result.json").read_text())
+        written = json.loads((cell_folder(study, method, seed).path / "result.json").read_text())
         assert written == result
     assert len({json.dumps(result["metrics"]) for result in results.values()}) == 4
 
 
 def test_a_finished_cell_leaves_the_student_and_no_checkpoint(straight):
     study, _ = straight
-    folder = study.cell_folder("singer", 1) / "student"
+    folder = cell_folder(study, "singer", 1).path / "student"
     assert (folder / "model.safetensors").is_file()
     assert (folder / "singer" / "adapter_model.safetensors").is_file()
     assert list(folder.glob("checkpoint-*")) == []
@@ -130,7 +132,7 @@ def test_methods_with_one_seed_start_from_one_student_and_see_the_same_images(tm
 
 
 def checkpoints(study, method, seed):
-    return [path.name for path in (study.cell_folder(method, seed) / "student").glob("checkpoint-*")]
+    return [path.name for path in (cell_folder(study, method, seed).path / "student").glob("checkpoint-*")]
 
 
 def test_a_cell_killed_in_mid_step_goes_on_and_gives_the_same_figures(straight, file):
@@ -140,7 +142,7 @@ def test_a_cell_killed_in_mid_step_goes_on_and_gives_the_same_figures(straight, 
     assert process.returncode == -signal.SIGKILL, errors
     study = tiny_study(file, "killed", methods=list(METHODS))
     assert checkpoints(study, "singer", 1) == ["checkpoint-2"]
-    assert not (study.cell_folder("singer", 1) / "result.json").exists()
+    assert not (cell_folder(study, "singer", 1).path / "result.json").exists()
     assert run_cell(study, "singer", 1, quiet=True) == results["singer", 1]
 
 
@@ -153,7 +155,7 @@ def test_a_cell_stopped_behind_its_last_step_is_not_trained_on(straight, file, m
         with pytest.raises(KeyboardInterrupt):
             run_cell(study, "singer", 1, quiet=True)
     assert checkpoints(study, "singer", 1) == ["checkpoint-4"]
-    assert not (study.cell_folder("singer", 1) / "result.json").exists()
+    assert not (cell_folder(study, "singer", 1).path / "result.json").exists()
     assert run_cell(study, "singer", 1, quiet=True) == results["singer", 1]
 
 
@@ -184,7 +186,7 @@ def test_a_cell_that_fails_leaves_the_others_in_turn_too(straight, file):
     with pytest.raises(RuntimeError, match="must have outliers") as error:
         runner.run_study(study)
     assert str(error.value).startswith("1 of 5 cells failed; run again to repeat them:\nimpossible, 0: Traceback")
-    assert not (study.cell_folder("impossible", 0) / "result.json").exists()
+    assert not (cell_folder(study, "impossible", 0).path / "result.json").exists()
     assert not (file.parent / "straight" / "comparison.json").exists()
 
 
@@ -192,9 +194,9 @@ def test_a_finished_cell_is_not_made_again(straight, monkeypatch):
     study, results = straight
     monkeypatch.setattr(cells, "SingerDistillationTrainer", not_again)
     monkeypatch.setattr(cells, "_measure", not_again)
-    before = (study.cell_folder("singer", 0) / "result.json").stat().st_mtime_ns
+    before = (cell_folder(study, "singer", 0).path / "result.json").stat().st_mtime_ns
     assert run_cell(study, "singer", 0) == results["singer", 0]
-    assert (study.cell_folder("singer", 0) / "result.json").stat().st_mtime_ns == before
+    assert (cell_folder(study, "singer", 0).path / "result.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("change", [{"seeds": (1,)}, {"baseline": "singer"}, {"grid": None}])
@@ -204,16 +206,40 @@ def test_what_says_nothing_about_a_cell_leaves_it_valid(straight, monkeypatch, c
     assert run_cell(replace(study, **change), "singer", 1) == results["singer", 1]
 
 
-@pytest.mark.parametrize("change", [{"max_steps": 5}, {"training": {"learning_rate": 1.0}}, {"max_test_samples": 6}])
-def test_other_settings_in_the_same_folder_are_refused(straight, change):
-    study, _ = straight
-    file = study.cell_folder("singer", 0) / "result.json"
-    message = (
-        f"{str(file)!r} was made with other settings of the comparison; take another `output_dir`, or delete that "
-        "folder to have it made again"
+def other_settings(study, method, seed, differences):
+    folder = str(cell_folder(study, method, seed).path)
+    return refuse(
+        f"{folder!r} was made with other settings of the comparison ({differences}); take another `output_dir`, or "
+        "delete that folder to have it made again"
     )
-    with refuse(message):
+
+
+OTHER_SETTINGS = [
+    ({"max_steps": 5}, "max_steps: 4, now 5"),
+    ({"training": {"seed": 1}}, "training: {'per_device_train_batch_size': 4}, now {'seed': 1}"),
+    ({"max_test_samples": 6, "test_split": "train"}, "max_test_samples: None, now 6; test_split: 'test', now 'train'"),
+]
+
+
+@pytest.mark.parametrize(("change", "differences"), OTHER_SETTINGS)
+def test_other_settings_in_the_same_folder_are_refused(straight, change, differences):
+    study, _ = straight
+    with other_settings(study, "singer", 0, differences):
         run_cell(replace(study, **change), "singer", 0)
+
+
+def test_a_result_without_noted_settings_is_known_by_its_digest(straight, tmp_path, monkeypatch):
+    """As earlier versions wrote it."""
+    study, results = straight
+    monkeypatch.setattr(cells, "SingerDistillationTrainer", not_again)
+    moved = replace(study, output_dir=str(tmp_path))
+    folder = cell_folder(moved, "singer", 0).path
+    folder.mkdir(parents=True)
+    shutil.copy(cell_folder(study, "singer", 0).path / "result.json", folder)
+    assert run_cell(moved, "singer", 0) == results["singer", 0]
+    digests = [cell_folder(s, "singer", 0).digest for s in (study, replace(study, max_steps=5))]
+    with other_settings(moved, "singer", 0, f"digest {digests[0]}, now {digests[1]}"):
+        run_cell(replace(moved, max_steps=5), "singer", 0)
 
 
 def test_other_settings_of_the_method_are_refused_too(straight):

@@ -8,6 +8,7 @@ import yaml
 
 from singer_hf.baselines.method_table import METHODS as KINDS
 from singer_hf.baselines.method_table import make_method
+from singer_hf.comparison.cell_folder import cell_folder
 from singer_hf.comparison.study import Study, StudyMethod, grid_name, read_study
 from singer_hf.training.arguments import SingerTrainingArguments
 
@@ -45,7 +46,7 @@ def test_a_short_study_has_the_documented_defaults(read):
 def test_cells_come_seed_by_seed_and_have_folders_of_their_own(read):
     study = read({**BASE, "methods": METHODS, "seeds": [3, 1], "output_dir": "out"})
     assert study.cells() == [("fitnet", 3), ("paper", 3), ("fitnet", 1), ("paper", 1)]
-    assert study.cell_folder("paper", 3).as_posix() == "out/cells/paper/seed3"
+    assert cell_folder(study, "paper", 3).path.as_posix() == "out/cells/paper/seed3"
 
 
 def test_overrides_win_over_the_file_and_none_leaves_it(read):

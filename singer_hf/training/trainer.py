@@ -23,6 +23,7 @@ from singer_hf.training.build import (
     name_of,
 )
 from singer_hf.training.callbacks import AdapterWarmupCallback, EmaCallback, EpochCallback
+from singer_hf.training.data_order import DataOrderMixin
 from singer_hf.training.loss_averages import LossAverages
 from singer_hf.training.running import RunMixin
 from singer_hf.training.saving import SavingMixin
@@ -34,7 +35,7 @@ from singer_hf.vit.loading import load_model
 Evaluator = Callable[[nn.Module], dict[str, float]]
 
 
-class SingerDistillationTrainer(RunMixin, SavingMixin, Trainer):
+class SingerDistillationTrainer(RunMixin, SavingMixin, DataOrderMixin, Trainer):
     """Distils a teacher's features into a student, by default refined by SiNGER (arXiv 2509.20986).
 
     ``trainer.model`` is the distiller (student, teacher and projectors) that is trained; ``trainer.student`` is the

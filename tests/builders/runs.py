@@ -1,10 +1,12 @@
 """Tiny distillation runs for the tests of the trainer, in this process and in others. All offline."""
 
+import hashlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import datasets
@@ -133,6 +135,19 @@ class StopAt(hf.TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step >= self.step
+
+
+def images_seen(trainer: SingerDistillationTrainer) -> list[tuple[int, str]]:
+    """A list that fills with (steps done, digest of the images) of every training batch."""
+    # No cycle: persistent workers take seconds to end when the garbage collector ends them.
+    seen, owner = [], weakref.proxy(trainer)
+
+    def note(module: nn.Module, args: tuple) -> None:
+        if module.training:
+            seen.append((owner.state.global_step, hashlib.sha256(args[0].numpy().tobytes()).hexdigest()))
+
+    trainer.distiller.register_forward_pre_hook(note)
+    return seen
 
 
 ROOT_FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_args.json"}

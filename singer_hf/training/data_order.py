@@ -1,0 +1,56 @@
+"""The order of the images in a resumed run: that of an uninterrupted run, also where the Trainer's own differs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput, has_length
+
+
+class DataOrderMixin:
+    """Overrides of `transformers.Trainer` for resuming streams and runs with persistent workers."""
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """Returns the passes over the data that are done, and the batches of the next one that are."""
+        done = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or not self.state.global_step or has_length(self.train_dataset):
+            return done
+        # The base class takes `max_steps` for the length of a pass over a stream. So does the logged epoch, of which
+        # the integer part counts the passes: the fraction gives the batches since the last one began.
+        saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+        num_passes = int(saved.epoch)
+        num_batches = round((saved.epoch - num_passes) * saved.max_steps * self.args.gradient_accumulation_steps)
+        return num_passes, 0 if self.args.ignore_data_skip else num_batches
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Collects the batches of an optimiser step, see the base class.
+
+        Args:
+            epoch_iterator: Iterator over batches.
+            num_batches: Number of batches.
+            device: Device of the counted items.
+        """
+        with self._kept_random_state(enabled=self.state.global_step > 0):
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluates, see the base class."""
+        with self._kept_random_state():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _kept_random_state(self, enabled: bool = True) -> Any:
+        # A data loader draws a seed when it starts its workers. Persistent ones start once, in a resumed run later
+        # than in an uninterrupted one, and dropout would differ from then on.
+        return torch.random.fork_rng(devices=[], enabled=enabled and self.args.dataloader_persistent_workers)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import torch
 from torch.utils.data import get_worker_info
 
@@ -139,13 +141,20 @@ class IterableImageDataset(torch.utils.data.IterableDataset):
 
 def _load_row(row: dict, transform: Callable, seed: tuple[int, ...], where: str) -> dict[str, Any]:
     try:
-        image = datasets.Image().decode_example(row["image"])
+        image = _decode(row["image"])
         pixel_values = _seeded(transform, image, seed)
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files.
         path = row["image"].get("path") if isinstance(row["image"], dict) else None
         return {"error": f"{path or where} ({type(error).__name__}: {error})"}
     label = row.get("label")
     return {"pixel_values": pixel_values} if label is None else {"pixel_values": pixel_values, "labels": label}
+
+
+def _decode(encoded: dict[str, Any]) -> PIL.Image.Image:
+    """Decode an image of at most `PIL.Image.MAX_IMAGE_PIXELS`; Pillow itself only warns up to twice as many."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+        return datasets.Image().decode_example(encoded)
 
 
 def _seeded(transform: Callable, image: Any, seed: tuple[int, ...]) -> torch.Tensor:

@@ -1,6 +1,12 @@
+import io
+import math
 import pickle
+import struct
+import zlib
 
 import datasets
+import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 import torch
 from datasets import Dataset
@@ -21,6 +27,35 @@ def test_a_missing_file_and_a_null_are_broken_too(tmp_path):
     assert "pixel_values" in rows[0]
     assert rows[1]["error"].startswith(f"{tmp_path / 'gone.png'} (FileNotFoundError: ")
     assert rows[2]["error"].startswith("row 2 (")
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of one colour that is small on disk and large in memory."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress((b"\0" + bytes(math.ceil(width / 8))) * height, 9)
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    packed = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def test_a_decompression_bomb_is_broken_and_not_decoded(monkeypatch):
+    """169 million pixels; Pillow itself refuses only more than 179 million."""
+    encoded = bomb(13_000, 13_000)
+    assert len(encoded) < 30_000
+    rows = transform_images(select_image_and_label(Dataset.from_dict({"i": [encoded]}), image_column="i"), crop())
+    monkeypatch.setattr(PIL.PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("decoded"))
+    row = rows[0]
+    assert row["error"].startswith("row 0 (DecompressionBombWarning: Image size (169000000 pixels) exceeds limit of ")
+    with pytest.warns(PIL.Image.DecompressionBombWarning):  # elsewhere it is what it was
+        PIL.Image.open(io.BytesIO(encoded))
+
+
+@pytest.mark.parametrize(("limit", "accepted"), [(89, False), (90, True), (None, True)])
+def test_the_largest_image_is_set_in_pillow(monkeypatch, limit, accepted):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
+    dataset = Dataset.from_dict({"i": [bomb(10, 9)]})
+    row = transform_images(select_image_and_label(dataset, image_column="i"), crop())[0]
+    assert ("pixel_values" in row) == accepted
 
 
 def test_views_depend_on_seed_epoch_and_index_only():

@@ -53,10 +53,11 @@ class NeighborMean:
         norms, thresholds = norms_and_thresholds(patches, self.quantile, self.rule, self.scope)
         outliers = norms > thresholds
         outliers &= ~outliers.all(dim=-1, keepdim=True)
-        weights = _nearest(~outliers, self.grid)
+        distance = _distance(self.grid, patches.device)
         with torch.autocast(patches.device.type, enabled=False):  # it would take the product in half precision
-            mean = weights @ patches.float() / weights.sum(dim=-1, keepdim=True)
-        return replace_patches(prefix, patches, outliers, mean)
+            # One image at a time: weights of a whole batch (B, N, N) can take a gigabyte.
+            means = [_nearest_mean(*image, distance) for image in zip(patches.float(), ~outliers, strict=True)]
+        return replace_patches(prefix, patches, outliers, torch.stack(means))
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,15 @@ class NeighborMeanMethod(RefinerMethod):
         return NeighborMean(view.num_prefix_tokens, grid, self.quantile, self.rule, self.scope)
 
 
-def _nearest(inliers: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Which inliers (B, N) are the nearest to each patch, on a square ring around it: 0 or 1, (B, N, N)."""
-    place = torch.arange(grid[0] * grid[1], device=inliers.device)
+def _distance(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Distance of each patch to each other on square rings, (N, N)."""
+    place = torch.arange(grid[0] * grid[1], device=device)
     row, column = place // grid[1], place % grid[1]
-    distance = torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs())
-    usable = inliers.unsqueeze(1)
-    nearest = distance.where(usable, max(grid)).amin(dim=-1, keepdim=True)
-    return (usable & (distance == nearest)).float()
+    return torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs())
+
+
+def _nearest_mean(patches: Tensor, inliers: Tensor, distance: Tensor) -> Tensor:
+    """Mean of the inliers (N,) on the nearest ring around each patch (N, D) that has some; same shape."""
+    nearest = distance.where(inliers, len(distance)).amin(dim=-1, keepdim=True)
+    weights = (inliers & (distance == nearest)).float()
+    return weights @ patches / weights.sum(dim=-1, keepdim=True)

@@ -89,7 +89,7 @@ def _side_by_side(
     # Spawned processes inherit neither threads nor a GPU context.
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // num_processes)
-    settings = (context.Value("i", 0), threads, torch.cuda.device_count())
+    settings = (context.Value("i", 0), threads, _visible_gpus())
     with ProcessPoolExecutor(num_processes, context, _start_worker, settings) as pool:
         futures = {pool.submit(_run_job, study, job, True): job for job in jobs}
         for future in as_completed(futures):
@@ -100,11 +100,17 @@ def _side_by_side(
                 yield futures[future], None, "".join(traceback.format_exception(error))
 
 
-def _start_worker(counter: Any, threads: int, num_gpus: int) -> None:
+def _visible_gpus() -> list[str]:
+    """The GPUs of this process as CUDA_VISIBLE_DEVICES names them: indices or UUIDs."""
+    count, listed = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(count)] if listed is None else [gpu.strip() for gpu in listed.split(",")][:count]
+
+
+def _start_worker(counter: Any, threads: int, gpus: list[str]) -> None:
     with counter.get_lock():
         rank, counter.value = counter.value, counter.value + 1
-    if num_gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(rank % num_gpus)
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[rank % len(gpus)]
     torch.set_num_threads(threads)
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 import zoo
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from singer_hf.artifacts.outliers import OutlierRule
 from singer_hf.baselines.clip_norm import ClipNorm
@@ -111,6 +113,46 @@ def test_neighbor_mean_inside_a_cluster_takes_the_nearest_ring_with_inliers():
     assert refined[1, 1] == pytest.approx((4 + 3 + 2 + 3 + 4 + 5 + 6) / 7)
     assert refined[2, 2] == pytest.approx((3 + 2 + 6 + 5 + 4) / 5)
     assert refined[0, 2] == pytest.approx((4 + 3) / 2)
+
+
+def batched_neighbor_mean(tokens: Tensor, inliers: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The means with the weights (B, N, N) of the whole batch at once."""
+    row, column = torch.arange(grid[0]).repeat_interleave(grid[1]), torch.arange(grid[1]).repeat(grid[0])
+    distance = torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs())
+    usable = inliers[:, None]
+    weights = (usable & (distance == distance.where(usable, 99).amin(dim=-1, keepdim=True))).float()
+    return weights @ tokens / weights.sum(dim=-1, keepdim=True)
+
+
+@pytest.mark.parametrize(("grid", "width"), [((4, 6), 16), ((16, 16), 192), ((9, 12), 768), ((14, 14), 1024)])
+def test_neighbor_mean_has_the_digits_of_the_whole_batch_in_one_product(grid, width):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(3, grid[0] * grid[1], width, generator=generator)
+    tokens[torch.rand(tokens.shape[:2], generator=generator) < 0.2] *= 50
+    norms = tokens.norm(dim=-1)
+    outliers = norms > OutlierRule().thresholds(norms)[0]
+    assert outliers.any(dim=1).all()
+    expected = torch.where(outliers[..., None], batched_neighbor_mean(tokens, ~outliers, grid), tokens)
+    assert torch.equal(NeighborMean(0, grid).refine(tokens), expected)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.size = max(self.size, *(t.numel() * t.itemsize for t in tree_leaves(made) if isinstance(t, Tensor)), 0)
+        return made
+
+
+def test_neighbor_mean_needs_no_weights_of_a_whole_batch():
+    """37 x 37 patches: 15 MB for one image, where the weights of 8 images take 120 MB."""
+    tokens = torch.randn(8, 37 * 37, 8, generator=torch.Generator().manual_seed(0))
+    with LargestTensor() as largest:
+        NeighborMean(0, (37, 37)).refine(tokens)
+    assert 0 < largest.size <= (37 * 37) ** 2 * 8
 
 
 def test_neighbor_mean_by_a_quantile():

@@ -1,26 +1,26 @@
 """The definition of a comparison: one teacher, one student, one set of images, many methods and seeds."""
 
 import itertools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, get_type_hints
 
 from singer_hf.baselines.method import Method
 from singer_hf.baselines.method_table import make_method, method_class
 from singer_hf.baselines.recipes import recipe_settings
+from singer_hf.comparison.study_values import check_fields, check_mapping, check_seeds, check_settings
+from singer_hf.data.yaml_file import load_yaml
+from singer_hf.evaluation.benchmarks.catalog import get_benchmark
 from singer_hf.training.arguments import SingerTrainingArguments
 
 # Shared by all methods and set by the study.
 _SHARED = ("seed", "output_dir", "run_name", "max_steps", "num_train_epochs")
 _GRID_NAMES = 2
+_OF_ENTRIES = ("method", "teacher_name_or_path", "recipe")
 _REQUIRED = ("teacher_name_or_path", "student_config", "dataset_name", "max_steps")
 # Each method may have a learning rate that suits it; the images and their number are the same for all.
 _OPTIMIZER = ("learning_rate", "adam_beta2", "max_grad_norm")
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class StudyMethod:
         Raises:
             ValueError: If a setting is unknown, does not belong to the method, or is out of its range.
         """
-        entry = dict(entry or {})
-        kind, teacher = entry.pop("method", name), entry.pop("teacher_name_or_path", None)
-        recipe = entry.pop("recipe", None)
+        entry = check_mapping(name, entry)
+        kind, teacher = entry.get("method", name), entry.get("teacher_name_or_path")
+        own = {key: value for key, value in entry.items() if key not in _OF_ENTRIES}
         try:
+            check_settings(entry)
             method = method_class(kind)
-            settings = ({} if recipe is None else recipe_settings(recipe)) | entry
-            check_numbers(settings)
+            settings = (recipe_settings(entry["recipe"]) if "recipe" in entry else {}) | own
             names = {"method": method.setting_names(), "training": (*method.training_fields, *_OPTIMIZER)}
             if unknown := sorted(set(settings) - {*names["method"], *names["training"]}):
                 raise ValueError(
@@ -68,17 +68,6 @@ class StudyMethod:
             return cls(name, make_method(kind, split["method"]), split["training"], teacher)
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from error
-
-
-def check_numbers(settings: Mapping[str, Any]) -> None:
-    """Checks that no number was parsed as text, as YAML does with 1e-3.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    for name, value in settings.items():
-        if isinstance(value, str) and _NUMBER.fullmatch(value):
-            raise ValueError(f"`{name}` is the text {value!r} to YAML; write it with a point, as in 1.0e-3")
 
 
 @dataclass(frozen=True)
@@ -143,19 +132,21 @@ def read_study(file: str | Path, **overrides: Any) -> Study:
         **overrides: Fields that win over the file; ``methods`` keeps those of that name. None leaves the file's.
 
     Raises:
-        ValueError: If a name is unknown or missing, or a method does not fit.
+        ValueError: If the file is no valid YAML, a name is unknown, missing or there twice, a value has the wrong
+            type, or a method does not fit.
     """
-    given = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    given = load_yaml(file)
     overrides = {name: value for name, value in overrides.items() if value is not None}
     kept = overrides.pop("methods", None)
     given |= overrides
     known = {item.name for item in fields(Study)}
     if unknown := sorted(set(given) - known):
         raise ValueError(f"{str(file)!r} has unknown names {unknown}; known are {sorted(known)}")
-    if missing := [name for name in _REQUIRED if name not in given]:
+    if missing := [name for name in _REQUIRED if given.get(name) is None]:
         raise ValueError(f"{str(file)!r} must have {', '.join(missing)}")
-    grid = given.pop("grid", None)
-    entries = dict(given.pop("methods", None) or {}) | (_grid_entries(grid) if grid else {})
+    grid = check_mapping("grid", given.pop("grid", None))
+    entries = check_mapping("methods", given.pop("methods", None)) | (_grid_entries(grid) if grid else {})
+    check_fields(given, get_type_hints(Study))
     methods = {name: StudyMethod.parse(name, entry) for name, entry in entries.items()}
     if kept is not None:
         methods = {name: methods[name] for name in _checked_names(kept, methods)}
@@ -170,8 +161,7 @@ def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
 def _checked(study: Study) -> Study:
     if not study.methods:
         raise ValueError("`methods` must name at least one method")
-    if len(set(study.seeds)) < len(study.seeds) or not study.seeds:
-        raise ValueError(f"`seeds` must be different numbers, got {list(study.seeds)}")
+    check_seeds(study.seeds)
     if study.max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, got {study.max_steps!r}")
     known = {item.name for item in fields(SingerTrainingArguments)} - set(_SHARED)
@@ -180,9 +170,11 @@ def _checked(study: Study) -> Study:
             f"`training` must hold fields of SingerTrainingArguments other than {', '.join(_SHARED)}, got {unknown}"
         )
     try:
-        check_numbers(study.training)
+        check_settings(study.training)
     except ValueError as error:
         raise ValueError(f"`training`: {error}") from error
+    for entry in study.benchmarks:
+        get_benchmark(check_mapping("benchmarks", entry).get("name"))
     for name in study.methods:
         if "/" in name or name in (".", ".."):
             raise ValueError(f"names of methods are names of folders too, got {name!r}")
@@ -212,6 +204,6 @@ def grid_name(names: tuple[str, ...], values: tuple[Any, ...]) -> str:
 
 def _grid_entries(grid: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     names, values = zip(*_axes(grid), strict=True)
-    base = {"method": "singer", **grid.get("base", {})}
+    base = {"method": "singer", **check_mapping("base", grid.get("base"))}
     points = itertools.product(*values)
     return {grid_name(names, point): base | dict(zip(names, point, strict=True)) for point in points}

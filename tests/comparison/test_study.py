@@ -71,7 +71,7 @@ def test_what_must_be_said_is_asked_for(read):
     with refuse(f"{str(read.file)!r} must have student_config, max_steps"):
         read({"teacher_name_or_path": "t", "dataset_name": "d", "methods": METHODS})
     read.file.write_text("# nothing yet\n")
-    with refuse(f"{str(read.file)!r} must have teacher_name_or_path, student_config, dataset_name, max_steps"):
+    with refuse(f"{str(read.file)!r} must have lines of the form `name: value`, got nothing"):
         read_study(read.file)
 
 
@@ -83,7 +83,7 @@ def test_there_must_be_a_method(read, missing):
 
 @pytest.mark.parametrize("seeds", [[0, 1, 0], []])
 def test_seeds_must_differ(read, seeds):
-    with refuse(f"`seeds` must be different numbers, got {seeds}"):
+    with refuse(f"`seeds` must be different whole numbers, got {seeds}"):
         read({**BASE, "methods": METHODS, "seeds": seeds})
 
 

@@ -55,11 +55,20 @@ class ViTView:
         return min(index + 1, self.num_blocks - 1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of patches for an image of ``height`` x ``width`` pixels."""
+        """(rows, columns) of patches for an image of ``height`` x ``width`` pixels.
+
+        Raises:
+            ValueError: If the image is smaller than a patch.
+        """
         conv = self.patch_embedding
         padding = (0, 0) if isinstance(conv.padding, str) else conv.padding
         sizes = zip((height, width), conv.kernel_size, conv.stride, padding, strict=True)
         rows, columns = ((size + 2 * pad - kernel) // stride + 1 for size, kernel, stride, pad in sizes)
+        if min(rows, columns) < 1:
+            raise ValueError(
+                f"images must be at least as large as a patch of {conv.kernel_size[0]} x {conv.kernel_size[1]} pixels, "
+                f"got {height} x {width}; set a larger size in the image processor"
+            )
         return rows, columns
 
     def forward_kwargs(self, pixel_values: Tensor) -> dict:

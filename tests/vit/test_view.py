@@ -152,3 +152,12 @@ def test_post_norm_blocks_have_no_input_projections():
         list(view.input_projections(0))
     assert str(error.value) == message
     assert view.mlp_weights(0)[0].shape == (85, 32)
+
+
+@pytest.mark.parametrize("size", [(7, 32), (32, 7), (1, 1)])
+def test_an_image_smaller_than_a_patch_is_refused(size):
+    message = (
+        rf"^images must be at least as large as a patch of 8 x 8 pixels, got {size[0]} x {size[1]}; set a larger "
+    )
+    with pytest.raises(ValueError, match=message):
+        view_vit(zoo.tiny_vit()).grid(*size)

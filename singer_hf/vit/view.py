@@ -65,9 +65,10 @@ class ViTView:
         sizes = zip((height, width), conv.kernel_size, conv.stride, padding, strict=True)
         rows, columns = ((size + 2 * pad - kernel) // stride + 1 for size, kernel, stride, pad in sizes)
         if min(rows, columns) < 1:
+            patch = "{} x {}".format(*conv.kernel_size)
             raise ValueError(
-                f"images must be at least as large as a patch of {conv.kernel_size[0]} x {conv.kernel_size[1]} pixels, "
-                f"got {height} x {width}; set a larger size in the image processor"
+                f"images must be at least as large as a patch of {patch} pixels, got {height} x {width}; set a larger "
+                "size in the image processor"
             )
         return rows, columns
 

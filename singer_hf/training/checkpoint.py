@@ -1,6 +1,7 @@
 """Saving and loading of a distillation run: plain student, adapter, projectors."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -72,18 +73,35 @@ def adapter_path(adapter_name: str) -> str:
     return ADAPTER_FOLDER if adapter_name == "default" else f"{ADAPTER_FOLDER}/{adapter_name}"
 
 
-def check_disk_space(distiller: FeatureDistiller, output_dir: str | Path) -> None:
-    """Checks that the first checkpoint fits on the disk.
+def check_writable(output_dir: str | Path) -> None:
+    """Creates the output folder, if there is none, and checks that files can be written into it.
 
     Raises:
-        OSError: If less is free than the trained weights, two optimiser moments and the saved student need.
+        OSError: If the folder is read-only or cannot be created.
     """
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"`output_dir` must be a folder that can be written to, got {str(output_dir)!r}: {error.strerror}; change "
+            "its permissions or choose another folder"
+        ) from error
+
+
+def check_disk_space(distiller: FeatureDistiller, output_dir: str | Path) -> None:
+    """Checks that the first checkpoint can be written: the folder is writable and the disk has room.
+
+    Raises:
+        OSError: If the folder is read-only, or less is free than the trained weights, two optimiser moments and the
+            saved student need.
+    """
+    check_writable(output_dir)
     trained = sum(p.numel() * p.element_size() for p in distiller.parameters() if p.requires_grad)
     student = sum(p.numel() * p.element_size() for p in distiller.student.parameters())
     needed = 3 * trained + student
-    folder = Path(output_dir)
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(output_dir).free
     if free < needed:
         raise OSError(
             f"a checkpoint takes about {needed / 2**20:.0f} MiB and only {free / 2**20:.0f} MiB are free at "

@@ -1,13 +1,16 @@
 """The order of the images in a resumed run: that of an uninterrupted run, also where the Trainer's own differs."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, has_length
+
+_ORDER_OF_A_STREAM = ("dataloader_num_workers", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class DataOrderMixin:
@@ -21,7 +24,11 @@ class DataOrderMixin:
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
-        """Returns the passes over the data that are done, and the batches of the next one that are."""
+        """Returns the passes over the data that are done, and the batches of the next one that are.
+
+        Raises:
+            ValueError: If the data is a stream and a setting that its order depends on differs from the checkpoint's.
+        """
         done = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
@@ -31,8 +38,10 @@ class DataOrderMixin:
         # the integer part counts the passes: the fraction gives the batches since the last one began.
         saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
         num_passes = int(saved.epoch)
-        num_batches = round((saved.epoch - num_passes) * saved.max_steps * self.args.gradient_accumulation_steps)
-        return num_passes, 0 if self.args.ignore_data_skip else num_batches
+        if self.args.ignore_data_skip:
+            return num_passes, 0
+        _check_order(self.args, Path(resume_from_checkpoint))
+        return num_passes, round((saved.epoch - num_passes) * saved.max_steps * self.args.gradient_accumulation_steps)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Collects the batches of an optimiser step, see the base class.
@@ -54,3 +63,14 @@ class DataOrderMixin:
         # A data loader draws a seed when it starts its workers. Persistent ones start once, in a resumed run later
         # than in an uninterrupted one, and dropout would differ from then on.
         return torch.random.fork_rng(devices=[], enabled=enabled and self.args.dataloader_persistent_workers)
+
+
+def _check_order(args: TrainingArguments, checkpoint: Path) -> None:
+    file = checkpoint / "training_args.json"
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name in _ORDER_OF_A_STREAM:
+        if name in saved and saved[name] != getattr(args, name):
+            raise ValueError(
+                f"`{name}` must be {saved[name]!r}, as in {str(checkpoint)!r}, because the order of a stream depends "
+                f"on it, got {getattr(args, name)!r}; `ignore_data_skip=True` starts the pass over the stream again"
+            )

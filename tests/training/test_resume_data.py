@@ -1,5 +1,7 @@
 """A resumed run sees the images that are next: of a stream behind its first pass, and with persistent workers."""
 
+import re
+
 import pytest
 from runs import StopAt, differing, image_dataset, images_seen, make_resumable, run_script, snapshot
 
@@ -12,6 +14,14 @@ def stream(**shuffling):
     """20 images, 5 batches of 4."""
     dataset = image_dataset(20).to_iterable_dataset(num_shards=2)
     return _stream_subset(dataset, shuffling.get("max_samples"), shuffling.get("shuffle_buffer", 0), seed=0)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run over a stream that was stopped in its second pass."""
+    folder = tmp_path_factory.mktemp("stopped")
+    make_resumable(folder, train_dataset=stream(), max_steps=6, save_steps=6).train()
+    return folder
 
 
 def logged(trainer):
@@ -63,6 +73,25 @@ def test_a_stream_that_is_resumed_for_more_steps_goes_on_where_it_was(tmp_path):
     seen = images_seen(resumed)
     resumed.train(resume_from_checkpoint=True)
     assert seen == expected[8:]
+
+
+ORDER = [
+    ("dataloader_num_workers", 0, 2),
+    ("per_device_train_batch_size", 4, 2),
+    ("gradient_accumulation_steps", 1, 2),
+]
+
+
+@pytest.mark.parametrize(("name", "before", "now"), ORDER)
+def test_a_stream_in_another_order_is_refused(stopped, name, before, now):
+    """`ignore_data_skip` starts the pass again instead."""
+    trainer = make_resumable(stopped, train_dataset=stream(), max_steps=6, **{name: now})
+    message = f"`{name}` must be {before}, as in '{stopped}/checkpoint-6', because the order of a stream depends on it"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}, got {now}; "):
+        trainer.train(resume_from_checkpoint=True)
+    make_resumable(stopped, train_dataset=stream(), max_steps=6, ignore_data_skip=True, **{name: now}).train(
+        resume_from_checkpoint=True
+    )
 
 
 @pytest.mark.parametrize("step", [4, 5])

@@ -65,33 +65,39 @@ def test_a_stream_behind_its_first_pass_is_resumed_where_it_was(case, tmp_path):
 
 
 def test_a_stream_that_is_resumed_for_more_steps_goes_on_where_it_was(tmp_path):
-    long = make_resumable(tmp_path / "long", train_dataset=stream(), max_steps=14, save_strategy="no")
+    def make(name, max_steps, **options):
+        schedule = {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}}
+        return make_resumable(tmp_path / name, train_dataset=stream(), max_steps=max_steps, **schedule, **options)
+
+    long = make("long", 14, save_strategy="no")
     expected = images_seen(long)
     long.train()
-    make_resumable(tmp_path / "short", train_dataset=stream(), max_steps=8, save_steps=8).train()
-    resumed = make_resumable(tmp_path / "short", train_dataset=stream(), max_steps=14, save_strategy="no")
+    make("short", 8, save_steps=8).train()
+    resumed = make("short", 14, save_strategy="no")
     seen = images_seen(resumed)
     resumed.train(resume_from_checkpoint=True)
     assert seen == expected[8:]
 
 
 ORDER = [
-    ("dataloader_num_workers", 0, 2),
-    ("per_device_train_batch_size", 4, 2),
-    ("gradient_accumulation_steps", 1, 2),
+    ({"dataloader_num_workers": 2}, "`dataloader_num_workers` must be 0", "got 2"),
+    (
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        "`per_device_train_batch_size` must be 4",
+        "got 2",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "before", "now"), ORDER)
-def test_a_stream_in_another_order_is_refused(stopped, name, before, now):
+@pytest.mark.parametrize(("changes", "expected", "got"), ORDER)
+def test_a_stream_in_another_order_is_refused(stopped, changes, expected, got):
     """`ignore_data_skip` starts the pass again instead."""
-    trainer = make_resumable(stopped, train_dataset=stream(), max_steps=6, **{name: now})
-    message = f"`{name}` must be {before}, as in '{stopped}/checkpoint-6', because the order of a stream depends on it"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}, got {now}; "):
+    trainer = make_resumable(stopped, train_dataset=stream(), max_steps=6, **changes)
+    message = f"{expected}, as in '{stopped}/checkpoint-6', because the order of a stream depends on it, {got}; "
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         trainer.train(resume_from_checkpoint=True)
-    make_resumable(stopped, train_dataset=stream(), max_steps=6, ignore_data_skip=True, **{name: now}).train(
-        resume_from_checkpoint=True
-    )
+    again = make_resumable(stopped, train_dataset=stream(), max_steps=6, ignore_data_skip=True, **changes)
+    again.train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("step", [4, 5])

@@ -91,13 +91,11 @@ def check_writable(output_dir: str | Path) -> None:
 
 
 def check_disk_space(distiller: FeatureDistiller, output_dir: str | Path) -> None:
-    """Checks that the first checkpoint can be written: the folder is writable and the disk has room.
+    """Checks that the first checkpoint fits on the disk.
 
     Raises:
-        OSError: If the folder is read-only, or less is free than the trained weights, two optimiser moments and the
-            saved student need.
+        OSError: If less is free than the trained weights, two optimiser moments and the saved student need.
     """
-    check_writable(output_dir)
     trained = sum(p.numel() * p.element_size() for p in distiller.parameters() if p.requires_grad)
     student = sum(p.numel() * p.element_size() for p in distiller.student.parameters())
     needed = 3 * trained + student

@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from singer_hf.training.arguments import SingerTrainingArguments
 from singer_hf.training.build import check_batch, check_sharded_run, name_of
-from singer_hf.training.checkpoint import check_disk_space
+from singer_hf.training.checkpoint import check_disk_space, check_writable
 from singer_hf.training.guards.complete import find_problem, is_being_removed, last_complete_checkpoint
 from singer_hf.training.guards.finite import FiniteGuard, saved_tensors
 from singer_hf.training.guards.lock import run_lock
@@ -56,6 +56,8 @@ class RunMixin:
             check_sharded_run(self.args, resume_from_checkpoint)
         check_batch(self.train_dataset, self.args)
         self.run_settings = run_settings(self)
+        if self.args.should_save:
+            check_writable(self.args.output_dir)
         with run_lock(self.args.output_dir) if self.args.should_save else nullcontext():
             # One process decides: the others would look into a folder that is changing.
             start = [self._find_start(resume_from_checkpoint) if self.args.should_save else None]

@@ -23,7 +23,7 @@ from singer_hf.training.build import (
     name_of,
 )
 from singer_hf.training.callbacks import AdapterWarmupCallback, EmaCallback, EpochCallback
-from singer_hf.training.data_order import DataOrderMixin
+from singer_hf.training.guards.data_order import DataOrderMixin
 from singer_hf.training.loss_averages import LossAverages
 from singer_hf.training.running import RunMixin
 from singer_hf.training.saving import SavingMixin

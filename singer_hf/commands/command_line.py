@@ -97,7 +97,7 @@ class CommandParser(HfArgumentParser):
     def _nearest(self, name: str) -> str:
         name = f"--{name.lstrip('-').replace('-', '_')}"
         known = [flag for flag in self._option_string_actions if flag.startswith("--") and "-" not in flag[2:]]
-        near = [flag for flag in known if flag.startswith(name)] or difflib.get_close_matches(name, known)
+        near = [flag for flag in known if flag.startswith(name)] or difflib.get_close_matches(name, known, n=1)
         return f"did you mean `{'` or `'.join(near[:3])}`?" if near else "see --help"
 
 

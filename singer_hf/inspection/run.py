@@ -110,8 +110,8 @@ def audit_model(model: nn.Module, name: str, label: str, settings: AuditSettings
     if settings.adapter_name_or_path is not None:
         result.adapter = report_nullspace(model, [first])
     if images.unreadable:
-        unreadable = without_paths(images.list_unreadable())
-        result.notes.append(f"{len(images.unreadable)} unreadable images left out: {unreadable}")
+        note = f"{len(images.unreadable)} unreadable images left out: {images.list_unreadable()}"
+        result.notes.append(without_paths(note))
     shown, spec = first[: settings.num_pictures], images.spec
     return AuditedModel(
         name, model, images, result, take_snapshot(model, shown, name=label, mean=spec.mean, std=spec.std)

@@ -145,56 +145,63 @@ def test_a_yaml_file_stands_in_for_flags_and_scenes_for_a_dataset(files, tmp_pat
     assert "3 images of drawn scenes, seed 0" in (tmp_path / "out" / "report.html").read_text()
 
 
-def _error(run, *models, **flags):
-    with pytest.raises(SystemExit) as caught:
-        run(*models, **flags)
-    return str(caught.value)
+@pytest.fixture
+def refused(run, capsys):
+    """Runs the command and returns its error message, the last line of what it printed."""
+
+    def call(*models, **flags):
+        with pytest.raises(SystemExit) as caught:
+            run(*models, **flags)
+        assert caught.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return call
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_adapter_of_another_model_is_refused(run, files):
-    message = _error(run, "teacher", adapter_name_or_path=files / "other_adapter")
+def test_an_adapter_of_another_model_is_refused(refused, files):
+    message = refused("teacher", adapter_name_or_path=files / "other_adapter")
     assert message.startswith("error: the adapter does not fit this model: ")
     assert message.endswith("it was trained on a teacher of another hidden size")
 
 
-def test_an_adapter_goes_with_one_model(run, files):
-    message = _error(run, "teacher", "student", adapter_name_or_path=files / "adapter")
+def test_an_adapter_goes_with_one_model(refused, files):
+    message = refused("teacher", "student", adapter_name_or_path=files / "adapter")
     assert message == "error: `adapter_name_or_path` goes with one model, got 2 models"
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_any_work(run, tmp_path):
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(refused, tmp_path):
     (tmp_path / "file").write_text("")
-    message = _error(run, "no_such_model", output_dir=tmp_path / "file")
+    message = refused("no_such_model", output_dir=tmp_path / "file")
     assert message.startswith(f"error: `output_dir` must be a folder that can be written, got '{tmp_path / 'file'}'")
 
 
-def test_a_missing_model_is_named(run, files):
-    message = _error(run, "no_such_model")
+def test_a_missing_model_is_named(refused, files):
+    message = refused("no_such_model")
     assert message.startswith("error: `model_name_or_path` must be a module, a local folder with config.json")
 
 
-def test_a_folder_without_images_is_refused(run, tmp_path):
+def test_a_folder_without_images_is_refused(refused, tmp_path):
     (tmp_path / "empty").mkdir()
-    message = _error(run, "teacher", dataset_name=tmp_path / "empty")
+    message = refused("teacher", dataset_name=tmp_path / "empty")
     assert message.startswith("error: `dataset_name` must hold images, parquet or arrow files, got ")
 
 
-def test_a_folder_of_unreadable_images_is_refused_with_their_names(run, tmp_path):
+def test_a_folder_of_unreadable_images_is_refused_with_their_names(refused, tmp_path):
     (tmp_path / "bad").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "bad" / name).write_bytes(b"no picture")
-    message = _error(run, "teacher", dataset_name=tmp_path / "bad")
+    message = refused("teacher", dataset_name=tmp_path / "bad")
     assert message.startswith("error: none of the 2 images can be read: ")
     assert "a.png (UnidentifiedImageError" in message
 
 
-def test_a_model_without_an_image_processor_is_refused(run, files):
-    message = _error(run, "bare")
+def test_a_model_without_an_image_processor_is_refused(refused, files):
+    message = refused("bare")
     assert message == (
         f"error: `model_name_or_path` '{files / 'bare'}' has no image processor; give `--processor_name_or_path`"
     )
 
 
-def test_an_image_size_has_two_numbers(run):
-    assert _error(run, "teacher", image_size=[32]) == "error: `image_size` must be a height and a width, got [32]"
+def test_an_image_size_has_two_numbers(refused):
+    assert refused("teacher", image_size=[32]) == "error: `image_size` must be a height and a width, got [32]"

@@ -164,10 +164,11 @@ def _config_arguments() -> str:
         ),
     ],
 )
-def test_bad_flags_are_refused_before_anything_is_loaded(arguments, message, monkeypatch):
+def test_bad_flags_are_refused_before_anything_is_loaded(arguments, message, monkeypatch, capsys):
     required = ["--teacher_name_or_path", "t", "--dataset_name", "d", "--output_dir", "o"]
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(SystemExit, match=r"^2$"):
         run_script(DISTILL, [*required, *arguments], monkeypatch)
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
 
 
 def parse_distill(monkeypatch, *arguments: str):

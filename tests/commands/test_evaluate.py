@@ -18,7 +18,7 @@ def command():
 
 
 @pytest.fixture
-def run(command, monkeypatch):
+def run(command, monkeypatch, capsys):
     """Runs the command in this process; returns its error message, or None."""
 
     def run(*flags):
@@ -26,7 +26,7 @@ def run(command, monkeypatch):
         try:
             command.main()
         except SystemExit as end:
-            return end.code
+            return capsys.readouterr().err.splitlines()[-1] if end.code == 2 else end.code
         return None
 
     return run

@@ -14,8 +14,10 @@ class _Loader(yaml.SafeLoader):
         seen: dict[Any, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
-                raise yaml.YAMLError(f"`{key.value}` stands in line {seen[key.value]} and again in line {line}")
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.YAMLError(f"`{key.value}` stands in line {seen[key.value]} and again in line {line}")
+                seen[key.value] = line
         return node
 
 

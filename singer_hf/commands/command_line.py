@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import yaml
 from datasets.exceptions import DatasetsError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
@@ -17,7 +18,10 @@ from singer_hf.data.yaml_file import load_yaml
 logger = logging.getLogger(__name__)
 
 # What a user can get wrong: a value, a file, a folder, the data, or a learning rate with which the loss is not finite.
-_USER_ERRORS = (ValueError, OSError, MemoryError, FloatingPointError, DatasetsError, SafetensorError)
+_USER_ERRORS = (
+    *(ValueError, OSError, MemoryError, FloatingPointError),
+    *(DatasetsError, SafetensorError, yaml.YAMLError),
+)
 # Their messages say by themselves what is wrong.
 _CLEAR_ERRORS = (ValueError, OSError, FloatingPointError)
 

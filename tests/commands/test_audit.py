@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from singer_hf import SingerConfig
 from singer_hf.commands import audit as audit_command
 from singer_hf.inspection.inputs import AuditSettings, load_images
 from singer_hf.inspection.measure.audit_result import AuditResult
+from singer_hf.inspection.run import labels_of
 
 pytest.importorskip("matplotlib")
 
@@ -205,3 +207,67 @@ def test_a_model_without_an_image_processor_is_refused(refused, files):
 
 def test_an_image_size_has_two_numbers(refused):
     assert refused("teacher", image_size=[32]) == "error: `image_size` must be a height and a width, got [32]"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"num_pictures": 0}, "`num_pictures` must be at least 1, got 0"),
+        ({"max_samples": 0}, "`max_samples` must be at least 1, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
+        ({"mad_factor": 0}, "`mad_factor` must be greater than 0, got 0.0"),
+        ({"image_size": [0, 32]}, "`image_size` must be a height and a width, got [0, 32]"),
+        ({"device": "tape"}, "`device` must be a device of torch, got 'tape': "),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(refused, flags, message):
+    assert refused("teacher", **flags).startswith(f"error: {message}")
+
+
+def test_images_of_a_size_that_the_model_does_not_take_are_refused(refused):
+    message = refused("teacher", image_size=[1, 1])
+    patch = "`image_size` must suit the model 'teacher' with its patches of 8 x 8 pixels, got images of 1 x 1 pixels: "
+    assert message.startswith(f"error: {patch}")
+
+
+def test_an_adapter_whose_file_is_cut_is_refused(refused, files, tmp_path):
+    shutil.copytree(files / "adapter", tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    message = refused("teacher", adapter_name_or_path=tmp_path / "adapter")
+    assert message.startswith("error: `adapter_name_or_path` must hold the whole adapter, its weights in ")
+
+
+def test_a_model_whose_file_is_cut_is_refused(refused, files, tmp_path):
+    shutil.copytree(files / "teacher", tmp_path / "teacher")
+    weights = tmp_path / "teacher" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    assert refused(tmp_path / "teacher").startswith("error: SafetensorError: ")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_file_of_an_audit_names_a_folder(run, files, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(files / "teacher", tmp_path / "jane-doe" / name / "teacher")
+    shutil.copytree(files / "photos", tmp_path / "jane-doe" / "photos")
+    models = [tmp_path / "jane-doe" / name / "teacher" for name in ("one", "two")]
+    folder = run(*models, dataset_name=tmp_path / "jane-doe" / "photos")
+    for name in ("audit.json", "report.html"):
+        text = (folder / name).read_text()
+        assert "jane-doe" not in text
+        assert str(tmp_path) not in text
+    assert [result.name for result in _models(folder)] == ["teacher (1)", "teacher (2)"]
+    assert "broken.png (UnidentifiedImageError" in _models(folder)[0].notes[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["a/teacher", "/b/student"], ["teacher", "student"]),
+        (["a/x", "b/x"], ["a/x", "b/x"]),
+        (["/a/x", "/b/x", "/c/y"], ["x (1)", "x (2)", "y"]),
+    ],
+)
+def test_models_have_different_labels(names, labels):
+    assert labels_of(names) == labels

@@ -22,6 +22,7 @@ from singer_hf.cards.privacy import without_paths
 from singer_hf.commands.command_line import CommandParser, one_line_errors
 from singer_hf.comparison.runner import run_study
 from singer_hf.comparison.study import Study, read_study
+from singer_hf.vit.loading import load_model, model_from_config
 
 
 @dataclass
@@ -51,6 +52,19 @@ def parse() -> tuple[Study, int]:
     return read_study(sys.argv[1], **overrides), flags.num_processes
 
 
+def check_models(study: Study) -> None:
+    """Checks that the models of a study can be loaded, before the first cell.
+
+    Raises:
+        FileNotFoundError: If one of them does not exist.
+    """
+    own = (method.teacher_name_or_path for method in study.methods.values())
+    with torch.random.fork_rng(devices=[]):
+        for name in {study.teacher_name_or_path, study.clean_teacher_name_or_path, *own} - {None}:
+            load_model(name, "teacher_name_or_path")
+        model_from_config(study.student_config)
+
+
 def facts(study: Study, num_processes: int) -> dict[str, str]:
     """Name -> text without paths for the head of the report: command, data, steps, hardware, versions, date."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -73,6 +87,7 @@ def facts(study: Study, num_processes: int) -> dict[str, str]:
 def main() -> None:
     """Runs the command."""
     study, num_processes = parse()
+    check_models(study)
     Path(study.output_dir).mkdir(parents=True, exist_ok=True)
     print(f"{len(study.methods)} methods x {len(study.seeds)} seeds x {study.max_steps} steps -> {study.output_dir}")
     run_study(study, num_processes=num_processes, facts=facts(study, num_processes))

@@ -144,6 +144,13 @@ def test_there_must_be_a_process(run, file):
     assert run(file, "--num_processes", 0) == "error: `--num_processes` must be at least 1, got 0"
 
 
+@pytest.mark.parametrize("name", ["teacher_name_or_path", "student_config"])
+def test_a_missing_model_is_named_before_the_first_cell(run, tmp_path, name):
+    file = write_study(tmp_path, methods=METHODS, **{name: str(tmp_path / "none")})
+    assert run(file).startswith(f"error: `{name}` must be a ")
+    assert not (tmp_path / "straight").exists()
+
+
 @pytest.mark.parametrize("config", sorted((ROOT / "examples/configs/compare").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_study_can_be_read_and_names_a_student_that_exists(config, monkeypatch):
     monkeypatch.chdir(ROOT)

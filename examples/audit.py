@@ -7,7 +7,7 @@
 
 Writes audit.json, figures/*.png and report.html, a self-contained page. Of several models the first is the teacher,
 and the others are compared with it. Without `--dataset_name` the images are drawn scenes. A YAML file with the same
-names can replace the flags.
+names can precede or replace the flags.
 """
 
 import sys

@@ -13,6 +13,7 @@ import json
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,10 +24,11 @@ import torch
 from peft import get_peft_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import HfArgumentParser, ViTConfig, ViTModel, set_seed
+from transformers import ViTConfig, ViTModel, set_seed
 
 import singer_hf
 from singer_hf import SingerConfig, SingerDistiller
+from singer_hf.commands.command_line import CommandParser, one_line_errors
 
 # hidden size, blocks, heads
 SIZES = {"vit-tiny": (192, 12, 3), "vit-small": (384, 12, 6), "vit-base": (768, 12, 12), "vit-large": (1024, 24, 16)}
@@ -39,7 +41,7 @@ class Settings:
     image_size: int = field(default=224, metadata={"help": "Side of the images in pixels."})
     patch_size: int = field(default=16, metadata={"help": "Side of a patch in pixels."})
     batch_size: int = field(default=8, metadata={"help": "Images per step."})
-    r: int = field(default=64, metadata={"help": "Rank of the adapter."})
+    r: int = field(default=64, metadata={"aliases": ["--rank"], "help": "Rank of the adapter."})
     rounds: int = field(default=15, metadata={"help": "Measured rounds."})
     warmup: int = field(default=3, metadata={"help": "Unmeasured rounds before them."})
     precision: str = field(default="fp32", metadata={"help": "fp32, or bf16 with autocast."})
@@ -49,6 +51,15 @@ class Settings:
     )
     threads: int | None = field(default=None, metadata={"help": "CPU threads; torch's default."})
     seed: int = field(default=0, metadata={"help": "Seed of weights and images."})
+
+    def __post_init__(self) -> None:
+        choices = {"teacher": SIZES, "student": SIZES, "precision": ("fp32", "bf16")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`--{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("image_size", "patch_size", "batch_size", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)!r}")
 
 
 def build_vit(name: str, settings: Settings) -> ViTModel:
@@ -152,8 +163,9 @@ def flop_use(settings: Settings, step_seconds: float) -> dict[str, float]:
     return {"step_tflop_per_s": achieved / 1e12, "matmul_tflop_per_s": peak / 1e12, "flop_use": achieved / peak}
 
 
+@one_line_errors()
 def main() -> None:
-    (settings,) = HfArgumentParser([Settings]).parse_args_into_dataclasses()
+    (settings,) = CommandParser(Settings).parse(sys.argv[1:])
     if settings.threads:
         torch.set_num_threads(settings.threads)
     set_seed(settings.seed)

@@ -11,7 +11,8 @@ A run on your images, from any ViT of the Hub, timm or a folder:
         --output_dir outputs/student --num_train_epochs 100 --per_device_train_batch_size 64
 
 or from a YAML file with the same names, `accelerate launch examples/distill.py examples/configs/vit-l_to_vit-t.yaml`.
-Every field of SingerTrainingArguments and SingerConfig is a flag: `--help` lists them.
+Every field of SingerTrainingArguments and SingerConfig is a flag: `--help` lists them. The rank of the adapter is
+`--rank`, also `--r`, which torchrun takes for one of its own flags.
 `--recipe` sets several of them at once, `--method` takes another method than SiNGER, to compare with.
 """
 

@@ -7,8 +7,8 @@
     python examples/evaluate.py --model_name_or_path outputs/student --task knn --dataset_name path/to/imagefolder
 
 Writes results.json, results.md, per_class_*.json and figures/*.png into output_dir. Several models share one table.
-`--benchmark` takes several names and the groups DS, FG, paper and scenes. A YAML file with the same names can replace
-the flags.
+`--benchmark` takes several names and the groups DS, FG, paper and scenes. A YAML file with the same names can precede
+or replace the flags.
 """
 
 import sys

@@ -14,7 +14,9 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path.pop(0)  # this folder holds an evaluate.py, which would hide the library of that name
 
-from singer_hf.demo.train_teacher import main
+from singer_hf.commands.command_line import CommandParser, one_line_errors
+from singer_hf.demo.train_teacher import TeacherArguments, TeacherSettings, train_teacher
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        train_teacher(*CommandParser(TeacherSettings, TeacherArguments).parse(sys.argv[1:]))

@@ -1,17 +1,18 @@
 """The model card of a distilled student: plain data in, a card for the Hub out."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from singer_hf.cards.drawing import spread
 from singer_hf.cards.hub_metadata import eval_results, hub_id
-from singer_hf.cards.markdown import markdown_table
+from singer_hf.cards.markdown import code, markdown_table, plain_text
 from singer_hf.cards.privacy import without_paths
 from singer_hf.version import __version__
 
@@ -103,7 +104,8 @@ class CardInfo:
 def student_card(info: CardInfo) -> ModelCard:
     """The card of a student: YAML metadata and text. Write it with ``card.save(path)`` or ``str(card)``.
 
-    The card contains no absolute path, access token or home folder of this machine, whatever ``info`` contains.
+    The card contains no absolute path, access token or home folder of this machine, whatever ``info`` contains. Names
+    and settings are shown as text: HTML and markdown in them has no effect. Only ``info.method.text`` is markdown.
 
     Raises:
         ValueError: If ``info.repo_id`` is not a repository id.
@@ -118,20 +120,21 @@ def student_card(info: CardInfo) -> ModelCard:
         _metadata(public, name, ids, method),
         template_path=str(TEMPLATE),
         info=public,
-        name=name,
+        name=plain_text(name),
+        code=code,
+        loss_figure=quote(public.loss_figure),
+        norm_figure=quote(public.norm_figure),
         method=method,
         source=public.repo_id or "path/to/this/folder",
         teacher_source=ids["teacher"] or "path/to/the/teacher",
         teacher=_origin(info.teacher, public.teacher, ids["teacher"], public.teacher_class),
         student=_origin(info.student, public.student, ids["student"]),
         training_table=markdown_table(("", ""), _training_rows(public, ids["dataset"], info.dataset), _FLOATS),
-        settings_table=markdown_table(
-            ("Setting", "Value"), ((f"`{k}`", f"`{v}`") for k, v in public.settings.items())
-        ),
+        settings_table=markdown_table(("Setting", "Value"), ((code(k), code(v)) for k, v in public.settings.items())),
         loss_table=_loss_table(public.loss_curve),
-        norm_table=markdown_table(("Features of", "p99 / median norm"), public.norms.items(), _FLOATS),
-        evaluation_table=markdown_table(("Task", "Data", "Metric", "Value"), public.evaluations, _FLOATS),
-        versions=", ".join(f"{library} {number}" for library, number in public.versions.items()),
+        norm_table=markdown_table(("Features of", "p99 / median norm"), _as_text(public.norms.items()), _FLOATS),
+        evaluation_table=markdown_table(("Task", "Data", "Metric", "Value"), _as_text(public.evaluations), _FLOATS),
+        versions=plain_text(", ".join(f"{library} {number}" for library, number in public.versions.items())),
         package_version=__version__,
     )
     card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"
@@ -157,7 +160,7 @@ def _training_rows(info: CardInfo, dataset_id: str | None, given_dataset: str) -
     link = f"[{dataset_id}](https://huggingface.co/datasets/{dataset_id})" if dataset_id else ""
     rows = [
         ("Data", link or _origin(given_dataset, info.dataset, None)),
-        ("Revision of the data", f"`{info.dataset_revision}`" if info.dataset_revision else ""),
+        ("Revision of the data", code(info.dataset_revision)),
         ("Images", info.num_images),
         ("Image size", f"{info.image_size} x {info.image_size}" if info.image_size else ""),
         ("Epochs", info.num_epochs),
@@ -170,7 +173,13 @@ def _training_rows(info: CardInfo, dataset_id: str | None, given_dataset: str) -
 def _loss_table(curve: Sequence[Mapping[str, float]]) -> str:
     points = [curve[index] for index in spread(len(curve), LOSS_ROWS)]
     names = list(dict.fromkeys(["step", *(name for point in points for name in point)]))
-    return markdown_table(names, ([point.get(name, "") for name in names] for point in points), _FLOATS)
+    rows = _as_text([point.get(name, "") for name in names] for point in points)
+    return markdown_table(map(plain_text, names), rows, _FLOATS)
+
+
+def _as_text(rows: Iterable[Iterable[Any]]) -> list[list[Any]]:
+    """Rows of a table with names as text and numbers as they are."""
+    return [[plain_text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
 
 
 def _origin(given: str, shown: str, identifier: str | None, class_name: str = "") -> str:
@@ -181,7 +190,7 @@ def _origin(given: str, shown: str, identifier: str | None, class_name: str = ""
     if identifier:
         return f"[{identifier}](https://huggingface.co/{identifier})"
     if " " in given and PureWindowsPath(given).name == given and not Path(given).exists():
-        return shown
+        return plain_text(shown)
     if shown:
-        return f"the local folder `{PureWindowsPath(shown).name}`"
-    return f"a `{class_name}`" if class_name else ""
+        return f"the local folder {code(PureWindowsPath(shown).name)}"
+    return f"a {code(class_name)}" if class_name else ""

@@ -7,7 +7,7 @@
 
 Writes audit.json, figures/*.png and report.html, a self-contained page. Of several models the first is the teacher,
 and the others are compared with it. Without `--dataset_name` the images are drawn scenes. A YAML file with the same
-names can replace the flags.
+names can precede or replace the flags.
 """
 
 import sys
@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser
+from transformers import AutoConfig, AutoModelForImageClassification
 
 import singer_hf  # noqa: F401  (registers the adapter with PEFT)
+from singer_hf.commands.command_line import CommandParser, one_line_errors
 from singer_hf.inspection.inputs import AuditSettings
 from singer_hf.inspection.run import run_audit
 from singer_hf.vit.loading import load_model
@@ -31,24 +33,39 @@ def load_audited_model(name: str, settings: AuditSettings) -> nn.Module:
     Args:
         name: Folder or Hub id.
         settings: For the adapter and the device.
+
+    Raises:
+        ValueError: If the device is unknown or the adapter does not fit the model.
     """
+    device = _device(settings.device)
     model = load_model(name, "model_name_or_path")
     if any("ForImageClassification" in kind for kind in AutoConfig.from_pretrained(name).architectures or ()):
         model = AutoModelForImageClassification.from_pretrained(name)
     if settings.adapter_name_or_path is not None:
-        model = PeftModel.from_pretrained(model, settings.adapter_name_or_path)
-    return model.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        model = _with_adapter(model, settings.adapter_name_or_path)
+    return model.to(device).eval()
 
 
+def _device(name: str | None) -> torch.device:
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"`device` must be a device of torch, got {name!r}: {error}") from error
+
+
+def _with_adapter(model: nn.Module, folder: str) -> nn.Module:
+    try:
+        return PeftModel.from_pretrained(model, folder)
+    except SafetensorError as error:
+        raise ValueError(
+            f"`adapter_name_or_path` must hold the whole adapter, its weights in {folder!r} are cut or damaged "
+            f"({error}); copy the folder again"
+        ) from error
+
+
+@one_line_errors()
 def main() -> None:
     """Parses the flags or the YAML file, runs the audit, and prints the verdicts."""
-    parser = HfArgumentParser(AuditSettings)
-    if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
-        (settings,) = parser.parse_yaml_file(sys.argv[1])
-    else:
-        (settings,) = parser.parse_args_into_dataclasses()
-    try:
-        headlines = run_audit(settings, partial(load_audited_model, settings=settings))
-    except (ValueError, FileNotFoundError, MemoryError) as error:
-        sys.exit(f"error: {error}")
+    (settings,) = CommandParser(AuditSettings).parse(sys.argv[1:])
+    headlines = run_audit(settings, partial(load_audited_model, settings=settings))
     print(*headlines, f"See {Path(settings.output_dir) / 'report.html'}", sep="\n")

@@ -17,10 +17,12 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser
 
+from singer_hf.cards.privacy import without_paths
+from singer_hf.commands.command_line import CommandParser, one_line_errors
 from singer_hf.comparison.runner import run_study
 from singer_hf.comparison.study import Study, read_study
+from singer_hf.vit.loading import load_model, model_from_config
 
 
 @dataclass
@@ -45,15 +47,28 @@ def parse() -> tuple[Study, int]:
     """The study with the overrides of the command line, and the number of processes."""
     if len(sys.argv) < 2 or not sys.argv[1].endswith((".yaml", ".yml")):
         sys.exit(f"usage: compare.py STUDY.yaml [flags]\n{__doc__}")
-    (flags,) = HfArgumentParser(Flags).parse_args_into_dataclasses(sys.argv[2:])
+    (flags,) = CommandParser(Flags).parse(sys.argv[2:])
     overrides = {name: value for name, value in asdict(flags).items() if name != "num_processes"}
     return read_study(sys.argv[1], **overrides), flags.num_processes
 
 
+def check_models(study: Study) -> None:
+    """Checks that the models of a study can be loaded, before the first cell.
+
+    Raises:
+        FileNotFoundError: If one of them does not exist.
+    """
+    own = (method.teacher_name_or_path for method in study.methods.values())
+    with torch.random.fork_rng(devices=[]):
+        for name in {study.teacher_name_or_path, study.clean_teacher_name_or_path, *own} - {None}:
+            load_model(name, "teacher_name_or_path")
+        model_from_config(study.student_config)
+
+
 def facts(study: Study, num_processes: int) -> dict[str, str]:
-    """Name -> text for the head of the report: command, data, steps, hardware, versions, date."""
+    """Name -> text without paths for the head of the report: command, data, steps, hardware, versions, date."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
+    found = {
         "command": f"python {shlex.join(sys.argv)}",
         "teacher": study.teacher_name_or_path,
         "student": study.student_config,
@@ -65,11 +80,14 @@ def facts(study: Study, num_processes: int) -> dict[str, str]:
         "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
         "date": date.today().isoformat(),
     }
+    return without_paths(found)
 
 
+@one_line_errors()
 def main() -> None:
     """Runs the command."""
     study, num_processes = parse()
+    check_models(study)
     Path(study.output_dir).mkdir(parents=True, exist_ok=True)
     print(f"{len(study.methods)} methods x {len(study.seeds)} seeds x {study.max_steps} steps -> {study.output_dir}")
     run_study(study, num_processes=num_processes, facts=facts(study, num_processes))

@@ -11,27 +11,27 @@ A run on your images, from any ViT of the Hub, timm or a folder:
         --output_dir outputs/student --num_train_epochs 100 --per_device_train_batch_size 64
 
 or from a YAML file with the same names, `accelerate launch examples/distill.py examples/configs/vit-l_to_vit-t.yaml`.
-Every field of SingerTrainingArguments and SingerConfig is a flag: `--help` lists them.
+Every field of SingerTrainingArguments and SingerConfig is a flag: `--help` lists them. The rank of the adapter is
+`--rank`, also `--r`, which torchrun takes for one of its own flags.
 `--recipe` sets several of them at once, `--method` takes another method than SiNGER, to compare with.
 """
 
-import json
 import os
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import torch
-import yaml
 from torch import nn
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from singer_hf import SingerConfig, SingerDistillationTrainer, SingerTrainingArguments
 from singer_hf.baselines.method import Method
-from singer_hf.baselines.method_table import METHODS, make_method
-from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES, recipe_settings
+from singer_hf.baselines.method_table import make_method
+from singer_hf.baselines.recipes import DEFAULT_RECIPE, recipe_settings
 from singer_hf.baselines.singer import Singer
+from singer_hf.commands.command_line import CommandParser, expand_file, one_line_errors, settings_to_flags
+from singer_hf.commands.distill_flags import ScriptArguments, check_flags, check_prefix_tokens
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.data.transforms import eval_transform
@@ -43,104 +43,18 @@ from singer_hf.vit.loading import load_model, model_from_config
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@dataclass
-class ScriptArguments:
-    """Flags of the command beside those of SingerTrainingArguments and SingerConfig.
-
-    Raises:
-        ValueError: If flags contradict each other or the method's settings are out of range.
-    """
-
-    teacher_name_or_path: str = field(metadata={"help": "Teacher: Hub id (transformers or timm/) or local folder."})
-    dataset_name: str = field(metadata={"help": "Images: Hub id, imagefolder, or folder of parquet or arrow files."})
-    student_name_or_path: str | None = field(default=None, metadata={"help": "Student with weights to start from."})
-    student_config: str | None = field(
-        default=None, metadata={"help": "Student with random weights: config as JSON file, folder or Hub id."}
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the dataset on the Hub."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; none by default."})
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column with the images. Default: the only image column."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a seeded subset of this size."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on a seeded subset of this size."})
-    evaluators: list[str] = field(
-        default_factory=list,
-        metadata={"help": "knn, linear_probe or both, at every evaluation; need labels in both splits."},
-    )
-    streaming: bool = field(default=False, metadata={"help": "Stream the dataset; needs --max_steps."})
-    shuffle_buffer: int = field(default=1000, metadata={"help": "Images to shuffle within when streaming."})
-    image_processor: str | None = field(
-        default=None,
-        metadata={"help": "Image processor of the student. Default: its own, else the teacher's normalisation."},
-    )
-    method: str = field(default="singer", metadata={"help": f"One of {', '.join(METHODS)}."})
-    method_settings: str = field(
-        default="{}",
-        metadata={"help": 'Settings of a method other than SiNGER as JSON, for example \'{"scope": "batch"}\'.'},
-    )
-    recipe: str | None = field(
-        default=None,
-        metadata={"help": f"Settings of SiNGER: {', '.join(RECIPES)}. Default: {DEFAULT_RECIPE}; flags win over it."},
-    )
-    num_calibration_images: int = field(
-        default=32, metadata={"help": "Training images for `--nullspace_source jacobian` and test_time_register."}
-    )
-    resume: bool = field(default=False, metadata={"help": "Resume from the last complete checkpoint in output_dir."})
-
-    def __post_init__(self) -> None:
-        if (self.student_name_or_path is None) == (self.student_config is None):
-            raise ValueError("give exactly one of `--student_name_or_path` and `--student_config`")
-        if self.method == Singer.name and self.settings():
-            raise ValueError(
-                f"`--method_settings` must be left out with `--method {self.method}`, whose settings are flags of "
-                f"their own, got {self.method_settings!r}"
-            )
-        make_method(self.method, self.settings())
-        if self.recipe is not None and self.method != Singer.name:
-            raise ValueError(f"`--recipe` has settings of SiNGER; leave it out with `--method {self.method}`")
-        if self.evaluators and (self.eval_split is None or self.streaming):
-            raise ValueError("`--evaluators` need `--eval_split`, and labelled images that are not streamed")
-
-    def settings(self) -> dict:
-        """Returns the settings of the method by name.
-
-        Raises:
-            ValueError: If `method_settings` is not a JSON object.
-        """
-        try:
-            settings = json.loads(self.method_settings)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`--method_settings` must be JSON, got {self.method_settings!r}: {error}") from error
-        if not isinstance(settings, dict):
-            raise ValueError(f"`--method_settings` must be settings by name, got {self.method_settings!r}")
-        return settings
-
-
 def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
     """Parses the command line: a YAML file first, if given, then the flags; flags win over the file."""
-    parser = HfArgumentParser([ScriptArguments, SingerTrainingArguments, SingerConfig])
-    given = sys.argv[1:]
-    if given and given[0].endswith((".yaml", ".yml")):
-        given = [*_flags(yaml.safe_load(Path(given[0]).read_text(encoding="utf-8"))), *given[1:]]
-    known = parser.parse_known_args(given)[0]
+    parser = CommandParser(ScriptArguments, SingerTrainingArguments, SingerConfig)
+    given = expand_file(sys.argv[1:])
+    names, known = parser.given_names(given), parser.parse_known_args(given)[0]
     recipe = known.recipe or (DEFAULT_RECIPE if known.method == Singer.name else None)
     # The last of several flags of one name wins: those on the command line, then the file's, then the recipe's.
-    flags = given if recipe is None else [*_flags(recipe_settings(recipe)), *given]
-    script, args, peft_config = parser.parse_args_into_dataclasses(flags)
+    flags = given if recipe is None else [*settings_to_flags(recipe_settings(recipe)), *given]
+    script, args, peft_config = parser.parse(flags)
+    check_flags(script.method, names, peft_config)
     script.recipe = recipe
     return script, args, peft_config
-
-
-def _flags(settings: dict) -> list[str]:
-    """Names and values, as in a YAML file, as flags; lists become several values."""
-    flags = []
-    for name, value in settings.items():
-        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        flags += [f"--{name}", *map(str, values)]
-    return flags
 
 
 def load_split(script: ScriptArguments, split: str, max_samples: int | None, seed: int) -> datasets.Dataset:
@@ -210,6 +124,7 @@ def demo() -> None:
     run_demo(DemoSettings(teacher=str(EXAMPLES / "demo_teacher")))
 
 
+@one_line_errors()
 def main() -> None:
     """Runs the command; without arguments the demo."""
     if len(sys.argv) == 1:
@@ -235,6 +150,7 @@ def main() -> None:
         method=method,
         run_facts={"dataset": script.dataset_name, "dataset_revision": script.dataset_revision or ""},
     )
+    check_prefix_tokens(trainer.distiller, peft_config.num_prefix_tokens)
     if script.evaluators:
         train, test = (load_split(script, split, None, args.seed) for split in (script.train_split, script.eval_split))
         probes = OnlineProbes(train, test, trainer.processing_class, probes=script.evaluators, seed=args.seed)

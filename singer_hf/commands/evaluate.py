@@ -7,16 +7,16 @@
     python examples/evaluate.py --model_name_or_path outputs/student --task knn --dataset_name path/to/imagefolder
 
 Writes results.json, results.md, per_class_*.json and figures/*.png into output_dir. Several models share one table.
-`--benchmark` takes several names and the groups DS, FG, paper and scenes. A YAML file with the same names can replace
-the flags.
+`--benchmark` takes several names and the groups DS, FG, paper and scenes. A YAML file with the same names can precede
+or replace the flags.
 """
 
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from singer_hf.commands.command_line import CommandParser, one_line_errors
 from singer_hf.evaluation.benchmarks.benchmark import Benchmark
 from singer_hf.evaluation.benchmarks.catalog import benchmark_table
 from singer_hf.evaluation.benchmarks.protocols import PROTOCOLS, get_protocol
@@ -37,6 +37,11 @@ RUN_FLAGS = (
     *("seed", "num_epochs", "batch_size", "image_size", "resize_size", "augment", "depth_temperature"),
     *("cache_budget_gib", "num_workers", "num_pictures", "resamples"),
 )
+_POSITIVE = (
+    *("num_epochs", "batch_size", "image_size", "resize_size", "resamples"),
+    *("max_train_samples", "max_test_samples", "num_classes"),
+)
+_NOT_NEGATIVE = ("num_workers", "num_pictures", "cache_budget_gib", "seed")
 
 
 @dataclass
@@ -85,6 +90,7 @@ class Settings:
             return
         if not self.model_name_or_path:
             raise ValueError("`--model_name_or_path` must name at least one model")
+        self._check_numbers()
         if self.protocol is not None:
             get_protocol(self.protocol)  # before any data is loaded
         if self.task not in (None, *TASKS):
@@ -93,6 +99,14 @@ class Settings:
             raise ValueError("give `--benchmark NAME` (see `--list`), or `--task` with `--dataset_name`")
         if self.benchmark and self.task not in (None, "knn"):
             raise ValueError(f"`--task` with `--benchmark` must be knn, got {self.task!r}")
+
+    def _check_numbers(self) -> None:
+        for name, least in {**dict.fromkeys(_POSITIVE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0)}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"`--{name}` must be at least {least}, got {value!r}")
+        if self.learning_rates is not None and not all(0 < rate < math.inf for rate in self.learning_rates):
+            raise ValueError(f"`--learning_rates` must be positive numbers, got {self.learning_rates}")
 
     def benchmarks(self) -> "list[Benchmark]":
         """Returns the benchmarks to run."""
@@ -139,24 +153,18 @@ def run(settings: Settings) -> None:
         print(results_table([item for items in results.values() for item in items]))
         print(f"See {Path(settings.output_dir) / 'results.json'} and {Path(settings.output_dir) / 'figures'}")
     if missing:
-        raise FileNotFoundError("\n".join(missing))
+        raise FileNotFoundError("; ".join(missing))
     if settings.write_card:
         for name in students:
             write_to_card(name, results[name])
             print(f"metrics added to {Path(name) / 'README.md'}")
 
 
+@one_line_errors()
 def main() -> None:
     """Parses the flags or a YAML file and runs the command."""
-    parser = HfArgumentParser(Settings)
-    try:
-        if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
-            (settings,) = parser.parse_yaml_file(sys.argv[1])
-        else:
-            (settings,) = parser.parse_args_into_dataclasses()
-        if settings.list:
-            print(benchmark_table())
-            return
+    (settings,) = CommandParser(Settings).parse(sys.argv[1:])
+    if settings.list:
+        print(benchmark_table())
+    else:
         run(settings)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")

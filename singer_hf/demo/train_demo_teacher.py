@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from singer_hf.artifacts.planted_model import block_norm_statistics, plant_in_model
 from singer_hf.demo.planted_teacher import save_teacher, teacher_report
@@ -66,9 +66,8 @@ class DemoTeacherSettings:
     seed: int = field(default=0, metadata={"help": "Seed of the scenes, weights, order and planted direction."})
 
 
-def main() -> None:
-    """Runs the command."""
-    (settings,) = HfArgumentParser(DemoTeacherSettings).parse_args_into_dataclasses()
+def train_demo_teacher(settings: DemoTeacherSettings) -> None:
+    """Trains the teacher, plants the tokens, and writes the teacher and its metrics to ``output_dir``."""
     set_seed(settings.seed)
     scenes = draw_scenes(settings.num_images, settings.seed)
     test = draw_scenes(settings.num_test_images, settings.seed + 1)

@@ -20,7 +20,6 @@ from pathlib import Path
 import datasets
 from transformers import (
     AutoModelForImageClassification,
-    HfArgumentParser,
     PreTrainedModel,
     TrainingArguments,
     ViTImageProcessor,
@@ -88,9 +87,8 @@ class TeacherArguments(TrainingArguments):
     save_total_limit: int | None = field(default=1, metadata={"help": "Number of checkpoints to keep."})
 
 
-def main() -> None:
-    """Runs the command."""
-    settings, args = HfArgumentParser([TeacherSettings, TeacherArguments]).parse_args_into_dataclasses()
+def train_teacher(settings: TeacherSettings, args: TeacherArguments) -> None:
+    """Trains or loads the classifier, measures it, plants, and writes everything to ``args.output_dir``."""
     set_seed(args.seed)
     output = Path(args.output_dir)
     rows = _load_split(settings, settings.train_split, settings.max_train_samples, args.seed)

@@ -19,7 +19,11 @@ from singer_hf.data.transforms import eval_transform, to_rgb
 
 @dataclass
 class AuditSettings:
-    """Settings of an audit, which are also the flags of the command; the help texts document them."""
+    """Settings of an audit, which are also the flags of the command; the help texts document them.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
 
     model_name_or_path: list[str] = field(metadata={"help": "One or several models: folders or Hub ids."})
     output_dir: str = field(metadata={"help": "Folder for audit.json, figures/ and report.html."})
@@ -37,6 +41,15 @@ class AuditSettings:
     mad_factor: float = field(default=10.0, metadata={"help": "k of the outlier rule, median + k MAD."})
     absolute_threshold: float | None = field(default=None, metadata={"help": "Norm above which patches are counted."})
     device: str | None = field(default=None, metadata={"help": "Torch device; a GPU by default if available."})
+
+    def __post_init__(self) -> None:
+        for name, least in {"max_samples": 1, "batch_size": 1, "num_pictures": 1, "num_workers": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)!r}")
+        if not self.mad_factor > 0:
+            raise ValueError(f"`mad_factor` must be greater than 0, got {self.mad_factor!r}")
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise ValueError(f"`image_size` must be a height and a width, got {self.image_size}")
 
 
 class ImageBatches:
@@ -118,7 +131,7 @@ def load_image_batches(name: str, settings: AuditSettings) -> ImageBatches:
         settings: For the images, their size and the batch size.
 
     Raises:
-        ValueError: If there is no image processor, or ``image_size`` is not two numbers.
+        ValueError: If there is no image processor.
     """
     processor = load_image_processor(settings.processor_name_or_path or name)
     if processor is None:
@@ -130,8 +143,6 @@ def load_image_batches(name: str, settings: AuditSettings) -> ImageBatches:
 
 
 def _resize_transform(image_size: list[int], spec: ImageSpec) -> v2.Compose:
-    if len(image_size) != 2:
-        raise ValueError(f"`image_size` must be a height and a width, got {image_size}")
     steps = [to_rgb, v2.Resize(image_size, spec.interpolation, antialias=True), v2.ToImage()]
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std), v2.ToPureTensor()]
     return v2.Compose(steps)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from singer_hf.artifacts.outliers import OutlierRule
+from singer_hf.cards.privacy import without_paths
 from singer_hf.distillation.teacher_input import TeacherInput
 from singer_hf.inspection.inputs import AuditSettings, ImageBatches, load_image_batches
 from singer_hf.inspection.measure.audit import audit
@@ -19,6 +21,8 @@ from singer_hf.inspection.measure.nullspace_report import report_nullspace
 from singer_hf.inspection.measure.snapshots import Snapshot, take_snapshot
 from singer_hf.inspection.report.page import draw_report_figures, figure_png, render_report
 from singer_hf.inspection.report.verdict import judge
+from singer_hf.vit.features import FeatureCapture
+from singer_hf.vit.inference import evaluation_mode
 from singer_hf.vit.structure import view_vit
 
 
@@ -60,15 +64,30 @@ def run_audit(settings: AuditSettings, load_model: Callable[[str], nn.Module]) -
     folder, names = _prepare_folder(settings.output_dir), settings.model_name_or_path
     if settings.adapter_name_or_path is not None and len(names) > 1:
         raise ValueError(f"`adapter_name_or_path` goes with one model, got {len(names)} models")
-    labels = [Path(name).name if len({Path(n).name for n in names}) == len(names) else name for name in names]
-    models = [audit_model(load_model(name), name, label, settings) for name, label in zip(names, labels, strict=True)]
+    labelled = zip(names, labels_of(names), strict=True)
+    models = [audit_model(load_model(name), name, label, settings) for name, label in labelled]
     comparisons = {
         f"{student.result.name} compared with {models[0].result.name}": compare_with_teacher(student, models[0])
         for student in models[1:]
     }
-    source = Path(settings.dataset_name or "drawn scenes").name
+    source = Path(without_paths(settings.dataset_name or "drawn scenes")).name
     write_report(folder, models, comparisons, source=f"{source}, seed {settings.seed}")
     return [judge(entry.result).headline for entry in models]
+
+
+def labels_of(names: list[str]) -> list[str]:
+    """Returns different names of models for tables and figures: their last parts, if possible, and no absolute paths.
+
+    Args:
+        names: Folders or Hub ids.
+    """
+    shown = [without_paths(name) for name in names]
+    last = [Path(name).name for name in shown]
+    labels = last if len(set(last)) == len(last) else shown
+    return [
+        f"{label} ({labels[:index].count(label) + 1})" if labels.count(label) > 1 else label
+        for index, label in enumerate(labels)
+    ]
 
 
 def audit_model(model: nn.Module, name: str, label: str, settings: AuditSettings) -> AuditedModel:
@@ -79,19 +98,53 @@ def audit_model(model: nn.Module, name: str, label: str, settings: AuditSettings
         name: Folder or Hub id of the model.
         label: Name of the model in tables and figures.
         settings: The settings.
+
+    Raises:
+        ValueError: If no image can be read, or the model does not take images of their size.
     """
     images = load_image_batches(name, settings)
     rule = OutlierRule(mad_factor=settings.mad_factor, absolute=settings.absolute_threshold)
     first = images.first()
+    check_size(model, first, label)
     result = audit(model, images, rule=rule, name=label)
     if settings.adapter_name_or_path is not None:
         result.adapter = report_nullspace(model, [first])
     if images.unreadable:
-        result.notes.append(f"{len(images.unreadable)} unreadable images left out: {images.list_unreadable()}")
+        note = f"{len(images.unreadable)} unreadable images left out: {images.list_unreadable()}"
+        result.notes.append(without_paths(note))
     shown, spec = first[: settings.num_pictures], images.spec
     return AuditedModel(
         name, model, images, result, take_snapshot(model, shown, name=label, mean=spec.mean, std=spec.std)
     )
+
+
+@torch.no_grad()
+def check_size(model: nn.Module, pixel_values: Tensor, label: str) -> None:
+    """Checks that a model takes images of this size.
+
+    Args:
+        model: The model.
+        pixel_values: Images (B, 3, H, W), of which one is tried.
+        label: Name of the model in the message.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    view = view_vit(model)
+    weight = view.patch_embedding.weight
+    try:
+        with evaluation_mode(model):
+            FeatureCapture(view, [0])(pixel_values[:1].to(weight.device, weight.dtype))
+    except torch.OutOfMemoryError:
+        pass  # the audit itself goes on with smaller batches
+    except RuntimeError as error:
+        size, patch = (
+            " x ".join(map(str, pair)) for pair in (pixel_values.shape[-2:], view.patch_embedding.kernel_size)
+        )
+        raise ValueError(
+            f"`image_size` must suit the model {label!r} with its patches of {patch} pixels, got images of {size} "
+            f"pixels: {error}"
+        ) from error
 
 
 def compare_with_teacher(student: AuditedModel, teacher: AuditedModel) -> list[dict]:

@@ -1,9 +1,11 @@
 """Arguments of a distillation run."""
 
+import json
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from singer_hf.cards.privacy import without_paths
 from singer_hf.distillation.losses import INFO_LOSSES, check_singer_settings, check_weights
 
 
@@ -86,6 +88,16 @@ class SingerTrainingArguments(TrainingArguments):
             raise ValueError(f"`color_jitter` must be at least 0, got {self.color_jitter!r}")
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: the images would be removed")
+        for name, needed in (("label_smoothing_factor", "labels"), ("neftune_noise_alpha", "word embeddings")):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` must be left out, got {getattr(self, name)!r}: it needs {needed}, which a distillation "
+                    "does not have"
+                )
+
+    def to_json_string(self) -> str:
+        """The arguments as JSON without local folders and tokens, as in ``training_args.json`` and TensorBoard."""
+        return json.dumps(without_paths(self.to_dict()), indent=2)
 
 
 def check_warmup(num_steps: int, max_steps: int) -> None:

@@ -1,5 +1,6 @@
 """Saving and loading of a distillation run: plain student, adapter, projectors."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from singer_hf.cards.privacy import without_paths
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 
 ADAPTER_FOLDER = "singer"
@@ -121,3 +123,6 @@ def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 def _save_adapter(teacher: nn.Module, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
     teacher.save_pretrained(str(folder), selected_adapters=[teacher.active_adapter], state_dict=state_dict)
+    for file in folder.rglob("adapter_config.json"):  # with the teacher's folder, which loading does not need
+        config = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(without_paths(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")

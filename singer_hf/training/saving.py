@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
+from singer_hf.cards.privacy import without_paths
 from singer_hf.training.checkpoint import load_distilled, save_distilled
 from singer_hf.training.figures import save_run_figures
 from singer_hf.training.guards.finite import saved_tensors
@@ -63,7 +64,9 @@ class SavingMixin:
             write_settings(self, folder)
         # As text: the base class pickles them, token included.
         settings = self.args.to_dict() | {"save_total_limit": self.args.save_total_limit or self.rotation_limit}
-        (folder / "training_args.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (folder / "training_args.json").write_text(
+            json.dumps(without_paths(settings), indent=2) + "\n", encoding="utf-8"
+        )
         write_card(self, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -59,7 +59,9 @@ class SingerConfig(PeftConfig):
         ValueError: If an argument is out of its range; the message names it.
     """
 
-    r: int = field(default=64, metadata={"help": "Rank of the adapter, 1 to the teacher's hidden size."})
+    r: int = field(
+        default=64, metadata={"aliases": ["--rank"], "help": "Rank of the adapter, 1 to the teacher's hidden size."}
+    )
     layers_to_transform: list[int] | None = field(
         default=None,
         metadata={"help": "0-based refined blocks, negatives allowed. Default: round(0.75 L) - 1 and L - 1."},

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from singer_hf import SingerConfig
 from singer_hf.commands import audit as audit_command
 from singer_hf.inspection.inputs import AuditSettings, load_images
 from singer_hf.inspection.measure.audit_result import AuditResult
+from singer_hf.inspection.run import labels_of
 
 pytest.importorskip("matplotlib")
 
@@ -145,56 +147,127 @@ def test_a_yaml_file_stands_in_for_flags_and_scenes_for_a_dataset(files, tmp_pat
     assert "3 images of drawn scenes, seed 0" in (tmp_path / "out" / "report.html").read_text()
 
 
-def _error(run, *models, **flags):
-    with pytest.raises(SystemExit) as caught:
-        run(*models, **flags)
-    return str(caught.value)
+@pytest.fixture
+def refused(run, capsys):
+    """Runs the command and returns its error message, the last line of what it printed."""
+
+    def call(*models, **flags):
+        with pytest.raises(SystemExit) as caught:
+            run(*models, **flags)
+        assert caught.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return call
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_adapter_of_another_model_is_refused(run, files):
-    message = _error(run, "teacher", adapter_name_or_path=files / "other_adapter")
+def test_an_adapter_of_another_model_is_refused(refused, files):
+    message = refused("teacher", adapter_name_or_path=files / "other_adapter")
     assert message.startswith("error: the adapter does not fit this model: ")
     assert message.endswith("it was trained on a teacher of another hidden size")
 
 
-def test_an_adapter_goes_with_one_model(run, files):
-    message = _error(run, "teacher", "student", adapter_name_or_path=files / "adapter")
+def test_an_adapter_goes_with_one_model(refused, files):
+    message = refused("teacher", "student", adapter_name_or_path=files / "adapter")
     assert message == "error: `adapter_name_or_path` goes with one model, got 2 models"
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_any_work(run, tmp_path):
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(refused, tmp_path):
     (tmp_path / "file").write_text("")
-    message = _error(run, "no_such_model", output_dir=tmp_path / "file")
+    message = refused("no_such_model", output_dir=tmp_path / "file")
     assert message.startswith(f"error: `output_dir` must be a folder that can be written, got '{tmp_path / 'file'}'")
 
 
-def test_a_missing_model_is_named(run, files):
-    message = _error(run, "no_such_model")
+def test_a_missing_model_is_named(refused, files):
+    message = refused("no_such_model")
     assert message.startswith("error: `model_name_or_path` must be a module, a local folder with config.json")
 
 
-def test_a_folder_without_images_is_refused(run, tmp_path):
+def test_a_folder_without_images_is_refused(refused, tmp_path):
     (tmp_path / "empty").mkdir()
-    message = _error(run, "teacher", dataset_name=tmp_path / "empty")
+    message = refused("teacher", dataset_name=tmp_path / "empty")
     assert message.startswith("error: `dataset_name` must hold images, parquet or arrow files, got ")
 
 
-def test_a_folder_of_unreadable_images_is_refused_with_their_names(run, tmp_path):
+def test_a_folder_of_unreadable_images_is_refused_with_their_names(refused, tmp_path):
     (tmp_path / "bad").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "bad" / name).write_bytes(b"no picture")
-    message = _error(run, "teacher", dataset_name=tmp_path / "bad")
+    message = refused("teacher", dataset_name=tmp_path / "bad")
     assert message.startswith("error: none of the 2 images can be read: ")
     assert "a.png (UnidentifiedImageError" in message
 
 
-def test_a_model_without_an_image_processor_is_refused(run, files):
-    message = _error(run, "bare")
+def test_a_model_without_an_image_processor_is_refused(refused, files):
+    message = refused("bare")
     assert message == (
         f"error: `model_name_or_path` '{files / 'bare'}' has no image processor; give `--processor_name_or_path`"
     )
 
 
-def test_an_image_size_has_two_numbers(run):
-    assert _error(run, "teacher", image_size=[32]) == "error: `image_size` must be a height and a width, got [32]"
+def test_an_image_size_has_two_numbers(refused):
+    assert refused("teacher", image_size=[32]) == "error: `image_size` must be a height and a width, got [32]"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"num_pictures": 0}, "`num_pictures` must be at least 1, got 0"),
+        ({"max_samples": 0}, "`max_samples` must be at least 1, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
+        ({"mad_factor": 0}, "`mad_factor` must be greater than 0, got 0.0"),
+        ({"image_size": [0, 32]}, "`image_size` must be a height and a width, got [0, 32]"),
+        ({"device": "tape"}, "`device` must be a device of torch, got 'tape': "),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(refused, flags, message):
+    assert refused("teacher", **flags).startswith(f"error: {message}")
+
+
+def test_images_of_a_size_that_the_model_does_not_take_are_refused(refused):
+    message = refused("teacher", image_size=[1, 1])
+    patch = "`image_size` must suit the model 'teacher' with its patches of 8 x 8 pixels, got images of 1 x 1 pixels: "
+    assert message.startswith(f"error: {patch}")
+
+
+def test_an_adapter_whose_file_is_cut_is_refused(refused, files, tmp_path):
+    shutil.copytree(files / "adapter", tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    message = refused("teacher", adapter_name_or_path=tmp_path / "adapter")
+    assert message.startswith("error: `adapter_name_or_path` must hold the whole adapter, its weights in ")
+
+
+def test_a_model_whose_file_is_cut_is_refused(refused, files, tmp_path):
+    shutil.copytree(files / "teacher", tmp_path / "teacher")
+    weights = tmp_path / "teacher" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    assert refused(tmp_path / "teacher").startswith("error: SafetensorError: ")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_file_of_an_audit_names_a_folder(run, files, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(files / "teacher", tmp_path / "jane-doe" / name / "teacher")
+    shutil.copytree(files / "photos", tmp_path / "jane-doe" / "photos")
+    models = [tmp_path / "jane-doe" / name / "teacher" for name in ("one", "two")]
+    folder = run(*models, dataset_name=tmp_path / "jane-doe" / "photos")
+    for name in ("audit.json", "report.html"):
+        text = (folder / name).read_text()
+        assert "jane-doe" not in text
+        assert str(tmp_path) not in text
+    assert [result.name for result in _models(folder)] == ["teacher (1)", "teacher (2)"]
+    assert "broken.png (UnidentifiedImageError" in _models(folder)[0].notes[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["a/teacher", "/b/student"], ["teacher", "student"]),
+        (["a/x", "b/x"], ["a/x", "b/x"]),
+        (["/a/x", "/b/x", "/c/y"], ["x (1)", "x (2)", "y"]),
+    ],
+)
+def test_models_have_different_labels(names, labels):
+    assert labels_of(names) == labels

@@ -28,7 +28,7 @@ def command():
 
 
 @pytest.fixture
-def run(command, monkeypatch):
+def run(command, monkeypatch, capsys):
     """Runs the command in this process; returns its error message, or None."""
     torch.set_num_threads(1)
     monkeypatch.setattr("singer_hf.training.saving.save_run_figures", lambda *args: None)
@@ -38,7 +38,7 @@ def run(command, monkeypatch):
         try:
             command.main()
         except SystemExit as end:
-            return end.code
+            return capsys.readouterr().err.splitlines()[-1] if end.code == 2 else end.code
         return None
 
     return run
@@ -66,7 +66,7 @@ def test_two_methods_and_two_seeds_make_a_report(run, file, capsys, monkeypatch)
     assert f"2 methods x 2 seeds x 4 steps -> {folder}" in shown
     page = (folder / "comparison.md").read_text()
     assert page in shown
-    assert f"- command: python compare.py {file}\n" in page
+    assert f"- command: python compare.py {file.name}\n" in page
     assert re.search(r"^\| singer \|", page, re.MULTILINE)
     assert re.search(r"^\| unplanted teacher \|", page, re.MULTILINE)
 
@@ -141,8 +141,14 @@ def test_flags_win_over_the_file(command, file, monkeypatch):
 
 
 def test_there_must_be_a_process(run, file):
-    with pytest.raises(ValueError, match=r"^`--num_processes` must be at least 1, got 0$"):
-        run(file, "--num_processes", 0)
+    assert run(file, "--num_processes", 0) == "error: `--num_processes` must be at least 1, got 0"
+
+
+@pytest.mark.parametrize("name", ["teacher_name_or_path", "student_config"])
+def test_a_missing_model_is_named_before_the_first_cell(run, tmp_path, name):
+    file = write_study(tmp_path, methods=METHODS, **{name: str(tmp_path / "none")})
+    assert run(file).startswith(f"error: `{name}` must be a ")
+    assert not (tmp_path / "straight").exists()
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "examples/configs/compare").glob("*.yaml")), ids=lambda p: p.name)

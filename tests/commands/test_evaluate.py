@@ -18,7 +18,7 @@ def command():
 
 
 @pytest.fixture
-def run(command, monkeypatch):
+def run(command, monkeypatch, capsys):
     """Runs the command in this process; returns its error message, or None."""
 
     def run(*flags):
@@ -26,7 +26,7 @@ def run(command, monkeypatch):
         try:
             command.main()
         except SystemExit as end:
-            return end.code
+            return capsys.readouterr().err.splitlines()[-1] if end.code == 2 else end.code
         return None
 
     return run
@@ -155,4 +155,20 @@ def test_bad_flags_are_refused_with_what_to_do(run, model, tmp_path):
     )
     assert "has no image processor; give `--processor_name_or_path`" in run(
         "--model_name_or_path", tmp_path / "none", "--benchmark", "scenes"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["num_epochs", "batch_size", "image_size", "resize_size", "resamples", "max_train_samples", "num_classes"]
+)
+def test_zero_is_refused_and_not_replaced_by_the_protocol_s_value(run, name):
+    flags = ("--model_name_or_path", "m", "--benchmark", "scenes")
+    assert run(*flags, f"--{name}", 0) == f"error: `--{name}` must be at least 1, got 0"
+
+
+def test_other_numbers_out_of_their_range_are_refused(run):
+    flags = ("--model_name_or_path", "m", "--benchmark", "scenes")
+    assert run(*flags, "--num_workers", -1) == "error: `--num_workers` must be at least 0, got -1"
+    assert run(*flags, "--learning_rates", 0.1, 0) == (
+        "error: `--learning_rates` must be positive numbers, got [0.1, 0.0]"
     )

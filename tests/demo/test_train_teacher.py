@@ -1,9 +1,9 @@
 """The command `examples/train_teacher.py`: files, printed metrics, planting without training, resuming."""
 
 import json
-import re
 import runpy
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,8 +63,12 @@ def metrics(folder):
     return json.loads((folder / "teacher.json").read_text())
 
 
-def refuse(message):
-    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
+@contextmanager
+def refuse(message, capsys):
+    """A context in which the command says this and exits."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        yield
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {message}"
 
 
 def test_it_writes_both_teachers_and_their_metrics(straight, data):
@@ -142,8 +146,8 @@ def test_an_epoch_and_a_resumed_one_are_two_epochs(straight, data, run):
     assert differing(weights(data / "resumed" / "planted"), weights(folder / "planted")) == set()
 
 
-def test_without_a_checkpoint_there_is_nothing_to_resume(data, run, tmp_path):
-    with refuse(f"`--resume` found no checkpoint in {str(tmp_path)!r}; omit it to start from the beginning"):
+def test_without_a_checkpoint_there_is_nothing_to_resume(data, run, tmp_path, capsys):
+    with refuse(f"`--resume` found no checkpoint in {str(tmp_path)!r}; omit it to start from the beginning", capsys):
         run(*flags(data, tmp_path), "--resume", True)
 
 
@@ -165,22 +169,22 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(data, run, tmp_path):
         ),
     ],
 )
-def test_bad_flags_are_refused_before_anything_is_loaded(run, extra, message):
-    with refuse(message):
+def test_bad_flags_are_refused_before_anything_is_loaded(run, extra, message, capsys):
+    with refuse(message, capsys):
         run("--dataset_name", "d", "--output_dir", "o", *extra)
 
 
-def test_images_without_labels_are_refused(run, data, tmp_path):
+def test_images_without_labels_are_refused(run, data, tmp_path, capsys):
     flat = tmp_path / "flat"
     for split in ("train", "test"):
         (flat / split).mkdir(parents=True)
         make_images(1, 0)[0].save(flat / split / "0.png")
-    with refuse(f"`--dataset_name` must have class labels, got {str(flat)!r} without any"):
+    with refuse(f"`--dataset_name` must have class labels, got {str(flat)!r} without any", capsys):
         run("--dataset_name", flat, "--teacher_config", data / "config.json", "--output_dir", tmp_path)
 
 
-def test_a_trained_teacher_without_an_image_processor_is_refused(straight, run, data, tmp_path):
+def test_a_trained_teacher_without_an_image_processor_is_refused(straight, run, data, tmp_path, capsys):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(straight[0] / "unplanted" / name)
-    with refuse(f"`--trained_teacher` must hold an image processor, got {str(tmp_path)!r}"):
+    with refuse(f"`--trained_teacher` must hold an image processor, got {str(tmp_path)!r}", capsys):
         run("--dataset_name", data / "images", "--trained_teacher", tmp_path, "--output_dir", tmp_path)

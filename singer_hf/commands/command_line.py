@@ -1,0 +1,148 @@
+"""What all commands share: flags or a YAML file, and one line for what a user got wrong."""
+
+import difflib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import yaml
+from datasets.exceptions import DatasetsError
+from safetensors import SafetensorError
+from transformers import HfArgumentParser
+
+from singer_hf.data.yaml_file import load_yaml
+
+logger = logging.getLogger(__name__)
+
+# What a user can get wrong: a value, a file, a folder, the data, or a learning rate with which the loss is not finite.
+_USER_ERRORS = (
+    *(ValueError, OSError, MemoryError, FloatingPointError),
+    *(DatasetsError, SafetensorError, yaml.YAMLError),
+)
+# Their messages say by themselves what is wrong.
+_CLEAR_ERRORS = (ValueError, OSError, FloatingPointError)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A context, or a decorator of a command, that prints ``error: ...`` in one line and exits with code 2.
+
+    Other exceptions than those of wrong values, files, folders and data keep their traceback. Of these it is in the
+    log at level DEBUG.
+
+    Raises:
+        SystemExit: If the user got something wrong.
+    """
+    try:
+        yield
+    except _USER_ERRORS as error:
+        logger.debug("the command failed", exc_info=True)
+        text = " ".join(str(error).split())
+        if not isinstance(error, _CLEAR_ERRORS) or not text:
+            text = f"{type(error).__name__}: {text}".rstrip(": ")
+        print(f"error: {text}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+class CommandParser(HfArgumentParser):
+    """`HfArgumentParser` that takes a YAML file of the same names before the flags, and raises for a wrong flag.
+
+    Flags must be written in full. Of several values of one name the last wins, so flags win over the file.
+
+    Args:
+        *dataclass_types: Dataclasses whose fields are the flags.
+    """
+
+    def __init__(self, *dataclass_types: type) -> None:
+        super().__init__(dataclass_types, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Overrides argparse, which would print all flags and exit.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(message)
+
+    def parse(self, arguments: list[str]) -> tuple[Any, ...]:
+        """Returns one instance of each dataclass.
+
+        Args:
+            arguments: The command line, see :func:`expand_file`.
+
+        Raises:
+            OSError: If the YAML file cannot be read.
+            ValueError: If the file or a flag is wrong.
+        """
+        flags = expand_file(arguments)
+        self.given_names(flags)
+        *parsed, unknown = self.parse_args_into_dataclasses(
+            flags, return_remaining_strings=True, look_for_args_file=False
+        )
+        if unknown:
+            raise ValueError(f"got {unknown} without a flag before; put a value with spaces in quotes")
+        return tuple(parsed)
+
+    def given_names(self, flags: list[str]) -> set[str]:
+        """Returns the names of the fields that flags give a value to.
+
+        Raises:
+            ValueError: If there is no such flag.
+        """
+        names = [flag.partition("=")[0] for flag in flags if flag.startswith("--")]
+        for name in names:
+            if name not in self._option_string_actions:
+                raise ValueError(f"unknown flag `{name}`; {self._nearest(name)}")
+        return {self._option_string_actions[name].dest for name in names}
+
+    def _nearest(self, name: str) -> str:
+        name = f"--{name.lstrip('-').replace('-', '_')}"
+        known = [flag for flag in self._option_string_actions if flag.startswith("--") and "-" not in flag[2:]]
+        near = [flag for flag in known if flag.startswith(name)] or difflib.get_close_matches(name, known, n=1)
+        return f"did you mean `{'` or `'.join(near[:3])}`?" if near else "see --help"
+
+
+def expand_file(arguments: list[str]) -> list[str]:
+    """Replaces a YAML file at the beginning of a command line by the flags that it stands for.
+
+    A list becomes several values, a mapping becomes JSON, and a name without a value (``null``) is left out.
+
+    Args:
+        arguments: The command line without the name of the program.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If the file is no valid YAML of the form ``name: value``, or something else than flags follows it.
+    """
+    if not arguments or not arguments[0].endswith((".yaml", ".yml")):
+        return list(arguments)
+    if arguments[1:] and not arguments[1].startswith("-"):
+        raise ValueError(f"only flags can follow the file {arguments[0]!r}, got {arguments[1]!r}")
+    return [*settings_to_flags(load_yaml(arguments[0])), *arguments[1:]]
+
+
+def settings_to_flags(settings: dict[str, Any]) -> list[str]:
+    """Returns settings as flags.
+
+    Args:
+        settings: Value by name; None is left out.
+
+    Raises:
+        ValueError: If a list has an empty entry.
+    """
+    flags = []
+    for name, value in settings.items():
+        if isinstance(value, list):
+            if None in value:
+                raise ValueError(f"`{name}` must have no empty entries, got {value}")
+            flags += [f"--{name}", *map(_to_text, value)]
+        elif value is not None:
+            flags.append(f"--{name}={_to_text(value)}")
+    return flags
+
+
+def _to_text(value: Any) -> str:
+    return json.dumps(value, default=str) if isinstance(value, dict) else str(value)

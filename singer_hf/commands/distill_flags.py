@@ -1,0 +1,127 @@
+"""Flags of `distill` beside the training arguments and the adapter's configuration."""
+
+import json
+from dataclasses import dataclass, field, fields
+
+from singer_hf import SingerConfig
+from singer_hf.baselines.method_table import METHODS, make_method
+from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES
+from singer_hf.baselines.singer import Singer
+from singer_hf.distillation.feature_distiller import FeatureDistiller
+
+
+@dataclass
+class ScriptArguments:
+    """Flags of the command beside those of SingerTrainingArguments and SingerConfig.
+
+    Raises:
+        ValueError: If flags contradict each other or the method's settings are out of range.
+    """
+
+    teacher_name_or_path: str = field(metadata={"help": "Teacher: Hub id (transformers or timm/) or local folder."})
+    dataset_name: str = field(metadata={"help": "Images: Hub id, imagefolder, or folder of parquet or arrow files."})
+    student_name_or_path: str | None = field(default=None, metadata={"help": "Student with weights to start from."})
+    student_config: str | None = field(
+        default=None, metadata={"help": "Student with random weights: config as JSON file, folder or Hub id."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the dataset on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; none by default."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column with the images. Default: the only image column."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a seeded subset of this size."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on a seeded subset of this size."})
+    evaluators: list[str] = field(
+        default_factory=list,
+        metadata={"help": "knn, linear_probe or both, at every evaluation; need labels in both splits."},
+    )
+    streaming: bool = field(default=False, metadata={"help": "Stream the dataset; needs --max_steps."})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "Images to shuffle within when streaming."})
+    image_processor: str | None = field(
+        default=None,
+        metadata={"help": "Image processor of the student. Default: its own, else the teacher's normalisation."},
+    )
+    method: str = field(default="singer", metadata={"help": f"One of {', '.join(METHODS)}."})
+    method_settings: str = field(
+        default="{}",
+        metadata={"help": 'Settings of a method other than SiNGER as JSON, for example \'{"scope": "batch"}\'.'},
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": f"Settings of SiNGER: {', '.join(RECIPES)}. Default: {DEFAULT_RECIPE}; flags win over it."},
+    )
+    num_calibration_images: int = field(
+        default=32, metadata={"help": "Training images for `--nullspace_source jacobian` and test_time_register."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Resume from the last complete checkpoint in output_dir."})
+
+    def __post_init__(self) -> None:
+        if (self.student_name_or_path is None) == (self.student_config is None):
+            raise ValueError("give exactly one of `--student_name_or_path` and `--student_config`")
+        if self.method == Singer.name and self.settings():
+            raise ValueError(
+                f"`--method_settings` must be left out with `--method {self.method}`, whose settings are flags of "
+                f"their own, got {self.method_settings!r}"
+            )
+        make_method(self.method, self.settings())
+        if self.recipe is not None and self.method != Singer.name:
+            raise ValueError(f"`--recipe` has settings of SiNGER; leave it out with `--method {self.method}`")
+        if self.evaluators and (self.eval_split is None or self.streaming):
+            raise ValueError("`--evaluators` need `--eval_split`, and labelled images that are not streamed")
+
+    def settings(self) -> dict:
+        """Returns the settings of the method by name.
+
+        Raises:
+            ValueError: If `method_settings` is not a JSON object.
+        """
+        try:
+            settings = json.loads(self.method_settings)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`--method_settings` must be JSON, got {self.method_settings!r}: {error}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"`--method_settings` must be settings by name, got {self.method_settings!r}")
+        return settings
+
+
+def check_flags(method: str, given: set[str], peft_config: SingerConfig) -> None:
+    """Checks that every flag has a meaning for the method.
+
+    Args:
+        method: Name of the method.
+        given: Names of the fields that were given on the command line or in the YAML file.
+        peft_config: The flags of the adapter.
+
+    Raises:
+        ValueError: If a flag belongs to another method, or the adapter would not be trained.
+    """
+    others = {name for kind in METHODS.values() for name in kind.training_fields} - set(
+        METHODS[method].training_fields
+    )
+    if method != Singer.name:
+        others |= {item.name for item in fields(SingerConfig)}
+    if wrong := sorted(given & others):
+        listed = ", ".join(f"`--{name}`" for name in wrong)
+        raise ValueError(f"`--method {method}` does not use {listed}; leave them out")
+    if peft_config.inference_mode:
+        raise ValueError("`--inference_mode` must be left out: the adapter would not be trained")
+
+
+def check_prefix_tokens(distiller: FeatureDistiller, num_prefix_tokens: int | None) -> None:
+    """Checks that patches are left behind the prefix tokens.
+
+    Args:
+        distiller: The distiller, for the teacher and the size of its images.
+        num_prefix_tokens: The flag.
+
+    Raises:
+        ValueError: If the prefix takes all tokens of an image, so that nothing would be refined.
+    """
+    view, grid = distiller.teacher_view, distiller.teacher_input.grid
+    if num_prefix_tokens is not None and num_prefix_tokens >= view.num_prefix_tokens + grid[0] * grid[1]:
+        raise ValueError(
+            f"`--num_prefix_tokens` must be less than the {view.num_prefix_tokens + grid[0] * grid[1]} tokens of an "
+            f"image, got {num_prefix_tokens}; leave it out for the {view.num_prefix_tokens} of the teacher"
+        )

@@ -33,6 +33,7 @@ from singer_hf.baselines.singer import Singer
 from singer_hf.commands.command_line import CommandParser, expand_file, one_line_errors, settings_to_flags
 from singer_hf.commands.distill_flags import ScriptArguments, check_flags, check_prefix_tokens
 from singer_hf.data.datasets import load_image_dataset
+from singer_hf.data.image_dataset import decode_image
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.data.transforms import eval_transform
 from singer_hf.demo.run import DemoSettings, run_demo
@@ -90,7 +91,7 @@ def calibration_images(script: ScriptArguments, seed: int) -> list[torch.Tensor]
         raise ValueError("calibration on training images needs an image processor saved with the teacher")
     rows = load_split(script, script.train_split, script.num_calibration_images, seed)
     transform = eval_transform(processor)
-    images = [transform(row["image"]) for row in rows.cast_column("image", datasets.Image())]
+    images = [transform(decode_image(row["image"])) for row in rows]
     return list(torch.stack(images).split(8))
 
 

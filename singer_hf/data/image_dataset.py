@@ -141,7 +141,7 @@ class IterableImageDataset(torch.utils.data.IterableDataset):
 
 def _load_row(row: dict, transform: Callable, seed: tuple[int, ...], where: str) -> dict[str, Any]:
     try:
-        image = _decode(row["image"])
+        image = decode_image(row["image"])
         pixel_values = _seeded(transform, image, seed)
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files.
         path = row["image"].get("path") if isinstance(row["image"], dict) else None
@@ -150,8 +150,15 @@ def _load_row(row: dict, transform: Callable, seed: tuple[int, ...], where: str)
     return {"pixel_values": pixel_values} if label is None else {"pixel_values": pixel_values, "labels": label}
 
 
-def _decode(encoded: dict[str, Any]) -> PIL.Image.Image:
-    """Decode an image of at most `PIL.Image.MAX_IMAGE_PIXELS`; Pillow itself only warns up to twice as many."""
+def decode_image(encoded: dict[str, Any]) -> PIL.Image.Image:
+    """Decode an image of at most `PIL.Image.MAX_IMAGE_PIXELS`; Pillow itself only warns up to twice as many.
+
+    Args:
+        encoded: The stored image, {"bytes", "path"}.
+
+    Raises:
+        PIL.Image.DecompressionBombWarning: If the image has more pixels.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         return datasets.Image().decode_example(encoded)

@@ -99,8 +99,7 @@ def test_two_methods_and_two_seeds_make_a_report(run, file, capsys, monkeypatch)
     assert part["cells"] == [cell for cell in content["cells"] if (cell["method"], cell["seed"]) == ("singer", 1)]
 
     # Other settings in the same folder.
-    with pytest.raises(ValueError, match=r"was made with other settings of the comparison \(max_steps: 4, now 6\)"):
-        run(file, "--max_steps", 6)
+    assert "was made with other settings of the comparison (max_steps: 4, now 6)" in run(file, "--max_steps", 6)
 
 
 def test_a_grid_is_drawn_as_a_map_of_what_was_made(run, tmp_path, monkeypatch):

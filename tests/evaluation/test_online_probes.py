@@ -179,7 +179,9 @@ def test_the_script_takes_evaluators_by_name(distill, tmp_path):
     assert "knn_top1" in (out / "README.md").read_text()
 
 
-def test_evaluators_need_an_evaluation_split(distill, tmp_path):
+def test_evaluators_need_an_evaluation_split(distill, tmp_path, capsys):
     flags = ("--teacher_name_or_path", "t", "--student_name_or_path", "s", "--dataset_name", "d")
-    with pytest.raises(ValueError, match=r"`--evaluators` need `--eval_split`, and labelled images"):
+    with pytest.raises(SystemExit) as end:
         distill(*flags, "--output_dir", tmp_path, "--evaluators", "knn")
+    assert end.value.code == 2
+    assert "error: `--evaluators` need `--eval_split`, and labelled images" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
+from singer_hf.data.image_dataset import decode_image
 from singer_hf.evaluation.benchmarks.image_crops import ImageCrop
 
 IGNORED = 255
@@ -109,9 +110,9 @@ class DenseRows(torch.utils.data.Dataset):
         Raises:
             ValueError: If one cannot be decoded or they differ in size.
         """
-        row, decoder = self.dataset[int(index)], ImageFeature()
+        row = self.dataset[int(index)]
         try:
-            image, stored = decoder.decode_example(row["image"]), decoder.decode_example(row["target"])
+            image, stored = decode_image(row["image"]), decode_image(row["target"])
         except Exception as error:  # Pillow's plugins raise almost anything on damaged files.
             raise ValueError(f"row {index} must hold a readable image and target, got {error}") from error
         target = self.decode(stored)

@@ -156,6 +156,13 @@ def test_a_broken_image_is_named_by_its_row():
         DenseRows(broken, crop("center"), MaskDecoder())[0]
 
 
+def test_an_image_of_more_pixels_than_pillow_s_limit_is_named_by_its_row(monkeypatch):
+    rows = select_dense_columns(half_masks(1), "segmentation")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(ValueError, match=r"row 0 must hold a readable image and target, got Image size"):
+        DenseRows(rows, crop("center"), MaskDecoder())[0]
+
+
 def test_columns_are_found_by_their_names():
     images, masks = [Image.new("RGB", (4, 4))], [Image.new("L", (4, 4))]
     assert select_dense_columns(dataset(images, masks, "depth"), "depth").column_names == ["image", "target"]

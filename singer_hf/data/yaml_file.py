@@ -10,6 +10,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which by itself keeps the last of several values of one name."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Composes one mapping; raises ``yaml.YAMLError`` if a name stands twice in it."""
         node = super().compose_mapping_node(anchor)
         seen: dict[Any, int] = {}
         for key, _ in node.value:

@@ -10,8 +10,8 @@ import pytest
 import transformers as hf
 from runs import files_in, make_resumable, make_trainer, small_student
 
-from singer_hf.training.guards.complete import last_complete_checkpoint
-from singer_hf.training.guards.output_folder import remove_earlier_run, rotate_checkpoints
+from singer_hf.training.guards.complete import find_problem, last_complete_checkpoint
+from singer_hf.training.guards.output_folder import remove_checkpoint, remove_earlier_run, rotate_checkpoints
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
@@ -48,6 +48,19 @@ def test_a_run_killed_before_its_first_checkpoint_is_not_resumed_from_the_one_it
     resumed = make_resumable(folder, **new)
     resumed.train(resume_from_checkpoint=True)
     assert resumed._initial_global_step == 0
+
+
+def test_a_checkpoint_of_which_one_file_was_removed_is_not_complete(old_run, tmp_path, monkeypatch):
+    folder = shutil.copytree(old_run / "checkpoint-8", tmp_path / "checkpoint-8")
+    assert find_problem(folder) is None
+
+    def die(*args):
+        raise Killed
+
+    monkeypatch.setattr(shutil, "rmtree", die)
+    with pytest.raises(Killed):
+        remove_checkpoint(folder)
+    assert find_problem(folder).startswith("FileNotFoundError: ")
 
 
 @pytest.mark.parametrize("kill_at", [0, 1, 5, 12, 30])

@@ -1,11 +1,8 @@
 """Compares distillation methods: one student per method and seed, with the same images, order and steps for all.
 
-    python examples/compare.py examples/configs/compare/cifar10_planted.yaml --num_processes 2
+    python examples/compare.py examples/configs/compare/cifar10_planted.yaml
 
-Writes comparison.json, comparison.md and figures/*.png into `output_dir`, every student into cells/<method>/<seed>.
-Repeat the command to resume a comparison that was stopped; finished cells are kept. Flags override the file:
-`--output_dir`, `--seeds 0 1`, `--methods fitnet singer_paper` (a selection from the file), `--max_steps`,
-`--teacher_name_or_path`, `--clean_teacher_name_or_path`, `--dataset_name`.
+How to use it, with examples: the first lines of singer_hf/commands/compare.py.
 """
 
 import sys

@@ -1,14 +1,8 @@
 """Evaluates frozen features: linear probes, nearest neighbours, segmentation and depth, on benchmarks or your data.
 
-    python examples/evaluate.py --list
-    python examples/evaluate.py --model_name_or_path facebook/dinov2-small outputs/student --benchmark food101 \
-        --protocol dinov2 --output_dir outputs/evaluation
-    python examples/evaluate.py --model_name_or_path outputs/student --benchmark camvid --dataset_name path/to/camvid
-    python examples/evaluate.py --model_name_or_path outputs/student --task knn --dataset_name path/to/imagefolder
+    python examples/evaluate.py --help
 
-Writes results.json, results.md, per_class_*.json and figures/*.png into output_dir. Several models share one table.
-`--benchmark` takes several names and the groups DS, FG, paper and scenes. A YAML file with the same names can precede
-or replace the flags.
+How to use it, with examples: the first lines of singer_hf/commands/evaluate.py.
 """
 
 import sys

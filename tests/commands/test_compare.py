@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import make_runner
 from tiny_study import METHODS, write_study
 
 from singer_hf.commands import compare as compare_command
@@ -32,16 +33,7 @@ def run(command, monkeypatch, capsys):
     """Runs the command in this process; returns its error message, or None."""
     torch.set_num_threads(1)
     monkeypatch.setattr("singer_hf.training.saving.save_run_figures", lambda *args: None)
-
-    def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, flags)])
-        try:
-            command.main()
-        except SystemExit as end:
-            return capsys.readouterr().err.splitlines()[-1] if end.code == 2 else end.code
-        return None
-
-    return run
+    return make_runner(command, "compare.py", monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 """The command `examples/evaluate.py`: flags, files, messages."""
 
 import json
-import sys
 
 import pytest
+from in_process import make_runner
 from labelled import colour_dataset, half_masks, image_folder, saved_model
 
 from singer_hf.cards.student_card import CardInfo, student_card
@@ -20,16 +20,7 @@ def command():
 @pytest.fixture
 def run(command, monkeypatch, capsys):
     """Runs the command in this process; returns its error message, or None."""
-
-    def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
-        try:
-            command.main()
-        except SystemExit as end:
-            return capsys.readouterr().err.splitlines()[-1] if end.code == 2 else end.code
-        return None
-
-    return run
+    return make_runner(command, "evaluate.py", monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from singer_hf.baselines.clip_norm import ClipNormMethod
+from singer_hf.baselines.cleanups.clip_norm import ClipNormMethod
+from singer_hf.baselines.cleanups.neighbor_mean import NeighborMeanMethod
+from singer_hf.baselines.cleanups.register_method import TestTimeRegister
 from singer_hf.baselines.fitnet import FitNet
 from singer_hf.baselines.method import Method
-from singer_hf.baselines.neighbor_mean import NeighborMeanMethod
-from singer_hf.baselines.register_method import TestTimeRegister
 from singer_hf.baselines.singer import Singer
 from singer_hf.baselines.vitkd import ViTKD
 

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from singer_hf.artifacts.outliers import OutlierRule
-from singer_hf.baselines.clip_norm import ClipNorm
+from singer_hf.baselines.cleanups.clip_norm import ClipNorm
+from singer_hf.baselines.cleanups.neighbor_mean import NeighborMean
 from singer_hf.baselines.method_table import make_method
-from singer_hf.baselines.neighbor_mean import NeighborMean
 from singer_hf.vit.structure import view_vit
 
 

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from zoo import images, tiny_vit
 
 from singer_hf import SingerConfig
-from singer_hf.baselines.clip_norm import ClipNorm, ClipNormMethod
+from singer_hf.baselines.cleanups.clip_norm import ClipNorm, ClipNormMethod
+from singer_hf.baselines.cleanups.neighbor_mean import NeighborMean
 from singer_hf.baselines.fitnet import FitNet
-from singer_hf.baselines.neighbor_mean import NeighborMean
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.vit.features import capture_features
 

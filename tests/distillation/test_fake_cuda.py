@@ -14,8 +14,8 @@ from torch._subclasses import FakeTensorMode
 from zoo import images, tiny, tiny_vit
 
 from singer_hf import SingerConfig, SingerDistiller
-from singer_hf.baselines.clip_norm import ClipNorm
-from singer_hf.baselines.neighbor_mean import NeighborMean
+from singer_hf.baselines.cleanups.clip_norm import ClipNorm
+from singer_hf.baselines.cleanups.neighbor_mean import NeighborMean
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*exceeds the effective null dimension")

@@ -4,8 +4,8 @@ import pytest
 from runs import make_trainer, small_student
 from zoo import tiny_vit
 
-from singer_hf.baselines.clip_norm import ClipNormMethod
-from singer_hf.baselines.register_method import TestTimeRegister
+from singer_hf.baselines.cleanups.clip_norm import ClipNormMethod
+from singer_hf.baselines.cleanups.register_method import TestTimeRegister
 from singer_hf.baselines.vitkd import ViTKD
 from singer_hf.cards.student_card import student_card
 from singer_hf.training.run_card import card_info

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from singer_hf.artifacts.outliers import OutlierRule
+from singer_hf.baselines.cleanups.refiner_method import refined_features_card
+from singer_hf.baselines.cleanups.registers import install_test_time_registers
 from singer_hf.baselines.method import Method
-from singer_hf.baselines.refiner_method import refined_features_card
-from singer_hf.baselines.registers import install_test_time_registers
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.vit.block_indices import resolve_layers
 from singer_hf.vit.features import FeatureCapture

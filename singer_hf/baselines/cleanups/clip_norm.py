@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from singer_hf.artifacts.outliers import OutlierRule
-from singer_hf.baselines.refiner_method import RefinerMethod, check_threshold, norms_and_thresholds, replace_patches
+from singer_hf.baselines.cleanups.refiner_method import (
+    RefinerMethod,
+    check_threshold,
+    norms_and_thresholds,
+    replace_patches,
+)
 from singer_hf.vit.tokens import split_tokens
 from singer_hf.vit.view import ViTView
 

@@ -25,7 +25,9 @@ class Method:
     """
 
     name: ClassVar[str]
-    objective_fields: ClassVar[tuple[str, ...]] = ("kd_weight", "teacher_layers", "student_layers")
+    objective_fields: ClassVar[tuple[str, ...]] = (
+        *("kd_weight", "kd_loss", "target_norm", "teacher_layers", "student_layers"),
+    )
     training_fields: ClassVar[tuple[str, ...]] = objective_fields
 
     @classmethod

@@ -22,8 +22,11 @@ _ADAPTER_SETTINGS = (
     "nullspace_source",
     "init_scale",
     "null_threshold",
+    "gate",
 )
-_ADAPTER_OBJECTIVE = ("outlier_weight", "info_weight", "outlier_quantile", "info_loss", "detach_refined")
+_ADAPTER_OBJECTIVE = (
+    *("outlier_weight", "info_weight", "outlier_quantile", "outlier_loss", "info_loss", "detach_refined"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Singer(Method):
     name = "singer"
     objective_fields = (*Method.objective_fields, *_ADAPTER_OBJECTIVE)
     # The adapter determines the teacher's blocks.
-    training_fields = ("kd_weight", "student_layers", *_ADAPTER_OBJECTIVE, "adapter_warmup_steps")
+    training_fields = ("kd_weight", "kd_loss", "target_norm", "student_layers", *_ADAPTER_OBJECTIVE, "adapter_warmup_steps")
     card = CardMethod(
         "singer",
         "with SiNGER ([paper](https://arxiv.org/abs/2509.20986)): a low-rank adapter lowered the norm of the "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
-from singer_hf.distillation.losses import check_singer_settings, info_loss, outlier_loss
+from singer_hf.distillation.losses import check_singer_settings, info_loss, length_unit, outlier_loss
 from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.vit.features import CapturedFeatures
 
@@ -41,10 +41,12 @@ class SingerDistiller(FeatureDistiller):
         outlier_weight: λ_outlier, >= 0.
         info_weight: λ_info, >= 0.
         outlier_quantile: γ in (0, 1): the share of an image's patches whose norm is not penalised.
+        outlier_loss: Unit of L_outlier: ``"absolute"``: the teacher's own (paper). ``"relative"``: the median norm of
+            the batch's raw patch tokens.
         info_loss: ``"gram"`` (paper) or ``"reference"`` (the released code's variant).
         detach_refined: Whether L_KD has no gradient to the adapter.
-        **kwargs: ``student_layers``, ``kd_weight``, ``image_size``, ``student_normalization`` and
-            ``teacher_normalization`` of :class:`FeatureDistiller`.
+        **kwargs: ``student_layers``, ``kd_weight``, ``kd_loss``, ``target_norm``, ``image_size`` and both
+            normalisations of :class:`FeatureDistiller`.
 
     Raises:
         ValueError: If an argument is out of range, the student is no vision model, it has fewer blocks than are
@@ -60,11 +62,12 @@ class SingerDistiller(FeatureDistiller):
         outlier_weight: float = 0.01,
         info_weight: float = 1.0,
         outlier_quantile: float = 0.97,
+        outlier_loss: str = "absolute",
         info_loss: str = "gram",
         detach_refined: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_singer_settings(outlier_weight, info_weight, outlier_quantile, info_loss)
+        check_singer_settings(outlier_weight, info_weight, outlier_quantile, info_loss, outlier_loss)
         adapters = find_singer_layers(teacher)
         if adapters and teacher_layers is not None and sorted(teacher_layers) != sorted(adapters):
             raise ValueError(
@@ -74,7 +77,8 @@ class SingerDistiller(FeatureDistiller):
         layers = sorted(adapters) if adapters else teacher_layers
         super().__init__(student, teacher, refiners=adapters, teacher_layers=layers, **kwargs)
         self.outlier_weight, self.info_weight = outlier_weight, info_weight
-        self.outlier_quantile, self.info_kind, self.detach_refined = outlier_quantile, info_loss, detach_refined
+        self.outlier_quantile, self.outlier_kind = outlier_quantile, outlier_loss
+        self.info_kind, self.detach_refined = info_loss, detach_refined
         # While True, L_KD has weight 0; the student stays part of the graph, as several processes need it.
         self.in_adapter_warmup = False
 
@@ -82,22 +86,30 @@ class SingerDistiller(FeatureDistiller):
         """Computes the losses of images (B, 3, H, W), normalised for the student."""
         student = self.student_extractor(pixel_values)
         raw = self.teacher_features(pixel_values)
+        self.observe(raw.outputs)
         refined = self.refine(raw.outputs)
         targets = {i: tokens.detach() for i, tokens in refined.items()} if self.detach_refined else refined
         kd = self.kd_loss(targets, student)
         outlier = info = torch.zeros_like(kd)
         if self.refiners:
-            outlier = self.outlier_loss(refined)
+            outlier = self.outlier_loss(refined, raw.outputs)
             if self.info_weight:
                 info = self.info_loss(raw, refined)
         kd_weight = 0.0 if self.in_adapter_warmup else self.kd_weight
         loss = kd_weight * kd + self.outlier_weight * outlier + self.info_weight * info
         return SingerOutput(loss=loss, kd_loss=kd, outlier_loss=outlier, info_loss=info)
 
-    def outlier_loss(self, refined: Mapping[int, Tensor]) -> Tensor:
-        """L_outlier, mean over the blocks; ``refined`` holds F̂_l, (B, P+N, D_T), by block."""
+    def outlier_loss(self, refined: Mapping[int, Tensor], raw: Mapping[int, Tensor]) -> Tensor:
+        """L_outlier, mean over the blocks.
+
+        Args:
+            refined: F̂_l, (B, P+N, D_T), by block.
+            raw: F_l, likewise.
+        """
         prefix = self.teacher_view.num_prefix_tokens
-        losses = [outlier_loss(tokens[:, prefix:], self.outlier_quantile) for tokens in refined.values()]
+        relative = self.outlier_kind == "relative"
+        units = {i: length_unit(raw[i][:, prefix:]) if relative else 1.0 for i in refined}
+        losses = [outlier_loss(refined[i][:, prefix:], self.outlier_quantile, unit) for i, unit in units.items()]
         return torch.stack(losses).mean()
 
     def info_loss(self, raw: CapturedFeatures, refined: Mapping[int, Tensor]) -> Tensor:

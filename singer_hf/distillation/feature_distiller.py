@@ -1,7 +1,6 @@
 """Multi-layer feature distillation (FitNet): teacher, student and projectors in one module."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,9 +9,11 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from singer_hf.distillation.block_pairs import BlockPair, pair_student_layers
-from singer_hf.distillation.losses import check_weights, kd_loss
+from singer_hf.distillation.losses import check_kd_settings, kd_loss
 from singer_hf.distillation.student_features import check_two_models, make_student_extractor
+from singer_hf.distillation.target_norm import make_target_norm
 from singer_hf.distillation.teacher_input import Normalization, TeacherInput
+from singer_hf.distillation.trained_module import TrainedModule
 from singer_hf.tuner.layer import SingerLayer, find_singer_layers, raw_features
 from singer_hf.vit.block_indices import default_layers, resolve_layers
 from singer_hf.vit.features import CapturedFeatures, FeatureCapture
@@ -45,7 +46,7 @@ class DistillerOutput(ModelOutput):
         return {name: value for name, value in self.items() if name != "loss"}
 
 
-class FeatureDistiller(nn.Module):
+class FeatureDistiller(TrainedModule):
     """Distils the features of several teacher blocks into a student (FitNet, arXiv 1412.6550, over several blocks).
 
     The teacher is frozen in place (its weights stop requiring gradients) and stays in eval mode.
@@ -59,6 +60,9 @@ class FeatureDistiller(nn.Module):
         student_layers: Student blocks, one per distilled teacher block, 0-based, negatives allowed. None: by relative
             depth, the last one being the student's last block.
         kd_weight: Weight of L_KD, >= 0.
+        kd_loss: Distance of L_KD, see :func:`singer_hf.distillation.losses.kd_loss`.
+        target_norm: Normalisation of the targets of L_KD: ``"none"`` (paper), ``"token"`` (LayerNorm of each token, no
+            gain and bias) or ``"channel"`` (standardised by channel with statistics of the inliers).
         image_size: (height, width) of the student's images in pixels. None: the size in its config, else 224 x 224.
         student_normalization: (mean, std) of ``pixel_values``, 3 channels each.
         teacher_normalization: (mean, std) that the teacher expects. None for either: the images are not re-normalised.
@@ -82,13 +86,15 @@ class FeatureDistiller(nn.Module):
         teacher_layers: Sequence[int] | None = None,
         student_layers: Sequence[int] | None = None,
         kd_weight: float = 1.0,
+        kd_loss: str = "mse",
+        target_norm: str = "none",
         image_size: tuple[int, int] | None = None,
         student_normalization: Normalization | None = None,
         teacher_normalization: Normalization | None = None,
     ) -> None:
         super().__init__()
-        check_weights(kd_weight=kd_weight)
-        self.kd_weight = kd_weight
+        check_kd_settings(kd_weight, kd_loss, target_norm)
+        self.kd_weight, self.kd_kind, self.target_norm = kd_weight, kd_loss, target_norm
         check_two_models(student, teacher)
         self.student, self.teacher = student, teacher
         self.teacher_view = view_vit(teacher)
@@ -100,6 +106,7 @@ class FeatureDistiller(nn.Module):
             self.teacher_view, size, self.pairs[-1].grid, student_normalization, teacher_normalization
         )
         self.projectors = self._make_projectors()
+        self.target_norms = self._make_target_norms()
         self._freeze_teacher()
         following = [i + 1 for i in self.refiners if i + 1 < self.teacher_view.num_blocks]  # replayed for L_info
         self._teacher_capture = FeatureCapture(self.teacher_view, [*self.teacher_layers, *following], calls=following)
@@ -128,7 +135,9 @@ class FeatureDistiller(nn.Module):
     def forward(self, pixel_values: Tensor) -> DistillerOutput:
         """Computes the loss of images (B, 3, H, W), normalised for the student."""
         student = self.student_extractor(pixel_values)
-        targets = self.refine(self.teacher_features(pixel_values).outputs)
+        raw = self.teacher_features(pixel_values).outputs
+        self.observe(raw)
+        targets = self.refine(raw)
         kd = self.kd_loss(targets, student)
         return DistillerOutput(loss=self.kd_weight * kd, kd_loss=kd)
 
@@ -156,7 +165,7 @@ class FeatureDistiller(nn.Module):
         return features.calls[block + 1].replay(self.teacher_view.blocks[block + 1], refined)
 
     def kd_loss(self, targets: Mapping[int, Tensor], student: Mapping[int, Tensor]) -> Tensor:
-        """L_KD = mean over blocks of MSE(F̂, P(F^S)), over the patches and the class tokens that both sides have.
+        """L_KD = mean over blocks of d(norm(F̂), P(F^S)), over the patches and the class tokens that both sides have.
 
         Args:
             targets: Teacher block -> target tokens (B, P+N, D_T).
@@ -164,8 +173,24 @@ class FeatureDistiller(nn.Module):
         """
         prefix, common = self.teacher_view.num_prefix_tokens, self.num_common_class_tokens
         pairs = [pair for pair in self.pairs if pair.teacher in targets]
-        losses = [kd_loss(keep_tokens(targets[p.teacher], common, prefix), self.project(p, student)) for p in pairs]
+        normalized = self.normalize_targets({pair.teacher: targets[pair.teacher] for pair in pairs})
+        losses = [
+            kd_loss(keep_tokens(normalized[p.teacher], common, prefix), self.project(p, student), self.kd_kind)
+            for p in pairs
+        ]
         return torch.stack(losses).mean()
+
+    def normalize_targets(self, targets: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Tokens (B, P+N, D_T) by teacher block, normalised as the targets of L_KD are; same shapes."""
+        return {i: self.target_norms[str(i)](tokens) for i, tokens in targets.items()}
+
+    def observe(self, raw: Mapping[int, Tensor]) -> None:
+        """In training, lets statistics of the teacher see raw tokens (B, P+N, D_T) by block."""
+        if self.training:
+            for i in self.teacher_layers:
+                self.target_norms[str(i)].observe(raw[i])
+                if i in self.singer_layers:
+                    self.singer_layers[i].observe(raw[i])
 
     def project(self, pair: BlockPair, student: Mapping[int, Tensor]) -> Tensor:
         """P(F^S) of one pair, on the teacher's grid: (B, common class tokens + N, D_T).
@@ -211,40 +236,14 @@ class FeatureDistiller(nn.Module):
         own = self.student_extractor.widths
         return nn.ModuleDict({str(i): nn.Linear(own[j], width, device=device) for i, j, _ in self.pairs})
 
+    def _make_target_norms(self) -> nn.ModuleDict:
+        view = self.teacher_view
+        sizes = (view.hidden_size, view.num_prefix_tokens, view.patch_embedding.weight.device)
+        return nn.ModuleDict({str(i): make_target_norm(self.target_norm, *sizes) for i in self.teacher_layers})
+
     def _freeze_teacher(self) -> None:
         trained = {id(p) for layer in self.singer_layers.values() for p in layer.adapter_parameters()}
         for parameter in self.teacher.parameters():
             if id(parameter) not in trained:
                 parameter.requires_grad_(False)
         self.teacher.eval()
-
-    # What the Trainer, compilation and FSDP need.
-    accepts_loss_kwargs = False
-    main_input_name = "pixel_values"
-
-    @property
-    def trained_modules(self) -> dict[str, nn.Module]:
-        """The trained modules beside student and adapter, by the name of the folder they are saved in."""
-        return {"projectors": self.projectors}
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """A context in which the hooks stay on teacher and student between steps, as compilation needs."""
-        with self._teacher_capture, self.student_extractor.capture or nullcontext():
-            yield
-
-    def train(self, mode: bool = True) -> "FeatureDistiller":
-        """Sets the mode of student and projectors; the teacher stays in eval mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def activation_checkpointing_enable(self, *args: object, **kwargs: object) -> None:
-        """Enables activation checkpointing in the student; the teacher's main pass stores no activations."""
-        self.student.activation_checkpointing_enable(*args, **kwargs)
-
-    @property
-    def _no_split_modules(self) -> list[str]:
-        # FSDP shards modules of these classes one by one: the blocks themselves, not the adapters around them.
-        views = filter(None, (self.teacher_view, getattr(self.student_extractor, "view", None)))
-        return sorted({type(view.blocks[0]).__name__ for view in views})

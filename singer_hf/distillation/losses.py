@@ -1,4 +1,4 @@
-"""The three terms of the SiNGER objective: tensors in, scalar out, float32 inside, no host synchronisation."""
+"""The terms of the objective and the normalisations of its targets: float32 inside, no host synchronisation."""
 
 import torch
 from torch import Tensor
@@ -6,26 +6,53 @@ from torch.nn import functional as F
 
 from singer_hf.artifacts.gram import gram_matrix
 
+KD_LOSSES = ("mse", "cosine", "smooth_l1")
+TARGET_NORMS = ("none", "token", "channel")
+OUTLIER_LOSSES = ("absolute", "relative")
 INFO_LOSSES = ("gram", "reference")
 
 
-def kd_loss(refined: Tensor, projected: Tensor) -> Tensor:
-    """Mean squared error between the teacher's refined and the student's projected tokens (paper, L_KD).
+def normalize_tokens(tokens: Tensor) -> Tensor:
+    """Tokens (..., D) with mean 0 and variance 1 over their channels: a LayerNorm without gain and bias, float32."""
+    tokens = tokens.float()
+    centered = tokens - tokens.mean(dim=-1, keepdim=True)
+    # A bound, not an added epsilon, which would give the result a unit of length.
+    return centered * centered.square().mean(dim=-1, keepdim=True).clamp(min=1e-12).rsqrt()
+
+
+def standardize_channels(tokens: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """``(F - μ) / σ`` by channel, float32.
+
+    Args:
+        tokens: F, (B, T, D).
+        mean: μ, (D,) or (T, D).
+        deviation: σ, > 0, of the same shape.
+    """
+    return (tokens.float() - mean) / deviation
+
+
+def kd_loss(refined: Tensor, projected: Tensor, kind: str = "mse") -> Tensor:
+    """Distance between the teacher's refined and the student's projected tokens (L_KD).
 
     Args:
         refined: F̂, (B, T, D_T).
         projected: P(F^S), (B, T, D_T).
+        kind: ``"mse"``: mean squared error (paper). ``"cosine"``: mean of 1 - cosine over the tokens. ``"smooth_l1"``:
+            mean of the smooth L1 distance (Huber, threshold 1).
 
     Raises:
         ValueError: If the shapes differ.
     """
     if refined.shape != projected.shape:
         raise ValueError(f"refined tokens {tuple(refined.shape)} and projected {tuple(projected.shape)} must match")
-    return F.mse_loss(projected.float(), refined.float())
+    refined, projected = refined.float(), projected.float()
+    if kind == "cosine":
+        return 1 - F.cosine_similarity(projected, refined, dim=-1).mean()
+    return F.smooth_l1_loss(projected, refined) if kind == "smooth_l1" else F.mse_loss(projected, refined)
 
 
-def outlier_loss(refined_patches: Tensor, quantile: float = 0.97) -> Tensor:
-    """Mean squared excess of the norms above their image's quantile, over the patches above it (paper, L_outlier).
+def outlier_loss(refined_patches: Tensor, quantile: float = 0.97, unit: Tensor | float = 1.0) -> Tensor:
+    """Mean squared excess of the norms above their image's quantile, over the patches above it (L_outlier).
 
     No gradient flows through the quantile. These are the longest patches of an image; which patches are artifacts is
     decided by :class:`singer_hf.artifacts.outliers.OutlierRule`.
@@ -33,12 +60,18 @@ def outlier_loss(refined_patches: Tensor, quantile: float = 0.97) -> Tensor:
     Args:
         refined_patches: Patch tokens (B, N, D) of F̂.
         quantile: γ in (0, 1).
+        unit: Length in which the excess is measured, scalar, > 0: 1 (paper), or :func:`length_unit`.
     """
     norms = refined_patches.float().norm(dim=-1)
     threshold = torch.quantile(norms.detach(), quantile, dim=1, keepdim=True)
-    excess = (norms - threshold).clamp(min=0)
+    excess = (norms - threshold).clamp(min=0) / unit
     count = (norms.detach() > threshold).sum().clamp(min=1)
     return excess.square().sum() / count
+
+
+def length_unit(raw_patches: Tensor) -> Tensor:
+    """Median norm of raw patch tokens (B, N, D) of a batch, a scalar without gradient."""
+    return raw_patches.detach().float().norm(dim=-1).median()
 
 
 def info_loss(refined: Tensor, raw: Tensor, num_prefix_tokens: int = 0, kind: str = "gram") -> Tensor:
@@ -70,7 +103,40 @@ def check_weights(**weights: float) -> None:
             raise ValueError(f"`{name}` must be at least 0, got {weight!r}")
 
 
-def check_singer_settings(outlier_weight: float, info_weight: float, outlier_quantile: float, info_loss: str) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Checks that an argument has one of its values.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        choices: Its possible values.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_kd_settings(kd_weight: float, kd_loss: str, target_norm: str) -> None:
+    """Checks the settings of L_KD.
+
+    Args:
+        kd_weight: Weight of L_KD, >= 0.
+        kd_loss: One of ``KD_LOSSES``.
+        target_norm: One of ``TARGET_NORMS``.
+
+    Raises:
+        ValueError: If the weight is negative or a name is unknown.
+    """
+    check_weights(kd_weight=kd_weight)
+    check_choice("kd_loss", kd_loss, KD_LOSSES)
+    check_choice("target_norm", target_norm, TARGET_NORMS)
+
+
+def check_singer_settings(
+    outlier_weight: float, info_weight: float, outlier_quantile: float, info_loss: str, outlier_loss: str
+) -> None:
     """Checks the settings of the terms that train the adapter.
 
     Args:
@@ -78,12 +144,13 @@ def check_singer_settings(outlier_weight: float, info_weight: float, outlier_qua
         info_weight: λ_info, >= 0.
         outlier_quantile: γ in (0, 1).
         info_loss: One of ``INFO_LOSSES``.
+        outlier_loss: One of ``OUTLIER_LOSSES``.
 
     Raises:
-        ValueError: If a weight is negative, the quantile is not in (0, 1), or ``info_loss`` is unknown.
+        ValueError: If a weight is negative, the quantile is not in (0, 1), or a name is unknown.
     """
     check_weights(outlier_weight=outlier_weight, info_weight=info_weight)
     if not 0 < outlier_quantile < 1:
         raise ValueError(f"`outlier_quantile` must lie in (0, 1), got {outlier_quantile!r}")
-    if info_loss not in INFO_LOSSES:
-        raise ValueError(f"`info_loss` must be one of {', '.join(map(repr, INFO_LOSSES))}, got {info_loss!r}")
+    check_choice("info_loss", info_loss, INFO_LOSSES)
+    check_choice("outlier_loss", outlier_loss, OUTLIER_LOSSES)

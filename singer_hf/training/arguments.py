@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from singer_hf.cards.privacy import without_paths
-from singer_hf.distillation.losses import INFO_LOSSES, check_singer_settings, check_weights
+from singer_hf.distillation.losses import (
+    INFO_LOSSES,
+    KD_LOSSES,
+    OUTLIER_LOSSES,
+    TARGET_NORMS,
+    check_kd_settings,
+    check_singer_settings,
+)
 
 
 @dataclass
@@ -20,9 +27,12 @@ class SingerTrainingArguments(TrainingArguments):
 
     Args:
         kd_weight: Weight of L_KD, >= 0.
+        kd_loss: Distance of L_KD: ``"mse"`` (paper), ``"cosine"`` or ``"smooth_l1"``.
+        target_norm: Normalisation of the targets of L_KD: ``"none"`` (paper), ``"token"`` or ``"channel"``.
         outlier_weight: λ_outlier, >= 0.
         info_weight: λ_info, >= 0.
         outlier_quantile: γ in (0, 1).
+        outlier_loss: Unit of L_outlier: ``"absolute"`` (paper) or ``"relative"`` to the median norm of the patches.
         info_loss: ``"gram"`` (paper) or ``"reference"`` (released code).
         detach_refined: Whether L_KD has no gradient to the adapter.
         adapter_warmup_steps: Number of first steps in which L_KD has weight 0, so that the adapter is trained before
@@ -50,9 +60,16 @@ class SingerTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: such a loss ends the run."})
 
     kd_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation loss L_KD, >= 0."})
+    kd_loss: str = field(default="mse", metadata={"help": f"Distance of L_KD, one of {', '.join(KD_LOSSES)}."})
+    target_norm: str = field(
+        default="none", metadata={"help": f"Normalisation of the targets, one of {', '.join(TARGET_NORMS)}."}
+    )
     outlier_weight: float = field(default=0.01, metadata={"help": "Weight of the outlier loss, >= 0."})
     info_weight: float = field(default=1.0, metadata={"help": "Weight of the information loss, >= 0."})
     outlier_quantile: float = field(default=0.97, metadata={"help": "Share of patches whose norm is left alone."})
+    outlier_loss: str = field(
+        default="absolute", metadata={"help": f"Unit of the outlier loss, one of {', '.join(OUTLIER_LOSSES)}."}
+    )
     info_loss: str = field(default="gram", metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
     detach_refined: bool = field(default=False, metadata={"help": "Keep L_KD from training the adapter."})
     adapter_warmup_steps: int = field(default=0, metadata={"help": "First steps that train the adapter alone."})
@@ -69,8 +86,10 @@ class SingerTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_weights(kd_weight=self.kd_weight)
-        check_singer_settings(self.outlier_weight, self.info_weight, self.outlier_quantile, self.info_loss)
+        check_kd_settings(self.kd_weight, self.kd_loss, self.target_norm)
+        check_singer_settings(
+            self.outlier_weight, self.info_weight, self.outlier_quantile, self.info_loss, self.outlier_loss
+        )
         if self.adapter_warmup_steps < 0:
             raise ValueError(f"`adapter_warmup_steps` must be at least 0, got {self.adapter_warmup_steps!r}")
         if self.max_steps > 0:

@@ -38,7 +38,7 @@ def save_distilled(
     published.save_pretrained(folder, state_dict=student_state if student is None else None)
     if student is not None and resumable:
         _save_tensors(student_state or distiller.student.state_dict(), folder / RAW_STUDENT_FILE)
-    for name, module in distiller.trained_modules.items():
+    for name, module in distiller.saved_modules.items():
         _save_tensors(_part(state_dict, name) or module.state_dict(), folder / name / WEIGHTS_FILE)
     if distiller.singer_layers:
         _save_adapter(distiller.teacher, folder / ADAPTER_FOLDER, _part(state_dict, "teacher"))
@@ -63,7 +63,7 @@ def load_distilled(distiller: FeatureDistiller, folder: str | Path, average: nn.
     distiller.student.load_state_dict(load_file(raw_file) if raw_file.is_file() else published)
     if average is not None:
         average.load_state_dict(published)
-    for name, module in distiller.trained_modules.items():
+    for name, module in distiller.saved_modules.items():
         module.load_state_dict(load_file(folder / name / WEIGHTS_FILE))
     if distiller.singer_layers:
         name = distiller.teacher.active_adapter

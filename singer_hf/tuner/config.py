@@ -7,6 +7,7 @@ from typing import Any
 from peft import PeftConfig
 
 from singer_hf.cards.adapter_card import LIBRARY_NAME, write_adapter_cards
+from singer_hf.tuner.gate import GATES
 from singer_hf.tuner.nullspace_sources import NULLSPACE_SOURCES
 from singer_hf.vit.block_indices import default_layers, resolve_layers
 
@@ -47,6 +48,9 @@ class SingerConfig(PeftConfig):
         null_threshold: Absolute singular value, > 0, below which a direction counts as null. None: 0.05 for
             ``"reference"`` (released code), 0.05 times the largest singular value otherwise. It selects the directions
             of ``"reference"``; otherwise it only controls the warning about a too large ``r``.
+        gate: ``"none"``: every patch token is refined (paper). ``"outlier"``: only tokens beyond a norm that is
+            estimated in training, see :class:`singer_hf.tuner.gate.OutlierGate`; a teacher without outliers passes
+            unchanged.
         num_prefix_tokens: Number of class, distillation and register tokens before the patches. None: taken from the
             model.
         exclude_modules: Names (or one regular expression) of blocks without an adapter, as in other PEFT methods.
@@ -72,6 +76,7 @@ class SingerConfig(PeftConfig):
     null_threshold: float | None = field(
         default=None, metadata={"help": "Absolute singular value below which a direction counts as null, > 0."}
     )
+    gate: str = field(default="none", metadata={"help": f"Which patches are refined, one of {', '.join(GATES)}."})
     num_prefix_tokens: int | None = field(
         default=None, metadata={"help": "Tokens before the patches. Default: taken from the model."}
     )
@@ -94,6 +99,7 @@ class SingerConfig(PeftConfig):
             self.layers_to_transform = [self.layers_to_transform]
         _check_choice("init_weights", self.init_weights, INIT_WEIGHTS)
         _check_choice("nullspace_source", self.nullspace_source, NULLSPACE_SOURCES)
+        _check_choice("gate", self.gate, GATES)
         self._check_numbers()
         self._check_layers()
 

@@ -8,6 +8,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from singer_hf.tuner.gate import OutlierGate
+
 
 class SingerLayer(nn.Module, BaseTunerLayer):
     """A block of the teacher whose output tokens are refined by every active adapter.
@@ -17,7 +19,7 @@ class SingerLayer(nn.Module, BaseTunerLayer):
         hidden_size: Width D of its tokens.
     """
 
-    adapter_layer_names = ("singer_down", "singer_up")
+    adapter_layer_names = ("singer_down", "singer_up", "singer_gate")
     other_param_names = ("num_prefix_tokens", "base_model_name")
 
     def __init__(self, base_layer: nn.Module, hidden_size: int) -> None:
@@ -26,6 +28,7 @@ class SingerLayer(nn.Module, BaseTunerLayer):
         self.hidden_size = hidden_size
         self.singer_down = nn.ModuleDict()
         self.singer_up = nn.ModuleDict()
+        self.singer_gate = nn.ModuleDict()  # only of adapters with `gate="outlier"`
         self.num_prefix_tokens: dict[str, int] = {}
         self.base_model_name: dict[str, str | None] = {}
         # While True, the block returns its raw tokens; unlike `disable_adapter()` this leaves `requires_grad` alone.
@@ -35,7 +38,13 @@ class SingerLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters = []
 
     def update_layer(
-        self, adapter_name: str, down: Tensor, up: Tensor, num_prefix_tokens: int, inference_mode: bool = False
+        self,
+        adapter_name: str,
+        down: Tensor,
+        up: Tensor,
+        num_prefix_tokens: int,
+        inference_mode: bool = False,
+        gate: str = "none",
     ) -> None:
         """Adds an adapter in float32.
 
@@ -45,6 +54,7 @@ class SingerLayer(nn.Module, BaseTunerLayer):
             up: Φ_up, (r, D).
             num_prefix_tokens: Number of leading tokens that are not refined.
             inference_mode: Whether the adapter is frozen.
+            gate: ``"none"``: all patch tokens are refined. ``"outlier"``: those that :class:`OutlierGate` opens for.
         """
         self.num_prefix_tokens[adapter_name] = num_prefix_tokens
         for modules, matrix in ((self.singer_down, down), (self.singer_up, up)):
@@ -53,11 +63,15 @@ class SingerLayer(nn.Module, BaseTunerLayer):
                 with torch.no_grad():
                     linear.weight.copy_(matrix.T)
             modules[adapter_name] = linear
+        if gate == "outlier":
+            self.singer_gate[adapter_name] = OutlierGate(down.device)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def refine(self, hidden_states: Tensor) -> Tensor:
-        """Computes ``F̂ = F + ΔF``, ``ΔF = (F Φ_down) Φ_up`` on patch tokens, summed over the active adapters (paper).
+        """Computes ``F̂ = F + g ΔF``, ``ΔF = (F Φ_down) Φ_up`` on patch tokens, summed over the active adapters.
+
+        g is 1 (paper), or the share in [0, 1] that the adapter's :class:`OutlierGate` gives to each token.
 
         Args:
             hidden_states: Tokens (B, P+N, D), P prefix tokens first.
@@ -75,8 +89,16 @@ class SingerLayer(nn.Module, BaseTunerLayer):
             patches = hidden_states[:, num_prefix_tokens:]
             down, up = self.singer_down[name], self.singer_up[name]
             delta = up(down(patches.to(down.weight.dtype))).to(patches.dtype)
+            if name in self.singer_gate:
+                delta = delta * self.singer_gate[name](patches).to(delta.dtype)
             refined = torch.cat([refined[:, :num_prefix_tokens], refined[:, num_prefix_tokens:] + delta], dim=1)
         return refined
+
+    def observe(self, hidden_states: Tensor) -> None:
+        """Lets the gates of the active adapters see the raw tokens (B, P+N, D) of a training batch."""
+        for name in self.active_adapters:
+            if name in self.singer_gate:
+                self.singer_gate[name].observe(hidden_states[:, self.num_prefix_tokens[name] :])
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """Yields Φ_down and Φ_up of every adapter."""

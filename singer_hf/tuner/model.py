@@ -22,7 +22,7 @@ from singer_hf.tuner.layer import (
 )
 from singer_hf.vit.structure import view_vit
 
-_ADAPTER_KEY = re.compile(r"(?:^|\.)(\d+)\.(singer_down|singer_up)\.weight$")
+_ADAPTER_KEY = re.compile(r"(?:^|\.)(\d+)\.(singer_(?:down|up)\.weight|singer_gate\.\w+)$")
 
 
 class SingerModel(BaseTuner):
@@ -103,7 +103,9 @@ class SingerModel(BaseTuner):
         layer = target if isinstance(target, SingerLayer) else SingerLayer(target, view.hidden_size)
         with raw_features(self.singer_layers.values()):
             down, up = initial_weights(peft_config, view, int(target_name), next(target.parameters()).is_meta)
-        layer.update_layer(adapter_name, down, up, peft_config.num_prefix_tokens, peft_config.inference_mode)
+        layer.update_layer(
+            adapter_name, down, up, peft_config.num_prefix_tokens, peft_config.inference_mode, peft_config.gate
+        )
         layer.base_model_name[adapter_name] = peft_config.base_model_name_or_path
         if adapter_name not in self.active_adapters:
             layer.singer_down[adapter_name].requires_grad_(False)
@@ -168,14 +170,15 @@ class SingerModel(BaseTuner):
 
         Weights of the model itself, such as those of ``save_embedding_layers=True``, are loaded as they are.
         """
-        own = dict(model.named_parameters())
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         prefix = "" if isinstance(model, PeftModel) else "base_model.model."
         untouched = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) in own}
         expected = {
-            (index, kind): f"{name}.{kind}.{adapter_name}.weight"
+            (index, f"{kind}.{tensor}"): f"{name}.{kind}.{adapter_name}.{tensor}"
             for name, index, layer in named_singer_layers(model)
             for kind in cls.tuner_layer_cls.adapter_layer_names
             if adapter_name in getattr(layer, kind)
+            for tensor in getattr(layer, kind)[adapter_name].state_dict()
         }
         found = {_parse_key(key): value for key, value in state_dict.items() if key not in untouched}
         _check_keys(set(expected), set(found))
@@ -217,14 +220,14 @@ def adapter_settings(model: nn.Module, adapter_name: str = "default") -> dict[st
 def _parse_key(key: str) -> tuple[int, str]:
     match = _ADAPTER_KEY.search(key)
     if match is None:
-        raise ValueError(f"{key!r} in the adapter file is not a weight of a SiNGER adapter")
+        raise ValueError(f"{key!r} in the adapter file is not a tensor of a SiNGER adapter")
     return int(match[1]), match[2]
 
 
 def _check_keys(expected: set[tuple[int, str]], found: set[tuple[int, str]]) -> None:
     for problem, keys in (("misses", expected - found), ("has surplus", found - expected)):
         if keys:
-            names = ", ".join(f"block {index} {kind}" for index, kind in sorted(keys))
+            names = ", ".join(f"block {index} {kind.removesuffix('.weight')}" for index, kind in sorted(keys))
             raise ValueError(
                 f"the adapter file {problem} weights for this model and its configuration: {names}. The file and "
                 "adapter_config.json must come from the same adapter"

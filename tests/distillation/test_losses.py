@@ -14,6 +14,7 @@ SETTINGS = {
     "info_weight": 1.0,
     "outlier_quantile": 0.97,
     "info_loss": "gram",
+    "outlier_loss": "absolute",
 }
 
 

@@ -252,7 +252,7 @@ def test_weights_of_another_method_are_named(saved):
     save_file(weights, saved / WEIGHTS)
     message = _message_of_loading(saved)
     assert (
-        message == "'base_model.model.layers.1.lora_A.weight' in the adapter file is not a weight of a SiNGER adapter"
+        message == "'base_model.model.layers.1.lora_A.weight' in the adapter file is not a tensor of a SiNGER adapter"
     )
 
 

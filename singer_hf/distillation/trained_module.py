@@ -1,0 +1,46 @@
+"""What the Trainer, compilation, checkpoints and FSDP need of a module that holds student and teacher."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from torch import nn
+
+
+class TrainedModule(nn.Module):
+    """Base of the distillers, which have ``student``, ``teacher``, ``projectors`` and their extractors."""
+
+    accepts_loss_kwargs = False
+    main_input_name = "pixel_values"
+
+    @property
+    def trained_modules(self) -> dict[str, nn.Module]:
+        """The trained modules beside student and adapter, by the name of the attribute."""
+        return {"projectors": self.projectors}
+
+    @property
+    def saved_modules(self) -> dict[str, nn.Module]:
+        """The trained modules and the statistics of the targets, by the name of the folder they are saved in."""
+        statistics = {"target_norms": self.target_norms} if self.target_norms.state_dict() else {}
+        return {**self.trained_modules, **statistics}
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """A context in which the hooks stay on teacher and student between steps, as compilation needs."""
+        with self._teacher_capture, self.student_extractor.capture or nullcontext():
+            yield
+
+    def train(self, mode: bool = True) -> "TrainedModule":
+        """Sets the mode of student and projectors; the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def activation_checkpointing_enable(self, *args: object, **kwargs: object) -> None:
+        """Enables activation checkpointing in the student; the teacher's main pass stores no activations."""
+        self.student.activation_checkpointing_enable(*args, **kwargs)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        # FSDP shards modules of these classes one by one: the blocks themselves, not the adapters around them.
+        views = filter(None, (self.teacher_view, getattr(self.student_extractor, "view", None)))
+        return sorted({type(view.blocks[0]).__name__ for view in views})

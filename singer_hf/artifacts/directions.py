@@ -28,15 +28,53 @@ def defect_directions(view: ViTView, index: int) -> dict[str, Tensor]:
         ``{"mlp": (D,), "attention": (D,)}``, unit length, float32, arbitrary sign. ``"attention"`` is missing if value
         and output layers are not found; gains and centring are left out if the block is not pre-norm.
     """
+    return {name: leading_left_direction(matrix) for name, matrix in linearized_parts(view, index).items()}
+
+
+def linearized_parts(view: ViTView, index: int) -> dict[str, Tensor]:
+    """Returns the linearised MLP and attention of a block, as in :func:`defect_directions`.
+
+    Args:
+        view: View of the model.
+        index: 0-based block index.
+
+    Returns:
+        ``{"mlp": (D, D), "attention": (D, D)}``, float32; ``"attention"`` is missing if its layers are not found.
+    """
     attention_input, mlp_input = _projections(view, index)
     scale_attention, scale_mlp = view.layer_scales(index)
     fc_in, fc_out = view.mlp_weights(index)
-    directions = {"mlp": leading_left_direction(_scaled(fc_out, scale_mlp) @ _with_norm(fc_in, mlp_input))}
+    matrices = {"mlp": _scaled(fc_out, scale_mlp) @ _with_norm(fc_in, mlp_input)}
     parts = attention_parts(view, index)
     if parts is not None:
         values = _with_norm(parts.value_matrix(), attention_input)
-        directions["attention"] = leading_left_direction(_scaled(parts.output.weight, scale_attention) @ values)
-    return directions
+        matrices["attention"] = _scaled(parts.output.weight, scale_attention) @ values
+    return matrices
+
+
+def accumulated_direction(view: ViTView, index: int) -> Tensor:
+    """Returns the leading left singular direction of all blocks up to one, linearised and multiplied.
+
+    The product is ``(I + MLP_l)(I + A_l) ... (I + MLP_0)(I + A_0)`` with the maps of :func:`linearized_parts` (Wang et
+    al., "SINDER: Repairing the Singular Defects of DINOv2", ECCV 2024). Norms of the tokens and biases are left out.
+    The released code fits the linear map of a gated MLP to random inputs by least squares; here the activation is left
+    out.
+
+    Args:
+        view: View of the model.
+        index: 0-based index l of the last block of the product.
+
+    Returns:
+        (D,), unit length, float32, arbitrary sign.
+    """
+    product = torch.eye(view.hidden_size, device=view.patch_embedding.weight.device)
+    for block in range(index + 1):
+        matrices = linearized_parts(view, block)
+        for name in ("attention", "mlp"):
+            if name in matrices:
+                product = product + matrices[name] @ product
+        product = product / product.norm()  # only the direction counts; a deep product would overflow
+    return leading_left_direction(product)
 
 
 def leading_left_direction(matrix: Tensor) -> Tensor:

@@ -151,13 +151,36 @@ class AttentionCapture:
         """
         if index in self.notes:
             return None
+        weights, mask = self._patch_weights("q", index, mask)
+        return (weights.flatten(1, 2) @ mask.to(weights.dtype).unsqueeze(-1)).mean((1, 2))
+
+    def received_from_class(self, index: int, mask: Tensor) -> Tensor | None:
+        """Returns the share of the class token's attention to the patches that goes to chosen patches.
+
+        1 of 4 patches receives 1/4 if the class token prefers none. Attention to prefix tokens is left out.
+
+        Args:
+            index: 0-based block index.
+            mask: The receiving patches, bool (B, N).
+
+        Returns:
+            For every image with a receiving patch a share in [0, 1], (B',): of the mean attention over heads. None if
+            the block has a note or the model has no class token.
+        """
+        if index in self.notes or not self.view.num_class_tokens:
+            return None
+        weights, mask = self._patch_weights("class", index, mask)
+        weights = weights.mean(1)[:, 0]
+        return (weights * mask).sum(1) / weights.sum(1).clamp(min=1e-30)
+
+    def _patch_weights(self, name: str, index: int, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the attention (B', heads, queries, N) to the patches, and the mask, of images with a receiver."""
         has_receiver = mask.any(1)
         # A slice avoids a copy if every image has a receiving patch.
         rows = slice(None) if has_receiver.all() else has_receiver.nonzero().flatten()
-        queries, keys = (self._captured[index, name][rows].float() for name in ("q", "k"))
+        queries, keys = (self._captured[index, part][rows].float() for part in (name, "k"))
         prefix = keys.shape[1] - mask.shape[1]
-        weights = _weights(queries, keys, self._parts[index].heads)[..., prefix:]
-        return (weights.flatten(1, 2) @ mask[rows].to(weights.dtype).unsqueeze(-1)).mean((1, 2))
+        return _weights(queries, keys, self._parts[index].heads)[..., prefix:], mask[rows]
 
     def clear(self) -> None:
         """Frees the tensors of the last pass."""
@@ -185,6 +208,7 @@ def _capture_output(
         return
     tensor = capture._parts[index].select(output, number)
     if name == "q" and not capture._checking:
+        capture._captured[index, "class"] = tensor[:, :1].contiguous()
         patches = tensor[:, capture.view.num_prefix_tokens :]
         tensor = patches[:, _query_places(patches.shape[1])]
     capture._captured[index, name] = tensor.contiguous()

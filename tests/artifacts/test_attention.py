@@ -24,3 +24,18 @@ def test_hooks_and_tensors_last_as_long_as_the_context():
     assert share.shape == (1,)  # only the first image has receiving patches
     assert 0 < float(share) < 1
     assert capture.notes == {}
+
+
+@torch.no_grad()
+def test_the_class_token_s_attention_is_that_of_the_model():
+    model, pixels = tiny_vit(), images()
+    model.set_attn_implementation("eager")
+    weights = model(pixels, output_attentions=True).attentions[2]  # (B, heads, 1+N, 1+N)
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[1, [2, 5]] = True
+    with AttentionCapture(view_vit(model)) as capture:
+        capture.check(pixels[:1])
+        model(pixels)
+        share = capture.received_from_class(2, mask)
+    row = weights[1].mean(0)[0, 1:]
+    assert torch.allclose(share, (row[[2, 5]].sum() / row.sum())[None], atol=1e-6)

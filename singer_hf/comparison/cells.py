@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from torch import nn
 from transformers import set_seed
 
 from singer_hf.comparison.cell_folder import cell_folder, reference_folder
-from singer_hf.comparison.cell_metrics import (
+from singer_hf.comparison.images import probe_images, training_images
+from singer_hf.comparison.measure.artifact_place_metrics import student_place_metrics, teacher_place_metrics
+from singer_hf.comparison.measure.cell_metrics import (
     benchmark_metrics,
     pixel_batches_of,
     probe_metrics,
     refinement_metrics,
     similarity_metrics,
 )
-from singer_hf.comparison.images import probe_images, training_images
 from singer_hf.comparison.study import Study
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.evaluation.online_probes import OnlineProbes
@@ -80,11 +83,18 @@ def run_reference(study: Study, name: str, model: str) -> dict[str, Any]:
     if processor is None:
         raise ValueError(f"the {name} must be saved with an image processor, got {model!r} without one")
     train, test = probe_images(study)
-    metrics = probe_metrics(teacher, processor, train, test)
+    metrics = probe_metrics(teacher, processor, train, test) | _place_metrics(study, teacher, processor, test)
     metrics |= benchmark_metrics(teacher, processor, study.benchmarks, reference.path / "work")
     result = {"method": name, "settings": reference.digest, "metrics": metrics}
     reference.write_result(result)
     return result
+
+
+def _place_metrics(study: Study, model: nn.Module, processor: Any, test: Dataset) -> dict[str, float | None]:
+    distilled = load_model(study.teacher_name_or_path, "teacher_name_or_path").to(_device())
+    processors = processor, load_image_processor(study.teacher_name_or_path) or processor
+    batches = ([batch.to(_device()) for batch in pixel_batches_of(test, own)] for own in processors)
+    return teacher_place_metrics(model, distilled, *batches)
 
 
 def prepare_trainer(
@@ -170,6 +180,7 @@ def _measure(study: Study, trainer: SingerDistillationTrainer, folder: Path) -> 
         teachers["clean"] = clean.to(_device())
     metrics = probe_metrics(student, processor, train, test)
     metrics |= similarity_metrics(distiller, student, teachers, batches)
+    metrics |= student_place_metrics(distiller, teachers["teacher"], teachers.get("clean"), batches)
     metrics |= refinement_metrics(distiller, batches)
     return metrics | benchmark_metrics(student, processor, study.benchmarks, folder / "work")
 

@@ -22,6 +22,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective n
 
 QUALITY = {"probe_cls", "probe_mean", "knn"}
 LOOKS = {"gram_teacher", "cka_teacher", "gram_clean", "cka_clean", "inheritance_iou", "inherited", "outlier_share"}
+PLACES = {
+    "artifact_alignment",
+    "other_alignment",
+    "auroc_norm",
+    "auroc_direction",
+    "auroc_frequency",
+    "class_attention",
+}
+COSINES = {"cosine_artifacts", "cosine_elsewhere"}
 REFINED = {"refined_outlier_ratio", "leakage", "e_prob", "e_safe"}
 EVERY_METHOD = {
     "fitnet": {},
@@ -74,7 +83,7 @@ def test_a_cell_says_all_that_is_measured(straight):
     for (method, seed), result in results.items():
         assert (result["method"], result["seed"]) == (method, seed)
         own = REFINED if method == "singer" else set()
-        assert set(result["metrics"]) == QUALITY | LOOKS | {"outlier_ratio"} | own
+        assert set(result["metrics"]) == QUALITY | LOOKS | PLACES | COSINES | {"outlier_ratio"} | own
         assert [point["step"] for point in result["curve"]] == [2, 4]
         assert set(result["curve"][0]) == {"step", "knn_top1"}
         written = json.loads((cell_folder(study, method, seed).path / "result.json").read_text())
@@ -93,7 +102,7 @@ def test_a_finished_cell_leaves_the_student_and_no_checkpoint(straight):
 def test_a_reference_is_probed_like_a_student(straight, file):
     study, _ = straight
     result = run_reference(study, "unplanted teacher", study.clean_teacher_name_or_path)
-    assert set(result["metrics"]) == QUALITY
+    assert set(result["metrics"]) == QUALITY | PLACES
     assert (file.parent / "straight/references/unplanted_teacher/result.json").is_file()
     assert run_reference(study, "unplanted teacher", study.clean_teacher_name_or_path) == result
 

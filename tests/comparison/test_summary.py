@@ -259,9 +259,12 @@ def test_a_sentence_about_an_unknown_method_is_refused():
 def test_directions_of_the_table():
     directions = {metric.name: metric.higher_is_better for metric in METRICS}
     assert {name for name, direction in directions.items() if direction} == {
-        *("probe_cls", "probe_mean", "knn", "mean_iou", "cka_clean", "e_safe")
+        *("probe_cls", "probe_mean", "knn", "mean_iou", "cka_clean", "e_safe", "cosine_artifacts", "cosine_elsewhere")
     }
-    assert {name for name, direction in directions.items() if direction is None} == {"gram_teacher", "cka_teacher"}
+    assert {name for name, direction in directions.items() if direction is None} == {
+        *("gram_teacher", "cka_teacher", "artifact_alignment", "other_alignment", "class_attention"),
+        *("auroc_norm", "auroc_direction", "auroc_frequency"),
+    }
     assert set(QUALITY) < set(directions)
 
 

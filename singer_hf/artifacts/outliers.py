@@ -80,6 +80,24 @@ def outlier_ratio(norms: Tensor) -> Tensor:
     return (quantiles[1] / quantiles[0].clamp(min=1e-12)).mean()
 
 
+def sigma_outliers(norms: Tensor, factor: float = 4.0) -> Tensor:
+    """Returns the number of patches whose norm exceeds mean + ``factor`` standard deviations of their image's norms.
+
+    This is the count in the public training logs that docs/natural_artifacts.md refers to, as a mean over images. Of N
+    patches at most N / (1 + factor**2) can count, because outliers raise mean and deviation themselves: use
+    :class:`OutlierRule` to decide which tokens are outliers.
+
+    Args:
+        norms: L2 norms of the patch tokens of one block, (B, N), float32.
+        factor: Number of standard deviations (of all patches of the image), > 0.
+
+    Returns:
+        A scalar tensor, at least 0.
+    """
+    deviations, means = torch.std_mean(norms, dim=1, correction=0, keepdim=True)
+    return (norms > means + factor * deviations).sum(dim=1).float().mean()
+
+
 def norm_quantiles(norms: Tensor, levels: Sequence[float]) -> list[float]:
     """Returns quantiles of the patch norms of all images together, exact and without interpolation.
 

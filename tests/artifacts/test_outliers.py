@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from singer_hf.artifacts.outliers import OutlierRule, norm_quantiles, norm_statistics, outlier_ratio, token_norms
+from singer_hf.artifacts.outliers import (
+    OutlierRule,
+    norm_quantiles,
+    norm_statistics,
+    outlier_ratio,
+    sigma_outliers,
+    token_norms,
+)
 
 
 def test_the_rule_is_median_plus_k_mad_within_the_image():
@@ -38,6 +45,24 @@ def test_outlier_ratio_is_the_mean_over_images_and_one_without_outliers():
     assert outlier_ratio(plain).item() == pytest.approx(1)
     assert outlier_ratio(torch.cat([plain, spiked])).item() == pytest.approx((1 + 9) / 2)
     assert outlier_ratio(torch.zeros(1, 4)).item() == 0  # no division by zero
+
+
+def test_sigma_outliers_are_counted_per_image_and_averaged():
+    # 99 norms of 1 and one of 11: mean 1.1, deviation sqrt(0.99), so the long one is 9.95 deviations above.
+    plain, one = torch.ones(1, 100), torch.ones(1, 100)
+    one[0, 7] = 11
+    assert sigma_outliers(plain).item() == 0
+    assert sigma_outliers(torch.cat([plain, one, one, plain])).item() == 0.5
+    assert sigma_outliers(one, factor=9.9).item() == 1
+    assert sigma_outliers(one, factor=9.95).item() == 0
+
+
+def test_a_seventeenth_of_the_patches_hides_itself_from_sigma_outliers():
+    norms = torch.ones(1, 170)
+    norms[0, :9] = 100
+    assert sigma_outliers(norms).item() == 9
+    norms[0, :11] = 100
+    assert sigma_outliers(norms).item() == 0
 
 
 def test_norms_of_half_precision_are_taken_in_float32():

@@ -5,12 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from singer_hf.artifacts.outliers import OutlierRule
-from singer_hf.baselines.cleanups.refiner_method import (
-    RefinerMethod,
-    check_threshold,
-    norms_and_thresholds,
-    replace_patches,
-)
+from singer_hf.baselines.cleanups.norm_thresholds import NormThresholdMethod, check_threshold, norms_and_thresholds
+from singer_hf.baselines.cleanups.refiner_method import replace_patches
 from singer_hf.vit.tokens import split_tokens
 from singer_hf.vit.view import ViTView
 
@@ -49,8 +45,8 @@ class ClipNorm:
 
 
 @dataclass(frozen=True)
-class ClipNormMethod(RefinerMethod):
-    """Distils features whose long patch tokens are clipped to a threshold; settings of :class:`RefinerMethod`."""
+class ClipNormMethod(NormThresholdMethod):
+    """Distils features whose long patch tokens are clipped; settings of :class:`NormThresholdMethod`."""
 
     name = "clip_norm"
 

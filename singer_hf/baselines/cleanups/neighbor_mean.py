@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 
 from singer_hf.artifacts.outliers import OutlierRule
-from singer_hf.baselines.cleanups.refiner_method import (
-    RefinerMethod,
-    check_threshold,
-    norms_and_thresholds,
-    replace_patches,
-)
+from singer_hf.baselines.cleanups.norm_thresholds import NormThresholdMethod, check_threshold, norms_and_thresholds
+from singer_hf.baselines.cleanups.refiner_method import replace_patches
 from singer_hf.vit.tokens import split_tokens
 from singer_hf.vit.view import ViTView
 
@@ -50,30 +46,44 @@ class NeighborMean:
             ValueError: If N is not rows * columns.
         """
         prefix, patches = split_tokens(hidden_states, self.num_prefix_tokens)
-        if patches.shape[1] != self.grid[0] * self.grid[1]:
-            raise ValueError(
-                f"{patches.shape[1]} patch tokens do not fill a grid of {self.grid[0]} x {self.grid[1]}; give the "
-                "`grid` of the images that are refined"
-            )
         norms, thresholds = norms_and_thresholds(patches, self.quantile, self.rule, self.scope)
-        outliers = norms > thresholds
-        outliers &= ~outliers.all(dim=-1, keepdim=True)
-        distance = _distance(self.grid, patches.device)
-        with torch.autocast(patches.device.type, enabled=False):  # it would take the product in half precision
-            # One image at a time: weights of a whole batch (B, N, N) can take a gigabyte.
-            means = [_nearest_mean(*image, distance) for image in zip(patches.float(), ~outliers, strict=True)]
-        return replace_patches(prefix, patches, outliers, torch.stack(means))
+        return replace_by_neighbors(prefix, patches, norms > thresholds, self.grid)
 
 
 @dataclass(frozen=True)
-class NeighborMeanMethod(RefinerMethod):
-    """Distils features whose outliers are replaced by their neighbours' mean; settings of :class:`RefinerMethod`."""
+class NeighborMeanMethod(NormThresholdMethod):
+    """Distils features with neighbours' means for outliers; settings of :class:`NormThresholdMethod`."""
 
     name = "neighbor"
 
     def make_refiner(self, view: ViTView, grid: tuple[int, int]) -> NeighborMean:
         """Returns the refiner for a teacher; see :meth:`RefinerMethod.make_refiner`."""
         return NeighborMean(view.num_prefix_tokens, grid, self.quantile, self.rule, self.scope)
+
+
+def replace_by_neighbors(prefix: Tensor, patches: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens (B, P+N, D) in which outliers are replaced as by :class:`NeighborMean`.
+
+    Args:
+        prefix: Prefix tokens (B, P, D).
+        patches: Patch tokens (B, N, D).
+        outliers: True at the patches to replace, (B, N); an image that has no others is not changed.
+        grid: (rows, columns) of the patches.
+
+    Raises:
+        ValueError: If N is not rows * columns.
+    """
+    if patches.shape[1] != grid[0] * grid[1]:
+        raise ValueError(
+            f"{patches.shape[1]} patch tokens do not fill a grid of {grid[0]} x {grid[1]}; give the `grid` of the "
+            "images that are refined"
+        )
+    outliers = outliers & ~outliers.all(dim=-1, keepdim=True)
+    distance = _distance(grid, patches.device)
+    with torch.autocast(patches.device.type, enabled=False):  # it would take the product in half precision
+        # One image at a time: weights of a whole batch (B, N, N) can take a gigabyte.
+        means = [_nearest_mean(*image, distance) for image in zip(patches.float(), ~outliers, strict=True)]
+    return replace_patches(prefix, patches, outliers, torch.stack(means))
 
 
 def _distance(grid: tuple[int, int], device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ import zoo
 from torch import Tensor, nn
 
 from singer_hf.artifacts.outliers import OutlierRule
-from singer_hf.baselines.cleanups.register_method import find_register_neurons
+from singer_hf.baselines.cleanups.register_search import find_register_neurons
 from singer_hf.baselines.cleanups.registers import TestTimeRegisters, install_test_time_registers
 from singer_hf.tuner.nullspace_sources import record_block_calls
 from singer_hf.vit.features import FeatureCapture, capture_features

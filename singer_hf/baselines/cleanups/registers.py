@@ -24,6 +24,7 @@ class TestTimeRegisters:
     Attributes:
         states: Block index -> the token (B, 1, D) after that block in the model's last forward pass, except for the
             last block.
+        neurons: Block index -> the register neurons (K,) of its MLP.
     """
 
     __test__ = False  # the name is the paper's; it is no test
@@ -31,7 +32,7 @@ class TestTimeRegisters:
     def __init__(self, view: ViTView, neurons: dict[int, Tensor]) -> None:
         self.num_prefix_tokens, self.blocks = view.num_prefix_tokens, view.blocks
         self.states: dict[int, Tensor] = {}
-        self._neurons = neurons
+        self.neurons = neurons
         self._units: dict[tuple[int, torch.device], Tensor] = {}
         # A block that runs out of order is a replay, and its token is not stored.
         self._next_block = 0
@@ -57,7 +58,7 @@ class TestTimeRegisters:
             device: Device of the block.
         """
         if (index, device) not in self._units:
-            self._units[index, device] = self._neurons[index].to(device)
+            self._units[index, device] = self.neurons[index].to(device)
         return self._units[index, device]
 
     def start_pass(self) -> None:

@@ -4,16 +4,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from singer_hf.baselines.cleanups.clip_norm import ClipNormMethod
+from singer_hf.baselines.cleanups.local_outliers import LocalOutlierMethod
+from singer_hf.baselines.cleanups.mean_outlier import MeanOutlierMethod
 from singer_hf.baselines.cleanups.neighbor_mean import NeighborMeanMethod
 from singer_hf.baselines.cleanups.register_method import TestTimeRegister
+from singer_hf.baselines.cleanups.shifted_views import ShiftedViews
+from singer_hf.baselines.cleanups.singular_direction import SingularDirectionMethod
 from singer_hf.baselines.fitnet import FitNet
 from singer_hf.baselines.method import Method
+from singer_hf.baselines.relational import Relational
 from singer_hf.baselines.singer import Singer
 from singer_hf.baselines.vitkd import ViTKD
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Singer, FitNet, ViTKD, TestTimeRegister, ClipNormMethod, NeighborMeanMethod)
-}
+_METHODS = (
+    *(Singer, FitNet, ViTKD, Relational),
+    *(TestTimeRegister, ClipNormMethod, NeighborMeanMethod, MeanOutlierMethod),
+    *(LocalOutlierMethod, SingularDirectionMethod, ShiftedViews),
+)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _METHODS}
 
 
 def method_class(name: str) -> type[Method]:

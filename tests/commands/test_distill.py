@@ -126,7 +126,8 @@ def _config_arguments() -> str:
         (["--student_config", "x", "--student_name_or_path", "y"], "give exactly one of `--student_name_or_path`"),
         (
             ["--student_config", "x", "--method", "magic"],
-            "`method` must be one of singer, fitnet, vitkd, test_time_register, clip_norm, neighbor, got 'magic'",
+            "`method` must be one of singer, fitnet, vitkd, relational, test_time_register, clip_norm, neighbor, "
+            "mean_outlier, local_outlier_factor, singular_direction, shifted_views, got 'magic'",
         ),
         (["--student_config", "x", "--outlier_quantile", "1.5"], "`outlier_quantile` must lie in (0, 1), got 1.5"),
         (
@@ -200,10 +201,31 @@ def planted_stand_ins(tmp_path, monkeypatch):
             "refined by the method `neighbor`",
         ),
         (
-            ["test_time_register", "--method_settings", '{"num_neurons": 1}', "--num_calibration_images", "2"],
-            "targets refined by a test-time register",
+            ["test_time_register", "--num_calibration_images", "2"],
+            "targets refined by a test-time register of 1 neuron(s) in block 1",
             "refined by a test-time register (",
         ),
+        (
+            ["mean_outlier", "--num_calibration_images", "2"],
+            "targets refined by ConstantOutliers(num_prefix_tokens=1",
+            "refined by the method `mean_outlier`",
+        ),
+        (
+            ["local_outlier_factor", "--method_settings", '{"share": 0.1}'],
+            "LocalOutlierMean(num_prefix_tokens=1, grid=(4, 6), num_neighbors=30, share=0.1)",
+            "| `share` | `0.1` |",
+        ),
+        (
+            ["singular_direction"],
+            "ProjectedOutliers(num_prefix_tokens=1, rule=SigmaRule(sigma=4.0), scope='image')",
+            "refined by the method `singular_direction`",
+        ),
+        (
+            ["shifted_views", "--method_settings", '{"num_views": 3}'],
+            "targets averaged over 3 views of the image",
+            "over shifted views of the image",
+        ),
+        (["relational"], "relational distillation of patch similarities", "the similarities between the patches"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -118,6 +118,21 @@ def test_training_holds_arguments_that_are_not_the_studys_own(read):
         ("clip_norm", {"quantile": 0.9}, make_method("clip_norm", {"quantile": 0.9}), {}),
         ("neighbor", {"mad_factor": 5}, make_method("neighbor", {"mad_factor": 5}), {}),
         ("test_time_register", {"num_neurons": 2}, make_method("test_time_register", {"num_neurons": 2}), {}),
+        ("mean_outlier", {"scope": "batch"}, make_method("mean_outlier", {"scope": "batch"}), {}),
+        ("local_outlier_factor", {"share": 0.1}, make_method("local_outlier_factor", {"share": 0.1}), {}),
+        ("singular_direction", {"sigma": 3}, make_method("singular_direction", {"sigma": 3}), {}),
+        (
+            "shifted_views",
+            {"num_views": 4, "seed": 1, "flips": False},
+            make_method("shifted_views", {"num_views": 4, "seed": 1, "flips": False}),
+            {},
+        ),
+        (
+            "relational",
+            {"relational_weight": 2, "kd_weight": 0},
+            make_method("relational", {"relational_weight": 2}),
+            {"kd_weight": 0},
+        ),
         (
             "vitkd",
             {"mask_ratio": 0.7, "teacher_layers": [0, 1], "learning_rate": 0.1},
@@ -162,7 +177,10 @@ def test_a_recipe_that_is_not_there_is_refused():
 
 
 def test_a_method_that_is_not_there_is_refused():
-    kinds = "singer, fitnet, vitkd, test_time_register, clip_norm, neighbor"
+    kinds = (
+        "singer, fitnet, vitkd, relational, test_time_register, clip_norm, neighbor, mean_outlier, "
+        "local_outlier_factor, singular_direction, shifted_views"
+    )
     with refuse(f"'mine': `method` must be one of {kinds}, got 'mine'"):
         StudyMethod.parse("mine", {"r": 4})
     with refuse(f"'mine': `method` must be one of {kinds}, got 'magic'"):
@@ -172,26 +190,27 @@ def test_a_method_that_is_not_there_is_refused():
 @pytest.mark.parametrize(
     ("entry", "unknown", "known"),
     [
-        ({"method": "fitnet", "r": 4}, ["r"], ["kd_weight", "student_layers", "teacher_layers"]),
+        ({"method": "fitnet", "r": 4}, ["r"], []),
         (
             {"method": "clip_norm", "quantil": 0.9, "info_weight": 1},
             ["info_weight", "quantil"],
-            ["kd_weight", "mad_factor", "quantile", "scope", "student_layers", "teacher_layers"],
+            ["mad_factor", "quantile", "scope"],
         ),
         (
             {"method": "test_time_register", "quantile": 0.9},
             ["quantile"],
-            ["kd_weight", "num_neurons", "outlier_block", "student_layers", "teacher_layers"],
+            ["num_neurons", "outlier_block", "sigma"],
         ),
         (
             {"method": "vitkd", "init_scale": 1},
             ["init_scale"],
-            ["generation_weight", "kd_weight", "mask_ratio", "student_layers", "teacher_layers"],
+            ["generation_weight", "mask_ratio"],
         ),
     ],
 )
 def test_a_setting_that_a_method_does_not_take_is_refused(entry, unknown, known):
-    known = sorted([*known, "learning_rate", "adam_beta2", "max_grad_norm"])
+    of_all = ["kd_weight", "kd_loss", "target_norm", "teacher_layers", "student_layers"]
+    known = sorted([*known, *of_all, "learning_rate", "adam_beta2", "max_grad_norm"])
     with refuse(f"'mine': {entry['method']} does not take the settings {unknown}; it takes {known}"):
         StudyMethod.parse("mine", entry)
 

@@ -106,6 +106,13 @@ def test_outliers_become_the_token_that_is_given():
     assert ConstantOutliers(1, None).refine(tokens) is tokens
 
 
+def test_a_token_is_copied_to_a_device_once_and_not_in_every_step():
+    copy, meta = DeviceCopy(torch.ones(2)), torch.device("meta")
+    first = copy.on(meta)
+    assert first.device == meta
+    assert copy.on(meta) is first
+
+
 def test_the_mean_outlier_is_that_of_the_calibration_images():
     images = [planted.planted_images(batch=2), planted.planted_images(batch=1)]
     teacher = make_method("mean_outlier").prepare(planted.planted_vit(), images)

@@ -15,7 +15,10 @@ from zoo import images, tiny, tiny_vit
 
 from singer_hf import SingerConfig, SingerDistiller
 from singer_hf.baselines.cleanups.clip_norm import ClipNorm
+from singer_hf.baselines.cleanups.local_outliers import LocalOutlierMean
 from singer_hf.baselines.cleanups.neighbor_mean import NeighborMean
+from singer_hf.baselines.cleanups.shifted_views import ShiftedViews, ShiftedViewsDistiller
+from singer_hf.baselines.relational import RelationalDistiller
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*exceeds the effective null dimension")
@@ -75,6 +78,11 @@ DISTILLERS: dict[str, Callable[[], FeatureDistiller]] = {
     "FitNet": lambda: FeatureDistiller(tiny_vit(), tiny_vit(), image_size=(32, 32)),
     "clip_norm": lambda: refined_by(ClipNorm(1, quantile=0.9)),
     "neighbor": lambda: refined_by(NeighborMean(1, (4, 4), quantile=0.9)),
+    "local_outlier_factor": lambda: refined_by(LocalOutlierMean(1, (4, 4))),
+    "shifted_views": lambda: ShiftedViewsDistiller(
+        tiny_vit(), tiny_vit(), ShiftedViews(num_views=3), image_size=(32, 32)
+    ),
+    "relational": lambda: RelationalDistiller(tiny_vit(), tiny_vit(), image_size=(32, 32)),
 }
 
 

@@ -1,5 +1,7 @@
 """A ViT classifier as a teacher: built, trained on labelled images and measured."""
 
+from typing import Any
+
 import datasets
 import torch
 from torch import Tensor, nn
@@ -10,15 +12,20 @@ from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
     PreTrainedModel,
-    Trainer,
-    TrainingArguments,
     ViTImageProcessor,
 )
+from transformers.trainer_utils import SaveStrategy
 
 from singer_hf.artifacts.planted_model import block_norm_statistics, reserve_units
+from singer_hf.data.endless.rows import SceneIndices
 from singer_hf.data.image_collator import ImageCollator
 from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.transforms import eval_transform, train_transform
+from singer_hf.demo.artifact_log import ArtifactLog, views_per_step
+from singer_hf.demo.mixing import Mixing
+from singer_hf.demo.teacher_data import scene_seed
+from singer_hf.demo.teacher_settings import TeacherArguments, TeacherSettings
+from singer_hf.demo.teacher_trainer import BatchPreparation, TeacherTrainer, collate_indices
 from singer_hf.vit.inference import evaluation_mode
 
 NUM_MEASURED_IMAGES = 1_000
@@ -40,7 +47,7 @@ class Classification(nn.Module):
         self.classifier, self.label_smoothing = classifier, label_smoothing
 
     def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Scalar ``loss`` and ``logits`` (B, K) of images (B, 3, H, W) with classes (B,)."""
+        """Scalar ``loss`` and ``logits`` (B, K) of images (B, 3, H, W) with classes (B,) or probabilities (B, K)."""
         logits = self.classifier(pixel_values).logits
         return {"loss": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), "logits": logits}
 
@@ -69,31 +76,46 @@ def train_classifier(
     classifier: PreTrainedModel,
     processor: ViTImageProcessor,
     rows: datasets.Dataset,
-    args: TrainingArguments,
+    args: TeacherArguments,
+    settings: TeacherSettings,
     *,
-    label_smoothing: float,
-    min_crop: float,
+    logged_images: Tensor | None = None,
     checkpoint: str | None = None,
-) -> None:
+) -> list[dict[str, Any]]:
     """Trains a classifier with the Trainer of transformers, in place.
 
     Args:
         classifier: The model.
         processor: Its image processor.
-        rows: Labelled images.
-        args: Arguments of the Trainer.
-        label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
-        min_crop: Smallest share of an image's area in a random crop, in (0, 1].
+        rows: Labelled images; not used for endless scenes.
+        args: Arguments of the Trainer. For endless scenes the order of the images and, if they would be written once
+            per epoch, the steps of the checkpoints are changed: such a run is one epoch.
+        settings: Images, crops and mixing.
+        logged_images: Held-out images (B, 3, H, W) for the log of artifacts.
         checkpoint: Checkpoint to resume from.
+
+    Returns:
+        The log of the Trainer.
     """
-    transform = train_transform(processor, scale=(min_crop, 1.0))
-    trainer = Trainer(
-        Classification(classifier, label_smoothing),
+    if settings.is_endless:
+        args.train_sampling_strategy = "sequential"
+        args.save_strategy = SaveStrategy.STEPS if args.save_strategy == SaveStrategy.EPOCH else args.save_strategy
+        images, collator = SceneIndices(args.max_steps * views_per_step(args)), collate_indices
+    else:
+        transform = train_transform(processor, scale=(settings.min_crop, 1.0))
+        images, collator = transform_images(rows, transform, seed=args.seed), ImageCollator()
+    mixing = Mixing(settings.mixup_alpha, settings.cutmix_alpha, classifier.config.num_labels)
+    trainer = TeacherTrainer(
+        Classification(classifier, args.label_smoothing),
         args,
-        train_dataset=transform_images(rows, transform, seed=args.seed),
-        data_collator=ImageCollator(),
+        train_dataset=images,
+        data_collator=collator,
+        prepare_batch=BatchPreparation(mixing, scene_seed(args.seed), classifier.config.image_size),
     )
+    if logged_images is not None:
+        trainer.add_callback(ArtifactLog(trainer, classifier, logged_images, settings.artifact_log_steps))
     trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer.state.log_history
 
 
 def measure_classifier(

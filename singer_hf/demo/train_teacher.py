@@ -4,116 +4,75 @@
         examples/configs/teachers/vit-6x64-patch4-32px.json --num_train_epochs 30 --output_dir outputs/teacher
     python examples/train_teacher.py --dataset_name path/to/cifar10 --trained_teacher outputs/teacher/unplanted \
         --planted_direction leading --output_dir outputs/teacher_leading
+    python examples/train_teacher.py --dataset_name "endless scenes" --max_steps 300 --planted_share 0 \
+        --teacher_config examples/configs/teachers/vit-6x64-patch4-32px.json --mixup_alpha 0.8 --cutmix_alpha 1 \
+        --artifact_log_steps 50 --output_dir outputs/endless
 
 Writes `unplanted/` (the trained classifier), `planted/` (unless `--planted_share 0`) and teacher.json into output_dir.
 teacher.json contains the accuracy on the test split before and after planting and the norms of the patch tokens block
 by block. One hidden unit of every MLP is reserved during training, so that planting overwrites no trained weights.
+With `--artifact_log_steps` it also contains the high-norm tokens over the image views, drawn in artifacts.png.
 `--resume True` resumes a stopped run. Every field of transformers.TrainingArguments is a flag.
 """
 
 import copy
 import json
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
-from transformers import (
-    AutoModelForImageClassification,
-    PreTrainedModel,
-    TrainingArguments,
-    ViTImageProcessor,
-    set_seed,
-)
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor, set_seed
+from transformers.trainer_utils import sort_checkpoints
 
-from singer_hf.artifacts.planted_model import PLANTED_DIRECTIONS, plant_in_model
-from singer_hf.data.datasets import load_image_dataset
+from singer_hf.artifacts.planted_model import plant_in_model
 from singer_hf.data.image_processors import load_image_processor
+from singer_hf.demo.artifact_log import artifact_figure, artifact_rows
 from singer_hf.demo.classifier_teacher import first_images, measure_classifier, new_classifier, train_classifier
 from singer_hf.demo.planted_teacher import save_teacher, teacher_report
-
-NUM_FITTED_IMAGES = 2_000
-
-
-@dataclass
-class TeacherSettings:
-    """Data, model and planting of the teacher."""
-
-    dataset_name: str = field(metadata={"help": "Labelled images: a folder or Hub id."})
-    teacher_config: str | None = field(default=None, metadata={"help": "Config of the ViT: JSON file, folder or id."})
-    trained_teacher: str | None = field(
-        default=None, metadata={"help": "Plant tokens in this classifier instead of training one."}
-    )
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    test_split: str = field(default="test", metadata={"help": "Split on which the accuracy is measured."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a seeded subset of this size."})
-    max_test_samples: int | None = field(default=None, metadata={"help": "Measure on a seeded subset of this size."})
-    min_crop: float = field(default=0.5, metadata={"help": "Smallest share of an image's area in a random crop."})
-    planted_share: float = field(default=0.04, metadata={"help": "Share of patches with planted tokens; 0: none."})
-    planted_ratio: float = field(
-        default=16.0, metadata={"help": "Norm of the planted tokens divided by the median norm."}
-    )
-    planted_block: int | None = field(default=None, metadata={"help": "Block that writes them. Default: L / 3."})
-    planted_direction: str = field(
-        default="random", metadata={"help": f"Their direction: one of {', '.join(PLANTED_DIRECTIONS)}."}
-    )
-    planted_seed: int = field(default=0, metadata={"help": "Seed of the random direction."})
-    resume: bool = field(default=False, metadata={"help": "Resume from the last checkpoint in output_dir."})
-
-    def __post_init__(self) -> None:
-        if (self.teacher_config is None) == (self.trained_teacher is None):
-            raise ValueError("give exactly one of `--teacher_config` and `--trained_teacher`")
-        if self.planted_direction not in PLANTED_DIRECTIONS:
-            raise ValueError(
-                f"`--planted_direction` must be one of {PLANTED_DIRECTIONS}, got {self.planted_direction!r}"
-            )
-        if not 0 <= self.planted_share < 0.5:
-            raise ValueError(f"`--planted_share` must lie in [0, 0.5), got {self.planted_share!r}")
-
-
-@dataclass
-class TeacherArguments(TrainingArguments):
-    """TrainingArguments with defaults for a ViT trained from scratch."""
-
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or a share of all steps below 1."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per step and device."})
-    label_smoothing: float = field(default=0.1, metadata={"help": "Label smoothing of the cross-entropy."})
-    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must be False."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When checkpoints are written."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Number of checkpoints to keep."})
+from singer_hf.demo.teacher_data import NUM_FITTED_IMAGES, SYNTHETIC, check_length, load_teacher_images, logged_rows
+from singer_hf.demo.teacher_settings import TeacherArguments, TeacherSettings
+from singer_hf.training.figures import save_figure
+from singer_hf.training.guards.complete import is_written
 
 
 def train_teacher(settings: TeacherSettings, args: TeacherArguments) -> None:
-    """Trains or loads the classifier, measures it, plants, and writes everything to ``args.output_dir``."""
+    """Trains or loads the classifier, measures it, plants, and writes everything to ``args.output_dir``.
+
+    Args:
+        settings: Data, model, mixing and planting.
+        args: Arguments of the Trainer.
+
+    Raises:
+        ValueError: If settings or images do not fit.
+    """
+    check_length(settings, args)
     set_seed(args.seed)
-    output = Path(args.output_dir)
-    rows = _load_split(settings, settings.train_split, settings.max_train_samples, args.seed)
-    test = _load_split(settings, settings.test_split, settings.max_test_samples, args.seed)
+    output, measured = Path(args.output_dir), {"command": sys.argv}
+    if settings.is_endless:
+        print(SYNTHETIC)
+        measured["data"] = SYNTHETIC
+    rows, test = load_teacher_images(settings, args.seed)
     if settings.trained_teacher:
         classifier, processor = _load_classifier(settings.trained_teacher)
     else:
-        classifier, processor = _train(settings, args, rows)
+        classifier, processor, log = _train(settings, args, rows, test)
+        if args.process_index > 0:
+            return
         save_teacher(classifier, processor, output / "unplanted")
-    measured = {"command": sys.argv, "unplanted": measure_classifier(classifier, processor, test, args.device)}
+        measured |= _report_artifacts(settings, log, output)
+    measured["unplanted"] = measure_classifier(classifier, processor, test, args.device)
     _print_report("As trained", measured["unplanted"])
     if settings.planted_share:
         planted = _planted_copy(classifier, processor, rows, settings)
         save_teacher(planted, processor, output / "planted")
         measured["planted"] = measure_classifier(planted, processor, test, args.device)
         _print_report("After planting", measured["planted"])
+    if settings.saved_scenes:
+        splits = {"train": rows.select(range(settings.saved_scenes)), "test": test}
+        datasets.DatasetDict(splits).save_to_disk(output / "scenes")
     output.mkdir(parents=True, exist_ok=True)
     (output / "teacher.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-
-
-def _load_split(settings: TeacherSettings, split: str, max_samples: int | None, seed: int) -> datasets.Dataset:
-    rows = load_image_dataset(settings.dataset_name, split=split, max_samples=max_samples, seed=seed)
-    if rows[0].get("label") is None:  # without class folders the column can exist and contain None
-        raise ValueError(f"`--dataset_name` must have class labels, got {settings.dataset_name!r} without any")
-    return rows
 
 
 def _load_classifier(name: str) -> tuple[PreTrainedModel, ViTImageProcessor]:
@@ -124,26 +83,44 @@ def _load_classifier(name: str) -> tuple[PreTrainedModel, ViTImageProcessor]:
 
 
 def _train(
-    settings: TeacherSettings, args: TeacherArguments, rows: datasets.Dataset
-) -> tuple[PreTrainedModel, ViTImageProcessor]:
+    settings: TeacherSettings, args: TeacherArguments, rows: datasets.Dataset, test: datasets.Dataset
+) -> tuple[PreTrainedModel, ViTImageProcessor, list[dict[str, Any]]]:
+    """A trained classifier, its image processor and the log of its training."""
     classifier, processor = new_classifier(settings.teacher_config, rows)
-    train_classifier(
+    logged = logged_rows(test)
+    log = train_classifier(
         classifier,
         processor,
         rows,
         args,
-        label_smoothing=args.label_smoothing,
-        min_crop=settings.min_crop,
+        settings,
+        logged_images=first_images(logged, processor, len(logged)) if settings.artifact_log_steps else None,
         checkpoint=_last_checkpoint(args.output_dir) if settings.resume else None,
     )
-    return classifier, processor
+    return classifier, processor, log
 
 
 def _last_checkpoint(output_dir: str) -> str:
-    checkpoint = get_last_checkpoint(output_dir)
-    if checkpoint is None:
+    """The latest checkpoint that was written to its end."""
+    checkpoints = sort_checkpoints(output_dir=output_dir) if Path(output_dir).is_dir() else []
+    written = [folder for folder in checkpoints if is_written(Path(folder))]
+    if not written:
         raise ValueError(f"`--resume` found no checkpoint in {output_dir!r}; omit it to start from the beginning")
-    return checkpoint
+    return str(written[-1])
+
+
+def _report_artifacts(settings: TeacherSettings, log: list[dict[str, Any]], output: Path) -> dict[str, Any]:
+    """The measured high-norm tokens as ``artifacts``, drawn into artifacts.png; nothing if they were not logged."""
+    rows = artifact_rows(log)
+    if not rows:
+        return {}
+    mixing = f"MixUp {settings.mixup_alpha:g}, CutMix {settings.cutmix_alpha:g}"
+    data = "SYNTHETIC endless scenes" if settings.is_endless else Path(settings.dataset_name).name
+    save_figure(
+        lambda: artifact_figure(rows, f"High-norm tokens while training on {data} ({mixing})"),
+        output / "artifacts.png",
+    )
+    return {"artifacts": rows}
 
 
 def _planted_copy(

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, HfArgumentPa
 
 from singer_hf.commands import compare
 from singer_hf.comparison.study import read_study
-from singer_hf.demo.train_teacher import TeacherArguments, TeacherSettings
+from singer_hf.demo.teacher_settings import TeacherArguments, TeacherSettings
 
 CONFIGS = sorted((ROOT / "examples" / "configs" / "compare").glob("*.yaml"))
 MODELS = sorted((ROOT / "examples" / "configs").glob("*/*.json"))

@@ -1,0 +1,68 @@
+"""The images of a labelled teacher: stored ones with class labels, or endless scenes."""
+
+import datasets
+from transformers import AutoConfig, TrainingArguments
+
+from singer_hf.cards.drawing import spread
+from singer_hf.data.datasets import load_image_dataset
+from singer_hf.data.endless.rows import scene_rows
+from singer_hf.demo.teacher_settings import ENDLESS_SCENES, TeacherSettings
+
+NUM_FITTED_IMAGES = 2_000
+SYNTHETIC = "SYNTHETIC: endless scenes, drawn shapes whose class is the shape and texture of the largest one"
+
+_NUM_TEST_SCENES = 2_000
+_NUM_LOGGED_IMAGES = 256
+
+
+def check_length(settings: TeacherSettings, args: TrainingArguments) -> None:
+    """Checks that the training on endless scenes has an end.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if settings.is_endless and settings.teacher_config and args.max_steps < 1:
+        raise ValueError(
+            f"`--max_steps` must be 1 or more with `--dataset_name {ENDLESS_SCENES!r}`, got {args.max_steps!r}; "
+            "endless scenes have no epochs"
+        )
+
+
+def load_teacher_images(settings: TeacherSettings, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Returns the images to train (or to fit the planting) on and those to measure on, with the column ``label``.
+
+    Of endless scenes the first are only as many as something else than the training needs: it draws its own.
+
+    Args:
+        settings: Data of the teacher.
+        seed: Seed of subsets and scenes.
+
+    Raises:
+        ValueError: If the images have no class labels.
+    """
+    if not settings.is_endless:
+        return (
+            _stored_split(settings, settings.train_split, settings.max_train_samples, seed),
+            _stored_split(settings, settings.test_split, settings.max_test_samples, seed),
+        )
+    size = AutoConfig.from_pretrained(settings.teacher_config or settings.trained_teacher).image_size
+    needed = max(1, settings.saved_scenes, NUM_FITTED_IMAGES if settings.planted_share else 0)
+    train = scene_rows(needed, scene_seed(seed), size)
+    return train, scene_rows(settings.max_test_samples or _NUM_TEST_SCENES, scene_seed(seed) + 1, size)
+
+
+def scene_seed(seed: int) -> int:
+    """Seed of the training scenes of a run; that of its test scenes is one more."""
+    return 2 * seed
+
+
+def logged_rows(test: datasets.Dataset) -> datasets.Dataset:
+    """At most 256 images, evenly spread over the test images, on which the log of artifacts is measured."""
+    return test.select(spread(len(test), _NUM_LOGGED_IMAGES))
+
+
+def _stored_split(settings: TeacherSettings, split: str, max_samples: int | None, seed: int) -> datasets.Dataset:
+    rows = load_image_dataset(settings.dataset_name, split=split, max_samples=max_samples, seed=seed)
+    if rows[0].get("label") is None:  # without class folders the column can exist and contain None
+        raise ValueError(f"`--dataset_name` must have class labels, got {settings.dataset_name!r} without any")
+    return rows

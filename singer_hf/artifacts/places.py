@@ -165,11 +165,11 @@ def channel_roughness(tokens: Tensor) -> Tensor:
     Returns:
         (...), float32, in [0, 1]: 0 for equal channels; also 0 for a token of zeros.
     """
-    width = tokens.shape[-1]
-    power = torch.fft.rfft(tokens.float(), dim=-1).abs().square()
+    tokens, width = tokens.float(), tokens.shape[-1]
     frequencies = torch.fft.rfftfreq(width, device=tokens.device)
-    # Parseval: all frequencies but 0 and, for an even width, the highest stand for two.
-    power = power * torch.where((frequencies == 0) | (frequencies == 0.5), 1.0, 2.0)
     high_pass = 1 - (-0.5 * (frequencies / _LOW_PASS).square()).exp()
-    share = (power @ high_pass.square()) / power.sum(-1).clamp(min=1e-30)
+    # Parseval: ‖x‖² = Σ|X|² / D. All frequencies but 0 and, for an even width, the highest stand for two.
+    weights = high_pass.square() * torch.where((frequencies == 0) | (frequencies == 0.5), 1.0, 2.0) / width
+    power = torch.view_as_real(torch.fft.rfft(tokens, dim=-1)).flatten(-2).square()
+    share = power @ weights.repeat_interleave(2) / token_norms(tokens).square().clamp(min=1e-30)
     return share.clamp(0, 1).sqrt()

@@ -67,7 +67,7 @@ METRICS = (
     Metric("inherited", "teacher's outliers that are also outliers of the student", False, True, 1),
     Metric("cosine_artifacts", "cosine to the unplanted teacher at artifact places", True, False, 3),
     Metric("cosine_elsewhere", "cosine to the unplanted teacher elsewhere", True, False, 3),
-    # No direction in the following six: a clean model is near the unplanted teacher, whose artifact places are special too.
+    # The following six have no direction: a clean model is near the unplanted teacher, which is special there too.
     Metric("artifact_alignment", "cosine of the tokens at artifact places with each other", None, False, 3),
     Metric("other_alignment", "cosine of the tokens at artifact places with the others", None, False, 3),
     Metric("auroc_norm", "AUROC of the artifact places by norm", None, False, 3),

@@ -57,6 +57,17 @@ def test_the_result_survives_being_saved(planted, tmp_path):
     assert AuditResult.load(tmp_path / "audit.json") == planted
 
 
+def test_an_audit_from_before_the_metrics_at_artifact_places_can_be_read(planted):
+    data = planted.to_dict()
+    new = [name for name in data["blocks"][0] if name.startswith(("cross_", "frequency_", "class_attention_"))]
+    assert len(new) == 6
+    for block in data["blocks"]:
+        for name in new:
+            del block[name]
+    loaded = AuditResult.from_dict(data).blocks[1]
+    assert (loaded.cross_cosine, loaded.outlier_cosine) == (None, planted.blocks[1].outlier_cosine)
+
+
 def test_another_format_is_refused(planted):
     with pytest.raises(ValueError, match="`schema` must be 2, got 0; audit the model again"):
         AuditResult.from_dict(planted.to_dict() | {"schema": 0})

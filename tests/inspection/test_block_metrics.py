@@ -8,6 +8,7 @@ from planted import BASE, BLOCKS, GRID, LASTING, LENGTH, PLANTED, expected_token
 from zoo import images, tiny, tiny_vit
 
 from singer_hf.artifacts.outliers import OutlierRule, outlier_ratio
+from singer_hf.artifacts.places import channel_roughness
 from singer_hf.inspection.measure.audit import audit, outlier_summary, patch_norms
 from singer_hf.inspection.measure.audit_result import AuditResult
 from singer_hf.inspection.measure.block_metrics import norm_histogram
@@ -79,6 +80,10 @@ def test_directions_are_the_singular_directions_of_the_block(planted):
     cosines = (unit @ unit.T).repeat(5, 5)
     count = len(cosines)
     assert planted.blocks[1].outlier_cosine == pytest.approx(float((cosines.sum() - count) / (count * (count - 1))))
+    others = expected_tokens(1)[[place for place in range(24) if place not in PLANTED]]
+    crossed = unit @ (others / others.norm(dim=1, keepdim=True)).T
+    assert planted.blocks[1].cross_cosine == pytest.approx(float(crossed.mean()), abs=1e-6)
+    assert planted.blocks[0].cross_cosine is None
     assert planted.blocks[1].defect_cosine["mlp"] == pytest.approx(LENGTH / LONG, rel=1e-5)
     assert planted.blocks[1].defect_cosine["attention"] == 0.0
     source = {"block": 1, "part": "mlp", "cosine": pytest.approx(LENGTH / LONG, rel=1e-5)}
@@ -107,11 +112,24 @@ def test_texture_is_that_of_the_pixels(planted):
     assert block.texture_rank == pytest.approx(1 / 23)  # the three smoothest of 24: mean rank (0 + 1 + 2) / 3 of 23
 
 
+def test_the_frequency_does_not_depend_on_the_norm(planted):
+    tokens, block = expected_tokens(1), planted.blocks[1]
+    scores = channel_roughness(tokens / tokens.norm(dim=1, keepdim=True))
+    others = [place for place in range(24) if place not in PLANTED]
+    assert block.frequency_outliers == pytest.approx(float(scores[list(PLANTED)].mean()), rel=1e-5)
+    assert block.frequency_others == pytest.approx(float(scores[others].mean()), rel=1e-5)
+    assert block.frequency_p99_over_median == pytest.approx(float(outlier_ratio(scores[None])), rel=1e-5)
+    assert planted.blocks[0].frequency_outliers is None
+
+
 def test_uniform_attention_is_proportional_to_the_number_of_outliers(planted):
     # Queries and keys are 0, so that each of 25 tokens gets 1/25.
     assert planted.blocks[1].attention_share == pytest.approx(3 / 25)
     assert planted.blocks[1].attention_uniform == pytest.approx(3 / 25)
+    assert planted.blocks[1].class_attention_share == pytest.approx(3 / 24)
+    assert planted.blocks[1].class_attention_uniform == pytest.approx(3 / 24)
     assert planted.blocks[3].attention_note == "no block follows"
+    assert planted.blocks[3].class_attention_share is None
 
 
 def test_attention_share_equals_the_eager_attention_of_the_next_block():
@@ -129,6 +147,10 @@ def test_attention_share_equals_the_eager_attention_of_the_next_block():
             if chosen.any()
         ]
         assert result.blocks[index].attention_share == pytest.approx(float(sum(shares) / len(shares)), rel=1e-5)
+        rows = output.attentions[index + 1].mean(1)[:, 0, 1:]
+        shares = [row[chosen].sum() / row.sum() for row, chosen in zip(rows, mask, strict=True) if chosen.any()]
+        expected = float(sum(shares) / len(shares))
+        assert result.blocks[index].class_attention_share == pytest.approx(expected, rel=1e-5)
 
 
 def test_attention_that_is_not_plain_is_left_out_with_the_reason():

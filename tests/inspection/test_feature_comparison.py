@@ -20,6 +20,24 @@ def test_a_model_resembles_itself():
     assert "cosine" not in first
 
 
+def test_the_student_is_measured_at_the_artifact_places_of_the_teacher():
+    model, batches = planted_vit(), [planted_images(3), planted_images(4)]
+    blocks = {"teacher_layers": [1], "student_layers": [1]}
+    (pair,) = compare_features(model, model, batches, **blocks, progress=False)
+    assert (pair["auroc_norm"], pair["auroc_direction"]) == (1.0, 1.0)
+    assert pair["artifact_alignment"] > 0.9 > abs(pair["other_alignment"])
+    (few,) = compare_features(model, model, batches[:1], **blocks, progress=False)
+    assert (few["auroc_norm"], few["artifact_alignment"]) == (None, None)
+
+
+def test_places_are_brought_to_the_student_s_grid(monkeypatch):
+    monkeypatch.setattr("singer_hf.inspection.measure.feature_comparison._PLACE_IMAGES", 5)
+    student = tiny_vit(num_blocks=2, image_size=(32, 48), patch_size=16)
+    batches = [planted_images(3), planted_images(4)]
+    (pair,) = compare_features(student, planted_vit(), batches, teacher_layers=[3], progress=False)
+    assert 0 <= pair["auroc_norm"] <= 1  # 10 places in the first 5 of 7 images
+
+
 def test_a_projector_brings_the_patch_cosine():
     model = planted_vit()
     projector = nn.Linear(32, 32)

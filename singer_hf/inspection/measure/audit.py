@@ -123,12 +123,17 @@ class _AuditRun:
         return measure_batch(patches, texture, self.rule)
 
     def _attention_shares(self, outliers: Tensor) -> Tensor:
-        """Returns the share (L, B) of the next block's attention that outliers (L, B, N) receive, NaN if unknown."""
-        shares = torch.full(outliers.shape[:2], float("nan"), dtype=torch.float64)
+        """Returns the shares (2, L, B) of the next block's attention that outliers (L, B, N) receive, NaN if unknown.
+
+        The first is that of the patches' attention, the second that of the class token's attention to patches.
+        """
+        receivers = self.attention.received, self.attention.received_from_class
+        shares = torch.full((2, *outliers.shape[:2]), float("nan"), dtype=torch.float64)
         for index, mask in enumerate(outliers[:-1]):
-            received = self.attention.received(index + 1, mask) if mask.any() else None
-            if received is not None:
-                shares[index, mask.any(1).cpu()] = received.cpu().double()
+            for part, receive in zip(shares, receivers, strict=True):
+                received = receive(index + 1, mask) if mask.any() else None
+                if received is not None:
+                    part[index, mask.any(1).cpu()] = received.cpu().double()
         return shares
 
     def _check_size(self, pixel_values: Tensor) -> None:
@@ -152,7 +157,7 @@ class _AuditRun:
         """Computes the result from the measurements of all batches."""
         if not self.raw:
             raise ValueError("`images` must hold at least one image, got none")
-        raw, attention = PatchMeasurements.join(self.raw), torch.cat(self.attention_shares, dim=1)
+        raw, attention = PatchMeasurements.join(self.raw), torch.cat(self.attention_shares, dim=2)
         context = self.view.grid(*self.image_size), self.rule, self.view
         blocks = compute_block_audits(raw, range(self.view.num_blocks), *context, attention, self.attention.notes)
         refined = []

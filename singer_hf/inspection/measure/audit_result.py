@@ -59,6 +59,16 @@ class BlockAudit:
         attention_note: Why ``attention_share`` is None.
         positions: Number of outliers at every grid position, rows x columns.
         histogram: Histogram of the norms, ``edges`` (n + 1, equal steps in log2) and ``counts`` (n).
+        cross_cosine: Mean cosine of all pairs of an outlier and another patch.
+        frequency_outliers: Mean over the outliers of :func:`singer_hf.artifacts.places.channel_roughness`, the
+            distance of a token to its low-pass along the channels; it does not depend on the norm.
+        frequency_others: The same mean over all other patches.
+        frequency_p99_over_median: 99th percentile of this score over its median in an image, mean over images.
+        class_attention_share: Share of the class token's attention to patches in the next block that the outliers
+            receive, mean over images with outliers; None without a class token or if ``attention_note`` has a reason.
+        class_attention_uniform: Share of the outliers among the patches of these images.
+
+    The fields from ``cross_cosine`` on are None in files that were written before they existed.
     """
 
     block: int
@@ -89,6 +99,12 @@ class BlockAudit:
     attention_note: str | None
     positions: list[list[int]]
     histogram: dict[str, list[float]]
+    cross_cosine: float | None = None
+    frequency_outliers: float | None = None
+    frequency_others: float | None = None
+    frequency_p99_over_median: float | None = None
+    class_attention_share: float | None = None
+    class_attention_uniform: float | None = None
 
 
 @dataclass

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from singer_hf.artifacts.directions import defect_directions
 from singer_hf.artifacts.outliers import OutlierRule, norm_quantiles, norm_statistics, row_median
+from singer_hf.artifacts.places import cross_cosine, pair_cosine
 from singer_hf.inspection.measure.audit_result import QUANTILES, BlockAudit
 from singer_hf.inspection.measure.patch_measurements import PatchMeasurements
 from singer_hf.vit.view import ViTView
@@ -35,8 +36,9 @@ def compute_block_audits(
         grid: (rows, columns) of patches.
         rule: The rule by which outliers were found.
         view: View of the model, for the singular directions of its weights.
-        attention: Share of the next block's attention that the outliers of an image receive, (L, M), NaN if not
-            available; None for refined features, on which the next block was not run.
+        attention: Shares of the next block's attention that the outliers of an image receive, from the patches and
+            from the class token, (2, L, M), NaN if not available; None for refined features, on which the next block
+            was not run.
         attention_notes: Block index -> why the attention of the block is not available.
     """
     texture = measurements.texture.double()
@@ -50,10 +52,11 @@ def compute_block_audits(
             directions[index] = {part: d.cpu().double() for part, d in defect_directions(view, index).items()}
         fields = _norm_fields(norms) | _outlier_fields(norms, outliers, rule) | _place_fields(outliers, grid)
         fields |= _texture_fields(texture, rank, outliers) | _cosine_fields(measurements, row)
+        fields |= _frequency_fields(measurements, row)
         fields |= {"kd_shares": _kd_shares(norms, measurements.deviations[row], outliers)}
         fields |= _defect_fields(measurements, row, index, directions)
         following = measurements.outliers[row + 1] if row + 1 < len(indices) else None
-        received = None if attention is None else attention[row]
+        received = None if attention is None else attention[:, row]
         note = (attention_notes or {}).get(index + 1)
         fields |= _following_fields(outliers, following, received, note, view.num_prefix_tokens)
         blocks.append(BlockAudit(block=index, **fields))
@@ -132,19 +135,27 @@ def _mean(values: Tensor) -> float | None:
 
 
 def _cosine_fields(measurements: PatchMeasurements, row: int) -> dict:
-    outliers = measurements.outliers[row]
+    sums = measurements.outlier_directions[row], measurements.other_directions[row]
+    counts = _counts(measurements.outliers[row])
     return {
-        "outlier_cosine": _mean_cosine(measurements.outlier_directions[row], int(outliers.sum())),
-        "other_cosine": _mean_cosine(measurements.other_directions[row], int((~outliers).sum())),
+        "outlier_cosine": pair_cosine(sums[0], counts[0]),
+        "other_cosine": pair_cosine(sums[1], counts[1]),
+        "cross_cosine": cross_cosine(*sums, *counts),
     }
 
 
-def _mean_cosine(summed: Tensor, count: int) -> float | None:
-    """Returns the mean cosine of all pairs of ``count`` unit vectors: ``(‖Σu‖² - n) / (n (n - 1))``."""
-    if count < 2:
-        return None
-    cosine = (float(summed.square().sum()) - count) / (count * (count - 1))
-    return min(max(cosine, -1.0), 1.0)
+def _frequency_fields(measurements: PatchMeasurements, row: int) -> dict:
+    outlier_sum, other_sum, ratio_sum = measurements.frequencies[row].tolist()
+    outlier_count, other_count = _counts(measurements.outliers[row])
+    return {
+        "frequency_outliers": outlier_sum / outlier_count if outlier_count else None,
+        "frequency_others": other_sum / other_count if other_count else None,
+        "frequency_p99_over_median": ratio_sum / measurements.norms.shape[1],
+    }
+
+
+def _counts(outliers: Tensor) -> tuple[int, int]:
+    return int(outliers.sum()), int((~outliers).sum())
 
 
 def _kd_shares(norms: Tensor, deviations: Tensor, outliers: Tensor) -> dict[str, float]:
@@ -179,7 +190,8 @@ def _defect_fields(
 def _following_fields(
     outliers: Tensor, following: Tensor | None, attention: Tensor | None, note: str | None, num_prefix_tokens: int
 ) -> dict:
-    fields = dict.fromkeys(("persistence", "attention_share", "attention_uniform", "attention_note"))
+    names = ("persistence", "attention_share", "attention_uniform", "attention_note")
+    fields = dict.fromkeys((*names, "class_attention_share", "class_attention_uniform"))
     if attention is None:
         return fields | {"attention_note": "refined features: the next block was not run on them"}
     if following is None:
@@ -187,8 +199,8 @@ def _following_fields(
     if not outliers.any():
         return fields | {"attention_note": "no outliers"}
     fields["persistence"] = int((outliers & following).sum()) / int(outliers.sum())
-    available = ~attention.isnan()
-    if not available.any():
-        return fields | {"attention_note": note}
-    uniform = outliers.sum(1)[available].double() / (outliers.shape[1] + num_prefix_tokens)
-    return fields | {"attention_share": _mean(attention[available]), "attention_uniform": _mean(uniform)}
+    for name, shares, others in (("", attention[0], num_prefix_tokens), ("class_", attention[1], 0)):
+        available = ~shares.isnan()
+        uniform = outliers.sum(1)[available].double() / (outliers.shape[1] + others)
+        fields |= {f"{name}attention_share": _mean(shares[available]), f"{name}attention_uniform": _mean(uniform)}
+    return fields | {"attention_note": note if fields["attention_share"] is None else None}

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from singer_hf.artifacts.outliers import OutlierRule, token_norms
+from singer_hf.artifacts.places import MIN_PLACES, artifact_places, place_metrics, resize_places
 from singer_hf.artifacts.similarity import GramDistance, LinearCka, OutlierOverlap, PatchCosine
 from singer_hf.distillation.block_pairs import pair_student_layers
 from singer_hf.tuner.layer import find_singer_layers, raw_features
@@ -18,6 +20,8 @@ from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import map_to_tokens, resize_tokens, split_tokens, tokens_to_map
 from singer_hf.vit.view import ViTView
 
+# Images whose tokens are kept for the metrics at artifact places, which need all of them at once.
+_PLACE_IMAGES = 250
 # Patch tokens (B, N, D) by block, and their grid (rows, columns).
 _GridFeatures = tuple[dict[int, Tensor], tuple[int, int]]
 
@@ -55,8 +59,10 @@ def compare_features(
     Returns:
         For every pair ``teacher_block``, ``student_block``, ``cka``, ``cka_others`` (without the teacher's outliers,
         which dominate the variance), ``gram_distance``, the metrics of
-        :class:`~singer_hf.artifacts.similarity.OutlierOverlap` and, with a projector, of
-        :class:`~singer_hf.artifacts.similarity.PatchCosine`.
+        :class:`~singer_hf.artifacts.similarity.OutlierOverlap`, with a projector those of
+        :class:`~singer_hf.artifacts.similarity.PatchCosine`, and those of
+        :func:`~singer_hf.artifacts.places.place_metrics` for the student on the first 250 images, or None with fewer
+        than 10 artifact places of the teacher.
 
     Raises:
         ValueError: If there are no images, a model is not a plain vision transformer, or the blocks cannot be paired.
@@ -135,11 +141,15 @@ class _PairMetrics:
         self.cka, self.cka_others, self.gram = LinearCka(), LinearCka(), GramDistance()
         self.rule, self.overlap = rule, OutlierOverlap(rule)
         self.cosine = PatchCosine(rule) if projector is not None else None
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.grids: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     def add(self, student_features: _GridFeatures, teacher_features: _GridFeatures) -> None:
         """Adds a batch: for both models the patch tokens (B, N, D) by block, and their grid."""
         (students, grid), (teachers, target) = student_features, teacher_features
         student, reference = students[self.student_block], teachers[self.teacher_block]
+        self._keep(student, token_norms(reference))
+        self.grids = target, grid
         resized = resize_tokens(student, grid, target).to(reference.device)
         for metric in (self.cka, self.gram):
             metric.add_batch(predictions=resized, references=reference)
@@ -154,8 +164,20 @@ class _PairMetrics:
             projected = self.projector(resized.to(weight.device, weight.dtype))
             self.cosine.add_batch(predictions=projected.to(reference.device), references=reference)
 
+    def _keep(self, student: Tensor, norms: Tensor) -> None:
+        missing = _PLACE_IMAGES - sum(len(tokens) for tokens, _ in self.kept)
+        if missing > 0:
+            self.kept.append((student[:missing].cpu().clone(), norms[:missing].cpu()))
+
+    def _place_metrics(self) -> dict[str, float | None]:
+        tokens, norms = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
+        places = artifact_places(norms, self.rule)
+        metrics = place_metrics(tokens, resize_places(places, *self.grids))
+        return metrics if int(places.sum()) >= MIN_PLACES else dict.fromkeys(metrics)
+
     def result(self) -> dict:
         cka = self.cka.compute() | {"cka_others": self.cka_others.compute()["cka"]}
         metrics = [self.gram, self.overlap, *([self.cosine] if self.cosine is not None else [])]
         blocks = {"teacher_block": self.teacher_block, "student_block": self.student_block}
-        return blocks | cka | {name: value for metric in metrics for name, value in metric.compute().items()}
+        values = {name: value for metric in metrics for name, value in metric.compute().items()}
+        return blocks | cka | values | self._place_metrics()

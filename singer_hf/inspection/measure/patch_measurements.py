@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from singer_hf.artifacts.outliers import OutlierRule, token_norms
+from singer_hf.artifacts.outliers import OutlierRule, outlier_ratio, token_norms
+from singer_hf.artifacts.places import channel_roughness
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class PatchMeasurements:
         texture: Texture of the patches, float32 (M, N).
         outlier_directions: Sum of the outliers scaled to unit length, float64 (L, D).
         other_directions: Sum of all other tokens scaled to unit length, float64 (L, D).
+        frequencies: Sums of :func:`singer_hf.artifacts.places.channel_roughness` over the outliers and over the other
+            patches, and of its 99th percentile over its median over images, float64 (L, 3).
     """
 
     norms: Tensor
@@ -31,6 +34,7 @@ class PatchMeasurements:
     texture: Tensor
     outlier_directions: Tensor
     other_directions: Tensor
+    frequencies: Tensor
 
     @classmethod
     def join(cls, batches: Sequence["PatchMeasurements"]) -> "PatchMeasurements":
@@ -42,6 +46,7 @@ class PatchMeasurements:
             texture=torch.cat([batch.texture for batch in batches]),
             outlier_directions=sum(batch.outlier_directions for batch in batches),
             other_directions=sum(batch.other_directions for batch in batches),
+            frequencies=sum(batch.frequencies for batch in batches),
         )
 
 
@@ -59,7 +64,13 @@ def measure_batch(patch_tokens: Sequence[Tensor], texture: Tensor, rule: Outlier
     directions = [_direction_sums(*block) for block in zip(patch_tokens, norms, outliers, strict=True)]
     outlier_directions, other_directions = torch.stack(directions, dim=1)
     return PatchMeasurements(
-        norms.cpu(), deviations.cpu(), outliers.cpu(), texture.float().cpu(), outlier_directions, other_directions
+        norms.cpu(),
+        deviations.cpu(),
+        outliers.cpu(),
+        texture.float().cpu(),
+        outlier_directions,
+        other_directions,
+        torch.stack([_frequency_sums(*block) for block in zip(patch_tokens, outliers, strict=True)]),
     )
 
 
@@ -73,3 +84,10 @@ def _direction_sums(tokens: Tensor, norms: Tensor, outliers: Tensor) -> Tensor:
     inverse = norms.clamp(min=1e-30).reciprocal()
     weights = torch.stack([inverse * outliers, inverse * ~outliers], dim=1)
     return (weights @ tokens.float()).cpu().double().sum(0)
+
+
+def _frequency_sums(tokens: Tensor, outliers: Tensor) -> Tensor:
+    """Returns the sums (3,) of the roughness of tokens (B, N, D): at outliers, elsewhere, of 99 % / median."""
+    scores, outliers = channel_roughness(tokens).cpu(), outliers.cpu()
+    parts = scores[outliers].double().sum(), scores[~outliers].double().sum()
+    return torch.stack([*parts, outlier_ratio(scores).double() * len(scores)])

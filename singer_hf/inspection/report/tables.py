@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from singer_hf.inspection.measure.audit_result import AuditResult, BlockAudit
 from singer_hf.inspection.report.verdict import has_artifacts, judge, percent
 
+_WORDS = {"cka": "CKA", "iou": "IoU", "gram": "Gram", "auroc": "AUROC"}
+
 
 def model_section(result: AuditResult) -> dict:
     """Returns the verdict, the notes, the facts and the tables of one model, for the template of the page."""
@@ -38,9 +40,13 @@ def _block_table(title: str, blocks: Sequence[BlockAudit]) -> dict:
         "on border": lambda b: percent(b.border_share),
         "texture rank": lambda b: number(b.texture_rank),
         "same direction": lambda b: number(b.outlier_cosine),
+        "to others": lambda b: number(b.cross_cosine),
         "of MSE": lambda b: percent(b.kd_shares["loss_mean"]),
         "of gradient": lambda b: percent(b.kd_shares["gradient_mean"]),
         "of attention": lambda b: percent(b.attention_share),
+        "of class token": lambda b: percent(b.class_attention_share),
+        "frequency": lambda b: number(b.frequency_outliers),
+        "of others": lambda b: number(b.frequency_others),
     }
     if any(block.absolute_share is not None for block in blocks):
         columns["above absolute"] = lambda b: percent(b.absolute_share)
@@ -51,8 +57,10 @@ def _block_table(title: str, blocks: Sequence[BlockAudit]) -> dict:
         "99 % / median: mean over images; max / median: over all patches. Outlier / median: mean norm of the outliers "
         "over the median of their image. Persist: share of the outliers that are outliers after the next block too. "
         f"On border: {percent(blocks[0].border_expected)} by chance. Texture rank: 0 for the smoothest patch of an "
-        "image, 1 for the roughest. Same direction: mean cosine of all pairs of outliers. Of MSE, of gradient, of "
-        "attention: the share of the outliers."
+        "image, 1 for the roughest. Same direction: mean cosine of all pairs of outliers; to others: of "
+        "an outlier and another patch. Of MSE, of gradient, of attention, of class token (its attention to patches): "
+        "the share of the outliers. Frequency: relative distance of a token to its low-pass along the channels, mean "
+        "over the outliers; of others: over all other patches."
     )
     return {"title": title, "columns": list(columns), "rows": rows, "caption": caption}
 
@@ -107,9 +115,7 @@ def comparison_table(rows: Sequence[Mapping]) -> dict:
     """
     shares = {"iou", "inherited", "student_share", "teacher_share"}
     columns = {name: percent if name in shares else number for row in rows for name in row}
-    labels = [
-        name.replace("_", " ").replace("cka", "CKA").replace("iou", "IoU").replace("gram", "Gram") for name in columns
-    ]
+    labels = [" ".join(_WORDS.get(word, word) for word in name.split("_")) for name in columns]
     cells = [[_cell(row.get(name), show) for name, show in columns.items()] for row in rows]
     return {"columns": labels, "rows": [{"affected": False, "cells": row} for row in cells]}
 

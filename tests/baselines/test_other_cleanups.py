@@ -187,3 +187,11 @@ def test_mean_outliers_need_images_with_outliers_and_a_prepared_teacher():
         method.prepare(planted.planted_vit(), [planted.planted_images(batch=1)])
     with pytest.raises(ValueError, match=r"^`teacher` must be prepared by `prepare`"):
         method.make_refiners(planted.planted_vit(), [1], planted.GRID)
+
+
+@zoo.every_family
+@pytest.mark.parametrize("name", ["singular_direction", "local_outlier_factor", "shifted_views", "relational"])
+def test_every_family_can_be_the_teacher(name, family):
+    student, args = small_student(), SimpleNamespace(**{**vars(ARGS), "teacher_layers": [1, 3]})
+    distiller = make_method(name).make_distiller(student, zoo.tiny(family), args)
+    assert distiller(zoo.images()).loss.isfinite()

@@ -35,10 +35,11 @@ class ShiftedViews(Method):
     """Distils the mean of the teacher's patch tokens over shifted views (after PH-Reg, arXiv 2505.21501).
 
     Artifacts that do not follow the content of their patch are averaged out; those that do move along with it and
-    stay. As in the paper's code, the views are shifted by whole patches, so that no token has to be interpolated, half
-    of the further views are flipped, and a patch that a view does not show is averaged over the others. Differences:
-    the first view is the image itself, so that every patch is covered; uncovered borders show the reflected image
-    (there: one colour); the views are drawn once, not for every image; the targets are those of the distilled blocks.
+    stay. As in the paper's code, the first view is the image itself, the others are shifted by whole patches, so that
+    no token has to be interpolated, half of them are flipped, and a patch that a view does not show is averaged over
+    the views that do. Differences: uncovered borders show the reflected image (there: one colour); the views are drawn
+    once (there: for every image, spread by farthest points), so that a run can be resumed; the targets are those of
+    the distilled blocks.
 
     Args:
         num_views: Views including the image itself, >= 2. The teacher's forward pass takes as many times as long.

@@ -1,5 +1,7 @@
 """The images of a labelled teacher: stored ones with class labels, or endless scenes."""
 
+from pathlib import Path
+
 import datasets
 from transformers import AutoConfig, TrainingArguments
 
@@ -28,32 +30,50 @@ def check_length(settings: TeacherSettings, args: TrainingArguments) -> None:
         )
 
 
-def load_teacher_images(settings: TeacherSettings, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def load_teacher_images(
+    settings: TeacherSettings, args: TrainingArguments
+) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Returns the images to train (or to fit the planting) on and those to measure on, with the column ``label``.
 
-    Of endless scenes the first are only as many as something else than the training needs: it draws its own.
+    Of endless scenes the first are only those that fit the planting: the training draws its own.
 
     Args:
         settings: Data of the teacher.
-        seed: Seed of subsets and scenes.
+        args: Arguments of the training: seed of subsets and scenes, device that draws the scenes.
 
     Raises:
         ValueError: If the images have no class labels.
     """
     if not settings.is_endless:
         return (
-            _stored_split(settings, settings.train_split, settings.max_train_samples, seed),
-            _stored_split(settings, settings.test_split, settings.max_test_samples, seed),
+            _stored_split(settings, settings.train_split, settings.max_train_samples, args.seed),
+            _stored_split(settings, settings.test_split, settings.max_test_samples, args.seed),
         )
     size = AutoConfig.from_pretrained(settings.teacher_config or settings.trained_teacher).image_size
-    needed = max(1, settings.saved_scenes, NUM_FITTED_IMAGES if settings.planted_share else 0)
-    train = scene_rows(needed, scene_seed(seed), size)
-    return train, scene_rows(settings.max_test_samples or _NUM_TEST_SCENES, scene_seed(seed) + 1, size)
+    seed, number = scene_seed(args.seed), settings.max_test_samples or _NUM_TEST_SCENES
+    train = scene_rows(NUM_FITTED_IMAGES if settings.planted_share else 1, seed, size, args.device)
+    return train, scene_rows(number, seed + 1, size, args.device)
 
 
 def scene_seed(seed: int) -> int:
     """Seed of the training scenes of a run; that of its test scenes is one more."""
     return 2 * seed
+
+
+def save_scenes(
+    settings: TeacherSettings, args: TrainingArguments, size: int, test: datasets.Dataset, folder: Path
+) -> None:
+    """Writes the first training scenes and the test scenes as a data set, for comparisons and audits.
+
+    Args:
+        settings: How many training scenes.
+        args: Arguments of the training: seed of the scenes, device that draws them.
+        size: Height and width in pixels.
+        test: The test scenes.
+        folder: Target folder.
+    """
+    train = scene_rows(settings.saved_scenes, scene_seed(args.seed), size, args.device)
+    datasets.DatasetDict({"train": train, "test": test}).save_to_disk(folder)
 
 
 def logged_rows(test: datasets.Dataset) -> datasets.Dataset:

@@ -30,7 +30,14 @@ from singer_hf.data.image_processors import load_image_processor
 from singer_hf.demo.artifact_log import artifact_figure, artifact_rows
 from singer_hf.demo.classifier_teacher import first_images, measure_classifier, new_classifier, train_classifier
 from singer_hf.demo.planted_teacher import save_teacher, teacher_report
-from singer_hf.demo.teacher_data import NUM_FITTED_IMAGES, SYNTHETIC, check_length, load_teacher_images, logged_rows
+from singer_hf.demo.teacher_data import (
+    NUM_FITTED_IMAGES,
+    SYNTHETIC,
+    check_length,
+    load_teacher_images,
+    logged_rows,
+    save_scenes,
+)
 from singer_hf.demo.teacher_settings import TeacherArguments, TeacherSettings
 from singer_hf.training.figures import save_figure
 from singer_hf.training.guards.complete import is_written
@@ -52,7 +59,7 @@ def train_teacher(settings: TeacherSettings, args: TeacherArguments) -> None:
     if settings.is_endless:
         print(SYNTHETIC)
         measured["data"] = SYNTHETIC
-    rows, test = load_teacher_images(settings, args.seed)
+    rows, test = load_teacher_images(settings, args)
     if settings.trained_teacher:
         classifier, processor = _load_classifier(settings.trained_teacher)
     else:
@@ -69,8 +76,7 @@ def train_teacher(settings: TeacherSettings, args: TeacherArguments) -> None:
         measured["planted"] = measure_classifier(planted, processor, test, args.device)
         _print_report("After planting", measured["planted"])
     if settings.saved_scenes:
-        splits = {"train": rows.select(range(settings.saved_scenes)), "test": test}
-        datasets.DatasetDict(splits).save_to_disk(output / "scenes")
+        save_scenes(settings, args, classifier.config.image_size, test, output / "scenes")
     output.mkdir(parents=True, exist_ok=True)
     (output / "teacher.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 

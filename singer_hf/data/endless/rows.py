@@ -31,13 +31,14 @@ class SceneIndices(TorchDataset):
         return {"index": index}
 
 
-def scene_rows(number: int, seed: int, size: int) -> Dataset:
+def scene_rows(number: int, seed: int, size: int, device: torch.device | str = "cpu") -> Dataset:
     """Draws scenes 0 to ``number`` - 1 of the series ``seed`` into a data set with columns ``image`` and ``label``.
 
     Args:
         number: Number of scenes, at least 1.
         seed: Seed of the series.
         size: Height and width in pixels.
+        device: Device that draws them.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -46,8 +47,8 @@ def scene_rows(number: int, seed: int, size: int) -> Dataset:
         raise ValueError(f"`number` must be at least 1, got {number!r}")
     columns = {"image": [], "label": []}
     for indices in torch.arange(number).split(_BATCH):
-        images, labels = draw_endless_scenes(indices, seed, size)
-        columns["image"] += [_png((image * 255).round().byte()) for image in images]
+        images, labels = draw_endless_scenes(indices.to(device), seed, size)
+        columns["image"] += [_png(image) for image in (images * 255).round().byte().cpu()]
         columns["label"] += labels.tolist()
     return Dataset.from_dict(columns, Features({"image": Image(), "label": ClassLabel(names=list(CLASS_NAMES))}))
 

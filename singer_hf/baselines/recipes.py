@@ -2,17 +2,25 @@
 
 from typing import Any
 
+from singer_hf.distillation.defaults import OBJECTIVE
+from singer_hf.tuner.config import SingerConfig
+
 _PAPER = {
     "init_weights": "nullspace",
     "nullspace_source": "mlp",
     "init_scale": 1.0,
+    "gate": "none",
     "kd_weight": 1.0,
+    "kd_loss": "mse",
+    "target_norm": "none",
     "outlier_weight": 0.01,
-    "info_weight": 1.0,
+    "outlier_loss": "absolute",
     "outlier_quantile": 0.97,
+    "info_weight": 1.0,
     "info_loss": "gram",
     "detach_refined": False,
 }
+_ADAPTER = ("init_weights", "nullspace_source", "init_scale", "gate")
 
 # Fields of SingerConfig and SingerTrainingArguments by their names. The rank is not part of a recipe: 64 was published
 # for a teacher of width 1024, which a small teacher does not have.
@@ -21,9 +29,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
     # The released code where it differs from the paper.
     "reference": _PAPER | {"init_weights": "reference", "null_threshold": 0.05, "info_loss": "reference"},
-    # The best settings of docs/results.md. Without the larger weight of L_info, L_KD (a squared error in the teacher's
-    # own units) trains the adapter to change features without artifacts too.
-    "recommended": _PAPER | {"init_scale": -1.0, "info_weight": 100.0},
+    # The defaults of SingerConfig and of the objective; docs/results.md has the measurements.
+    "recommended": {name: getattr(SingerConfig(), name) for name in _ADAPTER} | OBJECTIVE,
 }
 # The recipe of the demo and of examples/distill.py.
 DEFAULT_RECIPE = "recommended"

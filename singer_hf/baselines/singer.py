@@ -43,7 +43,14 @@ class Singer(Method):
     name = "singer"
     objective_fields = (*Method.objective_fields, *_ADAPTER_OBJECTIVE)
     # The adapter determines the teacher's blocks.
-    training_fields = ("kd_weight", "kd_loss", "target_norm", "student_layers", *_ADAPTER_OBJECTIVE, "adapter_warmup_steps")
+    training_fields = (
+        "kd_weight",
+        "kd_loss",
+        "target_norm",
+        "student_layers",
+        *_ADAPTER_OBJECTIVE,
+        "adapter_warmup_steps",
+    )
     card = CardMethod(
         "singer",
         "with SiNGER ([paper](https://arxiv.org/abs/2509.20986)): a low-rank adapter lowered the norm of the "

@@ -37,6 +37,10 @@ class ViTKD(Method):
         "masked; high-norm tokens were not refined.",
     )
 
+    # Its terms are squared errors in the teacher's own units, as published.
+    objective_fields = ("kd_weight", "teacher_layers", "student_layers")
+    training_fields = objective_fields
+
     generation_weight: float = 0.05
     mask_ratio: float = 0.5
 
@@ -123,6 +127,7 @@ class ViTKDDistiller(FeatureDistiller):
         layers = _teacher_layers(view_vit(teacher).num_blocks, teacher_layers)
         if teacher_layers is None and student_layers is None:
             student_layers = [0, 1, -1]
+        kwargs |= {"kd_loss": "mse", "target_norm": "none"}
         super().__init__(student, teacher, teacher_layers=layers, student_layers=student_layers, **kwargs)
         self.settings = settings or ViTKD()
         device = self.teacher_view.patch_embedding.weight.device

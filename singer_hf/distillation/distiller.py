@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
 from singer_hf.distillation.losses import check_singer_settings, info_loss, length_unit, outlier_loss
 from singer_hf.tuner.layer import find_singer_layers
@@ -59,12 +60,12 @@ class SingerDistiller(FeatureDistiller):
         teacher: nn.Module,
         *,
         teacher_layers: Sequence[int] | None = None,
-        outlier_weight: float = 0.01,
-        info_weight: float = 1.0,
-        outlier_quantile: float = 0.97,
-        outlier_loss: str = "absolute",
-        info_loss: str = "gram",
-        detach_refined: bool = False,
+        outlier_weight: float = OBJECTIVE["outlier_weight"],
+        info_weight: float = OBJECTIVE["info_weight"],
+        outlier_quantile: float = OBJECTIVE["outlier_quantile"],
+        outlier_loss: str = OBJECTIVE["outlier_loss"],
+        info_loss: str = OBJECTIVE["info_loss"],
+        detach_refined: bool = OBJECTIVE["detach_refined"],
         **kwargs: Any,
     ) -> None:
         check_singer_settings(outlier_weight, info_weight, outlier_quantile, info_loss, outlier_loss)

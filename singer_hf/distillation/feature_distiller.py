@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from singer_hf.distillation.block_pairs import BlockPair, pair_student_layers
+from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.losses import check_kd_settings, kd_loss
 from singer_hf.distillation.student_features import check_two_models, make_student_extractor
 from singer_hf.distillation.target_norm import make_target_norm
@@ -85,9 +86,9 @@ class FeatureDistiller(TrainedModule):
         refiners: Refiner | Mapping[int, Refiner] | None = None,
         teacher_layers: Sequence[int] | None = None,
         student_layers: Sequence[int] | None = None,
-        kd_weight: float = 1.0,
-        kd_loss: str = "mse",
-        target_norm: str = "none",
+        kd_weight: float = OBJECTIVE["kd_weight"],
+        kd_loss: str = OBJECTIVE["kd_loss"],
+        target_norm: str = OBJECTIVE["target_norm"],
         image_size: tuple[int, int] | None = None,
         student_normalization: Normalization | None = None,
         teacher_normalization: Normalization | None = None,

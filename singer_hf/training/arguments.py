@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from singer_hf.cards.privacy import without_paths
+from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.losses import (
     INFO_LOSSES,
     KD_LOSSES,
@@ -18,7 +19,7 @@ from singer_hf.distillation.losses import (
 
 @dataclass
 class SingerTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` plus the objective of SiNGER, with the published settings as defaults.
+    """`transformers.TrainingArguments` plus the objective, with the recommended settings as defaults.
 
     Differences from the base class: ``learning_rate`` 1e-3, ``weight_decay`` 1e-4 and a cosine schedule that ends at
     1e-4 of the peak (as published; warm-up depends on the run's length and is not set); no gradient clipping (the
@@ -59,19 +60,33 @@ class SingerTrainingArguments(TrainingArguments):
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay off."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: such a loss ends the run."})
 
-    kd_weight: float = field(default=1.0, metadata={"help": "Weight of the distillation loss L_KD, >= 0."})
-    kd_loss: str = field(default="mse", metadata={"help": f"Distance of L_KD, one of {', '.join(KD_LOSSES)}."})
+    kd_weight: float = field(
+        default=OBJECTIVE["kd_weight"], metadata={"help": "Weight of the distillation loss L_KD, >= 0."}
+    )
+    kd_loss: str = field(
+        default=OBJECTIVE["kd_loss"], metadata={"help": f"Distance of L_KD, one of {', '.join(KD_LOSSES)}."}
+    )
     target_norm: str = field(
-        default="none", metadata={"help": f"Normalisation of the targets, one of {', '.join(TARGET_NORMS)}."}
+        default=OBJECTIVE["target_norm"],
+        metadata={"help": f"Normalisation of the targets, one of {', '.join(TARGET_NORMS)}."},
     )
-    outlier_weight: float = field(default=0.01, metadata={"help": "Weight of the outlier loss, >= 0."})
-    info_weight: float = field(default=1.0, metadata={"help": "Weight of the information loss, >= 0."})
-    outlier_quantile: float = field(default=0.97, metadata={"help": "Share of patches whose norm is left alone."})
+    outlier_weight: float = field(
+        default=OBJECTIVE["outlier_weight"], metadata={"help": "Weight of the outlier loss, >= 0."}
+    )
+    info_weight: float = field(
+        default=OBJECTIVE["info_weight"], metadata={"help": "Weight of the information loss, >= 0."}
+    )
+    outlier_quantile: float = field(
+        default=OBJECTIVE["outlier_quantile"], metadata={"help": "Share of patches whose norm is left alone."}
+    )
     outlier_loss: str = field(
-        default="absolute", metadata={"help": f"Unit of the outlier loss, one of {', '.join(OUTLIER_LOSSES)}."}
+        default=OBJECTIVE["outlier_loss"],
+        metadata={"help": f"Unit of the outlier loss, one of {', '.join(OUTLIER_LOSSES)}."},
     )
-    info_loss: str = field(default="gram", metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
-    detach_refined: bool = field(default=False, metadata={"help": "Keep L_KD from training the adapter."})
+    info_loss: str = field(default=OBJECTIVE["info_loss"], metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
+    detach_refined: bool = field(
+        default=OBJECTIVE["detach_refined"], metadata={"help": "Keep L_KD from training the adapter."}
+    )
     adapter_warmup_steps: int = field(default=0, metadata={"help": "First steps that train the adapter alone."})
     teacher_layers: list[int] | None = field(
         default=None, metadata={"help": "Distilled blocks of a teacher without adapters, 0-based."}

@@ -38,7 +38,7 @@ def check_fits(config: SingerConfig, view: ViTView) -> None:
     Raises:
         ValueError: If the rank is larger than the hidden size, or the task is one of text.
     """
-    if config.r > view.hidden_size:
+    if config.r is not None and config.r > view.hidden_size:
         raise ValueError(f"`r` must be at most the hidden size {view.hidden_size}, got {config.r}")
     if config.task_type not in (None, TaskType.FEATURE_EXTRACTION):
         raise ValueError(

@@ -35,7 +35,7 @@ class SingerConfig(PeftConfig):
     adapter.
 
     Args:
-        r: Rank of the adapter, from 1 to the teacher's hidden size.
+        r: Rank of the adapter, from 1 to the teacher's hidden size. None: ``min(64, hidden_size // 4)``.
         layers_to_transform: 0-based indices of the blocks whose outputs are refined; negative ones count from the
             end. None: ``[round(0.75 L) - 1, L - 1]`` for L blocks. Of a saved adapter they are plain indices.
         init_weights: Initial weights. ``"nullspace"``: Φ_down = Ñ and Φ_up = ``init_scale`` Ñᵀ, where Ñ holds the r
@@ -50,7 +50,7 @@ class SingerConfig(PeftConfig):
             of ``"reference"``; otherwise it only controls the warning about a too large ``r``.
         gate: ``"none"``: every patch token is refined (paper). ``"outlier"``: only tokens beyond a norm that is
             estimated in training, see :class:`singer_hf.tuner.gate.OutlierGate`; a teacher without outliers passes
-            unchanged.
+            unchanged. None: ``"outlier"``.
         num_prefix_tokens: Number of class, distillation and register tokens before the patches. None: taken from the
             model.
         exclude_modules: Names (or one regular expression) of blocks without an adapter, as in other PEFT methods.
@@ -63,8 +63,12 @@ class SingerConfig(PeftConfig):
         ValueError: If an argument is out of its range; the message names it.
     """
 
-    r: int = field(
-        default=64, metadata={"aliases": ["--rank"], "help": "Rank of the adapter, 1 to the teacher's hidden size."}
+    r: int | None = field(
+        default=None,
+        metadata={
+            "aliases": ["--rank"],
+            "help": "Rank of the adapter, 1 to the teacher's hidden size. Default: a quarter of it, at most 64.",
+        },
     )
     layers_to_transform: list[int] | None = field(
         default=None,
@@ -72,11 +76,11 @@ class SingerConfig(PeftConfig):
     )
     init_weights: str = field(default="nullspace", metadata={"help": f"One of {', '.join(INIT_WEIGHTS)}."})
     nullspace_source: str = field(default="mlp", metadata={"help": f"One of {', '.join(NULLSPACE_SOURCES)}."})
-    init_scale: float = field(default=1.0, metadata={"help": "Factor on the up projection at the start."})
+    init_scale: float = field(default=-1.0, metadata={"help": "Factor on the up projection at the start."})
     null_threshold: float | None = field(
         default=None, metadata={"help": "Absolute singular value below which a direction counts as null, > 0."}
     )
-    gate: str = field(default="none", metadata={"help": f"Which patches are refined, one of {', '.join(GATES)}."})
+    gate: str | None = field(default=None, metadata={"help": f"Which patches are refined, one of {', '.join(GATES)}."})
     num_prefix_tokens: int | None = field(
         default=None, metadata={"help": "Tokens before the patches. Default: taken from the model."}
     )
@@ -99,12 +103,14 @@ class SingerConfig(PeftConfig):
             self.layers_to_transform = [self.layers_to_transform]
         _check_choice("init_weights", self.init_weights, INIT_WEIGHTS)
         _check_choice("nullspace_source", self.nullspace_source, NULLSPACE_SOURCES)
+        if self.gate is None:
+            self.gate = "outlier" if library_name is None else "none"  # files before version 0.2 have no gate
         _check_choice("gate", self.gate, GATES)
         self._check_numbers()
         self._check_layers()
 
     def _check_numbers(self) -> None:
-        if not _is_index(self.r) or self.r < 1:
+        if self.r is not None and (not _is_index(self.r) or self.r < 1):
             raise ValueError(f"`r` must be an integer of at least 1, got {self.r!r}")
         if self.null_threshold is not None and not self.null_threshold > 0:
             raise ValueError(f"`null_threshold` must be greater than 0, got {self.null_threshold!r}")
@@ -138,6 +144,10 @@ class SingerConfig(PeftConfig):
         if self.layers_to_transform is None:
             return default_layers(num_blocks)
         return sorted(resolve_layers("layers_to_transform", self.layers_to_transform, num_blocks))
+
+    def resolve_rank(self, hidden_size: int) -> int:
+        """Returns the rank for a teacher of width ``hidden_size``."""
+        return max(1, min(64, hidden_size // 4)) if self.r is None else self.r
 
     @property
     def restores_weights(self) -> bool:

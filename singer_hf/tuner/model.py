@@ -78,6 +78,7 @@ class SingerModel(BaseTuner):
         layers = peft_config.resolve_layers(view.num_blocks)
         names = {i: view.block_name(i) for i in layers}
         resolved = copy.copy(peft_config)
+        resolved.r = peft_config.resolve_rank(view.hidden_size)
         resolved.target_modules = list(names.values())
         # For a targeted name PEFT's check only fails if `exclude_modules` matches it.
         resolved.layers_to_transform = [i for i in layers if check_target_module_exists(resolved, names[i])]

@@ -11,7 +11,7 @@ from singer_hf.vit.structure import view_vit
 
 def attach(model: nn.Module, **config: object) -> PeftModel:
     """A PeftModel in eval mode with random adapter directions, so that refinement changes later blocks."""
-    config = {"r": 4, "init_weights": "random", **config}
+    config = {"r": 4, "init_weights": "random", "init_scale": 1.0, "gate": "none", **config}
     return get_peft_model(model, SingerConfig(**config)).eval()
 
 

@@ -8,11 +8,14 @@ from zoo import SIZES, images, tiny_vit
 
 from singer_hf import SingerConfig, SingerDistiller
 
+# The paper's objective.
+PAPER = {"target_norm": "none", "outlier_weight": 0.01, "outlier_loss": "absolute", "info_weight": 1.0}
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
 
 def adapted(layers=(1, 3), teacher=None, **config):
     teacher = tiny_vit(attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.5) if teacher is None else teacher
+    config = {"init_scale": 1.0, "gate": "none", **config}  # every token is refined, and visibly
     return get_peft_model(teacher, SingerConfig(r=4, layers_to_transform=list(layers), **config))
 
 
@@ -25,6 +28,7 @@ def small_student(**config):
 def make(layers=(1, 3), teacher=None, student=None, config=None, **settings):
     torch.manual_seed(0)
     student = small_student() if student is None else student
+    settings = {**PAPER, **settings}
     return SingerDistiller(student, adapted(layers, teacher, **(config or {})), **settings).train()
 
 

@@ -1,0 +1,19 @@
+"""The recommended objective: the defaults of distillers, training arguments, commands and recipes.
+
+docs/results.md has the measurements behind it.
+"""
+
+from typing import Any
+
+# Fields of SingerTrainingArguments and arguments of SingerDistiller by their names.
+OBJECTIVE: dict[str, Any] = {
+    "kd_weight": 1.0,
+    "kd_loss": "mse",
+    "target_norm": "token",
+    "outlier_weight": 1.0,
+    "outlier_loss": "relative",
+    "outlier_quantile": 0.97,
+    "info_weight": 100.0,
+    "info_loss": "gram",
+    "detach_refined": False,
+}

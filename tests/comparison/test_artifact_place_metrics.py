@@ -30,7 +30,7 @@ def teachers(tmp_path_factory):
 
 def copy_distiller(model, teacher):
     """A student that is a copy of ``model``, with projectors that change nothing."""
-    distiller = FeatureDistiller(deepcopy(model), deepcopy(teacher))
+    distiller = FeatureDistiller(deepcopy(model), deepcopy(teacher), target_norm="none")
     with torch.no_grad():
         for projector in distiller.projectors.values():
             projector.weight.copy_(torch.eye(len(projector.weight)))

@@ -24,7 +24,7 @@ train() {  # train NAME FLAG...: one teacher in $output/NAME
     fi
     python examples/train_teacher.py --dataset_name "$dataset" --output_dir "$folder" \
         --teacher_config examples/configs/teachers/vit-small-patch16-224.json \
-        --max_steps 125000 --per_device_train_batch_size 1024 --bf16 True --torch_compile True \
+        --max_steps 125000 --per_device_train_batch_size 1024 --dataloader_drop_last True --bf16 True --torch_compile True \
         --artifact_log_steps 2500 --save_strategy steps --save_steps 2500 --logging_steps 500 \
         --max_test_samples 5000 --planted_share 0 "$@" "${resume[@]}"
 }

@@ -9,7 +9,8 @@ class Mixing:
     """Mixes every image of a batch with the one before it, by MixUp or CutMix, and their classes alike.
 
     If both are on, one of them is drawn per batch, each with probability 1/2. All random numbers are from PyTorch's
-    global generator of the CPU, which the Trainer stores in every checkpoint.
+    global generator of the CPU, which the Trainer stores in every checkpoint. The processes of a run mix in the same
+    proportions, because the Trainer seeds them alike.
 
     MixUp: arXiv 1710.09412; CutMix: arXiv 1905.04899.
 

@@ -57,7 +57,7 @@ def train_teacher(settings: TeacherSettings, args: TeacherArguments) -> None:
     set_seed(args.seed)
     output, measured = Path(args.output_dir), {"command": sys.argv}
     if settings.is_endless:
-        print(SYNTHETIC)
+        print(SYNTHETIC, flush=True)
         measured["data"] = SYNTHETIC
     rows, test = load_teacher_images(settings, args)
     if settings.trained_teacher:

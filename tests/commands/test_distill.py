@@ -78,6 +78,7 @@ def test_every_config_parses_and_names_a_student_that_exists(config, monkeypatch
     script, args, adapter = distill.parse()
     assert args.learning_rate == 1e-3
     assert (adapter.r, args.outlier_quantile, args.outlier_weight, args.info_weight) == (64, 0.97, 0.01, 1.0)
+    assert (adapter.init_scale, adapter.gate, args.target_norm, args.outlier_loss) == (1.0, "none", "none", "absolute")
     assert AutoModel.from_config(model_from_config(ROOT / script.student_config).config)
 
 

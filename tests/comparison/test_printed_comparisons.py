@@ -10,11 +10,13 @@ import torch
 from printed import PAGES, ROOT, bash_commands
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, HfArgumentParser
 
+from singer_hf.baselines.singer import Singer
 from singer_hf.commands import compare
 from singer_hf.comparison.study import read_study
 from singer_hf.demo.teacher_settings import TeacherArguments, TeacherSettings
 
 CONFIGS = sorted((ROOT / "examples" / "configs" / "compare").glob("*.yaml"))
+NEW = ("cifar10_objectives", "natural")  # of version 0.2
 MODELS = sorted((ROOT / "examples" / "configs").glob("*/*.json"))
 
 
@@ -39,6 +41,17 @@ def test_every_shipped_comparison_is_whole(file):
     assert study.baseline in study.methods
     assert (ROOT / study.student_config).is_file()
     assert Path(study.output_dir).parts[0] == "outputs"
+
+
+@pytest.mark.parametrize("file", [file for file in CONFIGS if file.stem not in NEW], ids=lambda path: path.name)
+def test_comparisons_of_version_0_1_keep_its_objective_and_refine_every_token(file):
+    study = read_study(file)
+    assert study.training["target_norm"] == "none"
+    entries = [entry for entry in study.methods.values() if isinstance(entry.method, Singer)]
+    assert entries
+    for entry in entries:
+        assert (entry.training["target_norm"], entry.training["outlier_loss"]) == ("none", "absolute"), entry.name
+        assert entry.method.adapter["gate"] == "none", entry.name
 
 
 @pytest.mark.parametrize("file", MODELS, ids=lambda path: path.name)

@@ -1,20 +1,42 @@
 """Named settings: what they are, and that each is a field that something takes."""
 
+import inspect
 from dataclasses import fields
 
 import pytest
 
-from singer_hf import SingerConfig, SingerTrainingArguments
+from singer_hf import SingerConfig, SingerDistiller, SingerTrainingArguments
 from singer_hf.baselines.recipes import RECIPES, recipe_settings
+from singer_hf.distillation.feature_distiller import FeatureDistiller
 
 PAPER = {
     "init_weights": "nullspace",
     "nullspace_source": "mlp",
     "init_scale": 1.0,
+    "gate": "none",
     "kd_weight": 1.0,
+    "kd_loss": "mse",
+    "target_norm": "none",
     "outlier_weight": 0.01,
-    "info_weight": 1.0,
+    "outlier_loss": "absolute",
     "outlier_quantile": 0.97,
+    "info_weight": 1.0,
+    "info_loss": "gram",
+    "detach_refined": False,
+}
+# The only place in the tests that repeats the recommended values.
+RECOMMENDED = {
+    "init_weights": "nullspace",
+    "nullspace_source": "mlp",
+    "init_scale": -1.0,
+    "gate": "outlier",
+    "kd_weight": 1.0,
+    "kd_loss": "mse",
+    "target_norm": "token",
+    "outlier_weight": 1.0,
+    "outlier_loss": "relative",
+    "outlier_quantile": 0.97,
+    "info_weight": 100.0,
     "info_loss": "gram",
     "detach_refined": False,
 }
@@ -35,8 +57,8 @@ def test_the_references_settings_are_the_released_codes():
     }
 
 
-def test_the_recommended_settings_are_the_papers_but_for_two():
-    assert recipe_settings("recommended") == {**PAPER, "init_scale": -1.0, "info_weight": 100.0}
+def test_the_recommended_settings_are_those_of_the_docs():
+    assert recipe_settings("recommended") == RECOMMENDED
 
 
 @pytest.mark.parametrize("name", ["paper", "reference", "recommended"])
@@ -49,9 +71,19 @@ def test_every_setting_is_a_field_and_in_range(name, tmp_path):
     SingerTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **objective)
 
 
-def test_the_defaults_are_the_papers(tmp_path):
+def test_the_recommended_settings_are_the_defaults_of_adapter_and_arguments(tmp_path):
     adapter, args = SingerConfig(), SingerTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
-    assert {name: getattr(adapter if name in ADAPTER else args, name) for name in PAPER} == PAPER
+    defaults = {name: getattr(adapter if name in ADAPTER else args, name) for name in RECOMMENDED}
+    assert defaults == recipe_settings("recommended")
+
+
+@pytest.mark.parametrize("distiller", [FeatureDistiller, SingerDistiller])
+def test_the_recommended_settings_are_the_defaults_of_the_distillers(distiller):
+    recommended, defaults = recipe_settings("recommended"), inspect.signature(distiller).parameters
+    shared = {name: defaults[name].default for name in recommended if name in defaults}
+    assert shared == {name: recommended[name] for name in shared}
+    own = OBJECTIVE - inspect.signature(FeatureDistiller).parameters.keys()
+    assert set(shared) == set(recommended) & (own if distiller is SingerDistiller else OBJECTIVE - own)
 
 
 def test_there_are_three_recipes_and_the_rank_is_in_none():

@@ -1,4 +1,4 @@
-"""The arguments of a run: published defaults, ranges, and how they are read from a command line."""
+"""The arguments of a run: defaults, ranges, and how they are read from a command line."""
 
 import json
 import re
@@ -9,15 +9,15 @@ import transformers as hf
 from runs import QUIET
 
 from singer_hf import SingerTrainingArguments
+from singer_hf.distillation.defaults import OBJECTIVE
 
 
-def test_defaults_are_the_published_settings(tmp_path):
+def test_defaults_are_the_published_schedule_and_the_recommended_objective(tmp_path):
     args = SingerTrainingArguments(output_dir=str(tmp_path), **QUIET)
-    assert (args.kd_weight, args.outlier_weight, args.info_weight, args.outlier_quantile) == (1.0, 0.01, 1.0, 0.97)
+    assert {name: getattr(args, name) for name in OBJECTIVE} == OBJECTIVE
     assert (args.learning_rate, args.weight_decay, args.adam_beta1, args.adam_beta2) == (1e-3, 1e-4, 0.9, 0.999)
-    assert args.info_loss == "gram"
     assert args.optim.value.startswith("adamw")
-    assert (args.max_grad_norm, args.detach_refined, args.color_jitter, args.ema_decay) == (0, False, 0, None)
+    assert (args.max_grad_norm, args.color_jitter, args.ema_decay) == (0, 0, None)
     assert args.remove_unused_columns is False
     assert args.logging_nan_inf_filter is False
 
@@ -45,6 +45,9 @@ def test_the_learning_rate_ends_at_a_ten_thousandth_of_its_peak(tmp_path):
         ("info_weight", -1.0, "`info_weight` must be at least 0, got -1.0"),
         ("outlier_quantile", 0.0, "`outlier_quantile` must lie in (0, 1), got 0.0"),
         ("outlier_quantile", 1.5, "`outlier_quantile` must lie in (0, 1), got 1.5"),
+        ("target_norm", "layer", "`target_norm` must be one of 'none', 'token', 'channel', got 'layer'"),
+        ("kd_loss", "l2", "`kd_loss` must be one of 'mse', 'cosine', 'smooth_l1', got 'l2'"),
+        ("outlier_loss", "median", "`outlier_loss` must be one of 'absolute', 'relative', got 'median'"),
         ("info_loss", "mse", "`info_loss` must be one of 'gram', 'reference', got 'mse'"),
         ("ema_decay", 1.0, "`ema_decay` must lie in (0, 1), got 1.0; leave it out for no average"),
         ("ema_decay", 0.0, "`ema_decay` must lie in (0, 1), got 0.0; leave it out for no average"),
@@ -80,7 +83,7 @@ def test_arguments_can_be_read_from_a_yaml_file(tmp_path):
 
 def test_every_new_argument_has_a_help_text():
     own = SingerTrainingArguments.__dataclass_fields__.keys() - hf.TrainingArguments.__dataclass_fields__.keys()
-    assert len(own) == 13
+    assert len(own) == 16
     assert all(SingerTrainingArguments.__dataclass_fields__[name].metadata["help"] for name in own)
 
 

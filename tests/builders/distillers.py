@@ -1,5 +1,7 @@
 """Small distillers, and what a training changes in them."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 import transformers as hf
@@ -7,9 +9,22 @@ from peft import get_peft_model
 from zoo import SIZES, images, tiny_vit
 
 from singer_hf import SingerConfig, SingerDistiller
+from singer_hf.baselines.recipes import recipe_settings
 
-# The paper's objective.
-PAPER = {"target_norm": "none", "outlier_weight": 0.01, "outlier_loss": "absolute", "info_weight": 1.0}
+_ADAPTER = {item.name for item in fields(SingerConfig)}
+
+
+def adapter_part(recipe):
+    """Fields of SingerConfig in a recipe."""
+    return {name: value for name, value in recipe_settings(recipe).items() if name in _ADAPTER}
+
+
+def objective_part(recipe):
+    """Arguments of SingerDistiller in a recipe."""
+    return {name: value for name, value in recipe_settings(recipe).items() if name not in _ADAPTER}
+
+
+PAPER = objective_part("paper")
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
 

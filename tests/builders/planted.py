@@ -83,7 +83,8 @@ def planted_images(batch: int = 5, seed: int = 0) -> Tensor:
 
 def planted_adapter() -> PeftModel:
     """Returns :func:`planted_vit` with adapters after blocks 1 and 3 that remove channel ``DIRECTION``."""
-    model = get_peft_model(planted_vit(), SingerConfig(r=1, layers_to_transform=[1, 3], nullspace_source="block"))
+    config = SingerConfig(r=1, layers_to_transform=[1, 3], nullspace_source="block", gate="none")
+    model = get_peft_model(planted_vit(), config)
     for layer in model.base_model.singer_layers.values():
         with torch.no_grad():
             layer.singer_down["default"].weight.zero_()[0, DIRECTION] = 1.0

@@ -34,9 +34,17 @@ def test_it_can_be_pickled():
     assert torch.equal(duplicate(images()).loss, distiller(images()).loss)
 
 
-@pytest.mark.parametrize("bare", [False, True])
-def test_it_compiles_into_one_graph_with_the_same_gradients(bare):
-    plain = SingerDistiller(small_student(), tiny_vit()) if bare else make()
+@pytest.mark.parametrize(
+    "build",
+    [
+        make,
+        lambda: SingerDistiller(small_student(), tiny_vit()),
+        lambda: make(config={"gate": "outlier"}, target_norm="channel", outlier_loss="relative"),
+    ],
+    ids=["paper", "bare", "with statistics"],
+)
+def test_it_compiles_into_one_graph_with_the_same_gradients(build):
+    plain = build()
     compiled = torch.compile(copy.deepcopy(plain), fullgraph=True, backend="eager")
     with compiled._orig_mod.attached():
         losses = [model(images()).loss for model in (plain, compiled)]

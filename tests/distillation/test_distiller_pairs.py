@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers as hf
+from distillers import adapter_part, objective_part
 from peft import get_peft_model
 from torch.nn import functional as F
 from zoo import SIZES, images, tiny, tiny_vit
@@ -42,8 +43,9 @@ STUDENTS = {
 def make(teacher, student, **settings):
     torch.manual_seed(0)
     student = student if isinstance(student, torch.nn.Module) else student()
-    teacher = get_peft_model(teacher, SingerConfig(r=4, layers_to_transform=[1, 3]))
-    return SingerDistiller(student, teacher, **{"image_size": (32, 32), **settings}).train()
+    config = SingerConfig(r=4, layers_to_transform=[1, 3], **adapter_part("paper"))
+    settings = {"image_size": (32, 32), **objective_part("paper"), **settings}
+    return SingerDistiller(student, get_peft_model(teacher, config), **settings).train()
 
 
 @pytest.mark.parametrize("student", STUDENTS)

@@ -45,9 +45,10 @@ def small_student():
 
 
 def make(refiner=RULE, **settings):
+    """Its targets are in the teacher's own units."""
     torch.manual_seed(0)
-    teacher = planted.planted_vit()
-    return FeatureDistiller(small_student(), teacher, refiners=refiner, teacher_layers=[1, 3], **settings).train()
+    settings = {"teacher_layers": [1, 3], "target_norm": "none", **settings}
+    return FeatureDistiller(small_student(), planted.planted_vit(), refiners=refiner, **settings).train()
 
 
 def clipped(block):

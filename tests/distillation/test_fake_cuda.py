@@ -20,6 +20,7 @@ from singer_hf.baselines.cleanups.neighbor_mean import NeighborMean
 from singer_hf.baselines.cleanups.shifted_views import ShiftedViews, ShiftedViewsDistiller
 from singer_hf.baselines.relational import RelationalDistiller
 from singer_hf.distillation.feature_distiller import FeatureDistiller
+from singer_hf.tuner.gate import GATES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*exceeds the effective null dimension")
 CUDA = torch.device("cuda", 0)
@@ -52,12 +53,10 @@ def run_on_cuda(module: nn.Module, pixel_values: Tensor, precision: torch.dtype 
         return torch.func.functional_call(module, state, (inputs.to(CUDA),))
 
 
-def singer(family: str) -> SingerDistiller:
-    teacher = get_peft_model(tiny(family), SingerConfig(r=4))
-    size, grey = (32, 32), ((0.4,) * 3, (0.2,) * 3)
-    return SingerDistiller(
-        tiny("deit", seed=1), teacher, image_size=size, student_normalization=GREY, teacher_normalization=grey
-    )
+def singer(family: str, gate: str = "none", **settings: object) -> SingerDistiller:
+    teacher = get_peft_model(tiny(family), SingerConfig(r=4, gate=gate))
+    settings |= {"student_normalization": GREY, "teacher_normalization": ((0.4,) * 3, (0.2,) * 3)}
+    return SingerDistiller(tiny("deit", seed=1), teacher, image_size=(32, 32), **settings)
 
 
 def other_grids() -> SingerDistiller:
@@ -74,6 +73,7 @@ DISTILLERS: dict[str, Callable[[], FeatureDistiller]] = {
     "vit": lambda: singer("vit"),
     "dinov2_registers": lambda: singer("dinov2_registers"),
     "siglip": lambda: singer("siglip"),
+    "with statistics": lambda: singer("vit", "outlier", target_norm="channel", outlier_loss="relative").train(),
     "other grids": other_grids,
     "FitNet": lambda: FeatureDistiller(tiny_vit(), tiny_vit(), image_size=(32, 32)),
     "clip_norm": lambda: refined_by(ClipNorm(1, quantile=0.9)),
@@ -99,8 +99,9 @@ def test_a_distillers_forward_pass_stays_on_the_gpu(name, precision):
 
 @every_precision
 @pytest.mark.parametrize("teacher_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_an_adapters_layer_keeps_device_and_type_of_its_tokens(precision, teacher_dtype):
-    teacher = get_peft_model(tiny_vit().to(teacher_dtype), SingerConfig(r=4)).base_model.model
+@pytest.mark.parametrize("gate", GATES)
+def test_an_adapters_layer_keeps_device_and_type_of_its_tokens(precision, teacher_dtype, gate):
+    teacher = get_peft_model(tiny_vit().to(teacher_dtype), SingerConfig(r=4, gate=gate)).base_model.model
     output = run_on_cuda(teacher, images().to(teacher_dtype), precision).last_hidden_state
     assert output.device == CUDA
     assert output.shape == (2, 17, 32)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from distillers import adapter_part, objective_part
 from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import ViTModel
@@ -43,15 +44,13 @@ def steps(golden, tensors, expected):
     config = SingerConfig(
         r=expected["rank"],
         layers_to_transform=expected["teacher_layers"],
-        init_weights="reference",
-        null_threshold=expected["null_threshold"],
+        **{**adapter_part("reference"), "null_threshold": expected["null_threshold"]},
     )
     distiller = SingerDistiller(
         load(golden / "student"),
         get_peft_model(load(golden / "teacher"), config),
         student_layers=expected["student_layers"],
-        outlier_quantile=expected["outlier_quantile"],
-        info_loss="reference",
+        **{**objective_part("reference"), "outlier_quantile": expected["outlier_quantile"]},
     )
     with_golden_projectors(distiller, tensors)
     weight_decay, learning_rate = expected["optimizer"]["weight_decay"], expected["optimizer"]["lr"]
@@ -90,6 +89,7 @@ def test_a_bare_teacher_gives_the_released_codes_fitnet_loss(golden, tensors, ex
         load(golden / "teacher"),
         teacher_layers=expected["teacher_layers"],
         student_layers=expected["student_layers"],
+        **objective_part("reference"),
     )
     output = with_golden_projectors(distiller, tensors)(tensors["pixel_values"][0])
     number = len(expected["teacher_layers"])

@@ -32,8 +32,10 @@ def lengthened(model: nn.Module, factor: float = FACTOR) -> nn.Module:
         embedding = id(parameter) not in blocks | kept and ("embed" in name or "token" in name)
         if embedding or "pre_layrnorm" in name:  # CLIP normalises its embeddings
             parameter.data *= factor
-    for i, block in enumerate(view.blocks):
-        for scale, layer in zip(view.layer_scales(i), (_attention_output(view, i), view.mlp_layers(i)[1]), strict=True):
+    for i in range(view.num_blocks):
+        for scale, layer in zip(
+            view.layer_scales(i), (_attention_output(view, i), view.mlp_layers(i)[1]), strict=True
+        ):
             if scale is not None:
                 scale.data *= factor
             else:

@@ -92,7 +92,9 @@ def test_the_loss_compares_the_normalised_targets(target_norm):
     raw = distiller.teacher_features(pixel_values).outputs
     student = distiller.student_extractor(pixel_values)
     errors = [
-        (distiller.target_norms[str(pair.teacher)](raw[pair.teacher]) - distiller.project(pair, student)).square().mean()
+        (distiller.target_norms[str(pair.teacher)](raw[pair.teacher]) - distiller.project(pair, student))
+        .square()
+        .mean()
         for pair in distiller.pairs
     ]
     torch.testing.assert_close(loss, sum(errors) / len(errors))

@@ -24,12 +24,28 @@ def test_layers_are_sorted_and_counted_from_zero(given, layers):
     assert SingerConfig(layers_to_transform=given).resolve_layers(6) == layers
 
 
-def test_defaults_are_the_papers():
+def test_what_depends_on_the_model_is_open_by_default():
     config = SingerConfig()
-    assert (config.r, config.init_weights, config.nullspace_source, config.init_scale) == (64, "nullspace", "mlp", 1.0)
+    assert config.r is None
     assert config.layers_to_transform is None
     assert config.num_prefix_tokens is None
     assert config.peft_type == "SINGER"
+
+
+@pytest.mark.parametrize(("hidden_size", "rank"), [(1024, 64), (256, 64), (192, 48), (32, 8), (6, 1), (3, 1)])
+def test_the_default_rank_is_a_quarter_of_the_width_and_at_most_64(hidden_size, rank):
+    assert SingerConfig().resolve_rank(hidden_size) == rank
+    assert SingerConfig(r=5).resolve_rank(hidden_size) == 5
+
+
+def test_the_default_rank_is_saved_as_a_number(tmp_path):
+    config = SingerConfig(layers_to_transform=[1])
+    peft_model = get_peft_model(tiny_vit(), config)
+    assert peft_model.base_model.singer_layers[1].singer_down["default"].out_features == 8
+    assert config.r is None  # the configuration may serve a teacher of another width
+    peft_model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 8
+    assert PeftConfig.from_pretrained(tmp_path).r == 8
 
 
 @pytest.mark.parametrize(

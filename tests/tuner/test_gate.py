@@ -1,5 +1,7 @@
 """The gate of an adapter: its statistics, what it lets pass, and that it is saved and loaded with the adapter."""
 
+import json
+
 import pytest
 import torch
 from adapters import attach, last_hidden_state, weights
@@ -118,6 +120,18 @@ def test_the_gate_is_saved_and_loaded_with_the_adapter(tmp_path):
     assert torch.equal(last_hidden_state(loaded), expected)
     with loaded.disable_adapter():
         assert not torch.equal(last_hidden_state(loaded), expected)
+
+
+def test_a_folder_of_version_0_1_which_names_no_gate_has_none(tmp_path):
+    model = attach(tiny_vit(), layers_to_transform=[1])
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    assert saved.pop("gate") == "none"
+    file.write_text(json.dumps(saved))
+    loaded = PeftModel.from_pretrained(tiny_vit(), tmp_path).eval()
+    assert loaded.peft_config["default"].gate == "none"
+    assert torch.equal(last_hidden_state(loaded), last_hidden_state(model))
 
 
 def test_an_adapter_without_a_gate_has_no_statistics_in_its_file(tmp_path):

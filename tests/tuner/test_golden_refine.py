@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from distillers import adapter_part
 from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import ViTModel
@@ -32,7 +33,7 @@ def teacher(golden):
 
 @pytest.fixture
 def peft_teacher(teacher):
-    config = SingerConfig(r=8, layers_to_transform=[3, 5], init_weights="reference", null_threshold=0.05)
+    config = SingerConfig(r=8, layers_to_transform=[3, 5], **adapter_part("reference"))
     return get_peft_model(teacher, config).eval()
 
 

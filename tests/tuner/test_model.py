@@ -93,12 +93,16 @@ def test_print_trainable_parameters_counts_the_adapter(capsys):
 # --- several adapters, switching them --------------------------------------------------------------------------------
 
 
+def other_adapter(*layers: int) -> SingerConfig:
+    return SingerConfig(r=6, layers_to_transform=list(layers), init_weights="random", init_seed=3, gate="none")
+
+
 def test_several_adapters_are_switched_added_and_deleted():
     model = tiny_vit()
     raw = last_hidden_state(model)
     peft_model = attach(model, layers_to_transform=[1])
     first = last_hidden_state(peft_model)
-    peft_model.add_adapter("other", SingerConfig(r=6, layers_to_transform=[1, 3], init_weights="random", init_seed=3))
+    peft_model.add_adapter("other", other_adapter(1, 3))
     assert torch.equal(last_hidden_state(peft_model), first)  # adding does not activate
     peft_model.set_adapter("other")
     second = last_hidden_state(peft_model)
@@ -120,7 +124,7 @@ def test_several_adapters_are_switched_added_and_deleted():
 
 def test_active_adapters_add_up_on_the_same_raw_tokens():
     peft_model = attach(tiny_vit(), layers_to_transform=[1])
-    peft_model.add_adapter("other", SingerConfig(r=6, layers_to_transform=[1], init_weights="random", init_seed=3))
+    peft_model.add_adapter("other", other_adapter(1))
     peft_model.base_model.set_adapter(["default", "other"])
     tokens = torch.randn(2, 17, D)
     with torch.no_grad():

@@ -34,7 +34,8 @@ def test_the_status_names_the_method():
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("options", [{}, {"is_trainable": True}])
 def test_a_jacobian_adapter_loads_without_its_images_however_it_was_saved(tmp_path, native, options):
-    config = SingerConfig(r=4, nullspace_source="jacobian", calibration_images=images(), layers_to_transform=[1])
+    images_of = {"nullspace_source": "jacobian", "calibration_images": images()}
+    config = SingerConfig(r=4, **images_of, layers_to_transform=[1], gate="none")
     if native:  # transformers saves the config as it is, with `inference_mode: false`
         model = tiny_vit()
         model.add_adapter(config)
@@ -117,7 +118,7 @@ def test_saved_embeddings_are_loaded_again(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_adapter_gets_the_type_of_its_block_where_autocasting_is_off(tmp_path, dtype):
-    config = SingerConfig(r=4, init_weights="random")
+    config = SingerConfig(r=4, init_weights="random", gate="none")
     peft_model = get_peft_model(tiny_vit().to(dtype), config, autocast_adapter_dtype=False)
     assert dtypes(peft_model) == {dtype}
     peft_model.add_adapter("low", config, autocast_adapter_dtype=False)

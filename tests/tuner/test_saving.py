@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from zoo import every_family, images, tiny, tiny_vit
 
 from singer_hf import SingerConfig
+from singer_hf.tuner.gate import GATES
 from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.vit.features import capture_features
 from singer_hf.vit.structure import view_vit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*exceeds the effective null dimension")
+every_gate = pytest.mark.parametrize("gate", GATES)
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -30,13 +32,15 @@ def tokens_of(model: nn.Module) -> Tensor:
 
 
 def trained(model: nn.Module, **config: object) -> PeftModel:
-    """A PeftModel whose adapter no initialisation could have made."""
-    peft_model = get_peft_model(model, SingerConfig(**{"r": 4, **config})).eval()
+    """A PeftModel whose adapter no initialisation could have made; a gate is open for long tokens."""
+    peft_model = get_peft_model(model, SingerConfig(**{"r": 4, "gate": "none", **config})).eval()
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for layer in find_singer_layers(peft_model).values():
             for parameter in layer.adapter_parameters():
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+            for gate in layer.singer_gate.values():
+                gate.location.fill_(0.2), gate.deviation.fill_(0.02), gate.num_batches.fill_(7)
     return peft_model
 
 
@@ -62,8 +66,9 @@ def test_an_adapter_comes_back_from_its_folder_with_equal_outputs(family, tmp_pa
 
 
 @pytest.mark.parametrize("options", [{"low_cpu_mem_usage": True}, {"is_trainable": True}, {"adapter_name": "mine"}])
-def test_every_way_of_loading_gives_the_same_adapter(options, tmp_path):
-    peft_model = trained(tiny_vit())
+@every_gate
+def test_every_way_of_loading_gives_the_same_adapter(options, gate, tmp_path):
+    peft_model = trained(tiny_vit(), gate=gate)
     peft_model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny_vit(), tmp_path, **options)
     assert torch.equal(tokens_of(loaded), tokens_of(peft_model))
@@ -72,8 +77,9 @@ def test_every_way_of_loading_gives_the_same_adapter(options, tmp_path):
     assert len(trainable) == (4 if options.get("is_trainable") else 0)
 
 
-def test_a_second_adapter_is_loaded_beside_the_first(tmp_path):
-    first, second = trained(tiny_vit()), trained(tiny_vit(), r=6, layers_to_transform=[0])
+@every_gate
+def test_a_second_adapter_is_loaded_beside_the_first(gate, tmp_path):
+    first, second = trained(tiny_vit(), gate=gate), trained(tiny_vit(), gate=gate, r=6, layers_to_transform=[0])
     second.save_pretrained(tmp_path)
     expected = tokens_of(first)
     first.load_adapter(tmp_path, adapter_name="second")
@@ -84,7 +90,7 @@ def test_a_second_adapter_is_loaded_beside_the_first(tmp_path):
 
 def test_several_adapters_are_saved_each_in_its_folder(tmp_path):
     peft_model = trained(tiny_vit())
-    peft_model.add_adapter("other", SingerConfig(r=6, layers_to_transform=[0], init_weights="random"))
+    peft_model.add_adapter("other", SingerConfig(r=6, layers_to_transform=[0], init_weights="random", gate="none"))
     peft_model.save_pretrained(tmp_path)
     assert len(load_file(tmp_path / WEIGHTS)) == 4
     assert len(load_file(tmp_path / "other" / WEIGHTS)) == 2
@@ -116,8 +122,9 @@ def test_an_adapter_fits_the_same_backbone_with_and_without_a_head(source, targe
     assert not torch.equal(tokens_of(target()), tokens_of(peft_model))
 
 
-def test_an_adapter_saved_under_older_module_paths_loads(tmp_path):
-    peft_model = trained(tiny_vit())
+@every_gate
+def test_an_adapter_saved_under_older_module_paths_loads(gate, tmp_path):
+    peft_model = trained(tiny_vit(), gate=gate)
     peft_model.save_pretrained(tmp_path)
     older = {
         key.replace("base_model.model.layers.", "base_model.model.encoder.layer."): value
@@ -129,8 +136,9 @@ def test_an_adapter_saved_under_older_module_paths_loads(tmp_path):
         assert torch.equal(tokens_of(PeftModel.from_pretrained(model, tmp_path)), tokens_of(peft_model))
 
 
-def test_transformers_own_load_adapter_takes_the_folder(tmp_path):
-    peft_model = trained(tiny_vit())
+@every_gate
+def test_transformers_own_load_adapter_takes_the_folder(gate, tmp_path):
+    peft_model = trained(tiny_vit(), gate=gate)
     peft_model.save_pretrained(tmp_path)
     model = tiny_vit()
     raw = tokens_of(model)
@@ -143,8 +151,9 @@ def test_transformers_own_load_adapter_takes_the_folder(tmp_path):
     assert torch.equal(tokens_of(model), raw)
 
 
-def test_transformers_own_load_adapter_finds_the_blocks_under_a_head(tmp_path):
-    peft_model, model = trained(tiny_vit()), classifier()
+@every_gate
+def test_transformers_own_load_adapter_finds_the_blocks_under_a_head(gate, tmp_path):
+    peft_model, model = trained(tiny_vit(), gate=gate), classifier()
     peft_model.save_pretrained(tmp_path)
     model.load_adapter(str(tmp_path))
     assert torch.equal(tokens_of(model), tokens_of(peft_model))
@@ -198,10 +207,12 @@ def test_an_unloaded_teacher_saves_under_its_own_key_names(tmp_path):
     assert load_file(tmp_path / "model.safetensors").keys() == load_file(tmp_path / "same/model.safetensors").keys()
 
 
-def test_a_half_precision_teacher_gets_its_float32_adapter_back(tmp_path):
-    peft_model = trained(tiny_vit().bfloat16())
+@every_gate
+def test_a_half_precision_teacher_gets_its_float32_adapter_back(gate, tmp_path):
+    peft_model = trained(tiny_vit().bfloat16(), gate=gate)
     peft_model.save_pretrained(tmp_path)
-    assert {value.dtype for value in load_file(tmp_path / WEIGHTS).values()} == {torch.float32}
+    saved = load_file(tmp_path / WEIGHTS).items()
+    assert {value.dtype for name, value in saved if "num_batches" not in name} == {torch.float32}
     loaded = PeftModel.from_pretrained(tiny_vit().bfloat16(), tmp_path)
     for layer in loaded.base_model.singer_layers.values():
         assert {parameter.dtype for parameter in layer.adapter_parameters()} == {torch.float32}
@@ -220,7 +231,7 @@ def saved(tmp_path) -> Path:
 
 
 def _message_of_loading(folder: Path, model: nn.Module | None = None) -> str:
-    with pytest.raises(ValueError, match="adapter") as error:
+    with pytest.raises(ValueError, match=r"adapter|layers_to_transform") as error:
         PeftModel.from_pretrained(tiny_vit() if model is None else model, folder)
     return str(error.value)
 
@@ -265,20 +276,13 @@ def test_another_hidden_size_gives_both_shapes(saved):
 
 
 def test_a_shallower_model_is_refused(saved):
-    with pytest.raises(ValueError, match="layers_to_transform") as error:
-        PeftModel.from_pretrained(tiny_vit(2), saved)
-    assert str(error.value) == "`layers_to_transform` must lie in [-2, 1] for a model of 2 blocks, got 3"
-
-
-def _python(code: str, folder: Path) -> subprocess.CompletedProcess:
-    code = textwrap.dedent(code)
-    return subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120)
+    message = _message_of_loading(saved, tiny_vit(2))
+    assert message == "`layers_to_transform` must lie in [-2, 1] for a model of 2 blocks, got 3"
 
 
 def test_loading_needs_the_import_of_the_package(saved):
     """PEFT has no plug-in entry point: README and cards say that `import singer_hf` must come first."""
-    result = _python(
-        """
+    code = textwrap.dedent("""
         import sys
         from peft import PeftConfig
         try:
@@ -288,7 +292,6 @@ def test_loading_needs_the_import_of_the_package(saved):
         import singer_hf
         print("after", PeftConfig.from_pretrained(sys.argv[1]).r)
         from singer_hf import SingerConfig
-        """,
-        saved,
-    )
+    """)
+    result = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, timeout=120)
     assert result.stdout.splitlines() == ["before 'SINGER'", "after 4"], result.stderr

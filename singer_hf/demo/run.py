@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
 
 from singer_hf.artifacts.outliers import outlier_ratio
+from singer_hf.baselines.fitnet import FitNet
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, recipe_settings
 from singer_hf.cards.markdown import markdown_table
 from singer_hf.data.drawn_scenes import scene_dataset
@@ -93,7 +94,9 @@ def _methods(settings: DemoSettings) -> dict[str, tuple[SingerConfig | None, dic
     recipe, adapter_fields = recipe_settings(settings.recipe), {item.name for item in fields(SingerConfig)}
     adapter = {name: value for name, value in recipe.items() if name in adapter_fields}
     objective = {name: value for name, value in recipe.items() if name not in adapter_fields}
-    return {"fitnet": (None, {}), "singer": (SingerConfig(r=RANK, **adapter), objective)}
+    # Both students learn by the same L_KD.
+    shared = {name: value for name, value in objective.items() if name in FitNet.objective_fields}
+    return {"fitnet": (None, shared), "singer": (SingerConfig(r=RANK, **adapter), objective)}
 
 
 def _distil(

@@ -5,23 +5,26 @@ from pathlib import Path
 
 import pytest
 
+from singer_hf.baselines.recipes import recipe_settings
 from singer_hf.demo.run import DemoSettings, run_demo
 
 TEACHER = str(Path(__file__).parents[2] / "examples" / "demo_teacher")
 FEW = {"num_train_images": 64, "num_test_images": 32, "num_epochs": 1, "batch_size": 32}
 
 
-@pytest.mark.parametrize(
-    ("settings", "recipe", "scale"), [({}, "recommended", -1.0), ({"recipe": "paper"}, "paper", 1.0)]
-)
-def test_the_singer_student_follows_the_recipe(tmp_path, capsys, settings, recipe, scale):
+@pytest.mark.parametrize(("settings", "recipe"), [({}, "recommended"), ({"recipe": "paper"}, "paper")])
+def test_the_singer_student_follows_the_recipe(tmp_path, capsys, settings, recipe):
     rows = run_demo(DemoSettings(TEACHER, str(tmp_path), **FEW, **settings))
     assert list(rows) == ["teacher", "refined teacher", "FitNet student", "SiNGER student"]
     adapter = json.loads((tmp_path / "singer/singer/adapter_config.json").read_text())
-    assert (adapter["init_scale"], adapter["r"]) == (scale, 24)
-    # The card lists what departs from the training arguments' defaults, the paper's.
+    expected = recipe_settings(recipe)
+    assert [adapter[name] for name in ("init_scale", "gate", "r")] == [expected["init_scale"], expected["gate"], 24]
+    # The card lists what departs from the training arguments' defaults, the recommended ones.
     card = (tmp_path / "singer/README.md").read_text()
-    assert ("| `info_weight` | `100.0` |" in card) == (recipe == "recommended")
+    assert ("| `info_weight` | `1.0` |" in card) == (recipe == "paper")
+    # FitNet's student learns by the same distance to the targets.
+    objectives = [json.loads((tmp_path / name / "training_args.json").read_text()) for name in ("fitnet", "singer")]
+    assert [args["target_norm"] for args in objectives] == [expected["target_norm"]] * 2
     assert "| Data | drawn scenes |" in card
     assert "distilled from the demo teacher (planted artifacts) with SiNGER" in card
     printed = capsys.readouterr().out

@@ -16,13 +16,13 @@ from transformers import (
 )
 from transformers.trainer_utils import SaveStrategy
 
-from singer_hf.artifacts.planted_model import block_norm_statistics, reserve_units
 from singer_hf.data.endless.rows import SceneIndices
 from singer_hf.data.image_collator import ImageCollator
 from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.transforms import eval_transform, train_transform
 from singer_hf.demo.artifact_log import ArtifactLog, views_per_step
 from singer_hf.demo.mixing import Mixing
+from singer_hf.demo.planted_model import block_norm_statistics, reserve_units
 from singer_hf.demo.teacher_data import scene_seed
 from singer_hf.demo.teacher_settings import TeacherArguments, TeacherSettings
 from singer_hf.demo.teacher_trainer import BatchPreparation, TeacherTrainer, collate_indices

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from singer_hf.artifacts.planted_model import norm_lines
+from singer_hf.demo.planted_model import norm_lines
 
 
 def teacher_report(title: str, metrics: Mapping[str, float], blocks: Sequence[Mapping[str, float]]) -> str:
@@ -14,7 +14,7 @@ def teacher_report(title: str, metrics: Mapping[str, float], blocks: Sequence[Ma
     Args:
         title: Start of the first line.
         metrics: Name -> value.
-        blocks: From :func:`singer_hf.artifacts.planted_model.block_norm_statistics`.
+        blocks: From :func:`singer_hf.demo.planted_model.block_norm_statistics`.
     """
     quality = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     return "\n".join([f"{title}: {quality}", *norm_lines(list(blocks))])

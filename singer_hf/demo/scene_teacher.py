@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, ViTImageProcessor
 
-from singer_hf.artifacts.planted_model import reserve_units
 from singer_hf.data.drawn_scenes import CLASS_NAMES, SEGMENT_NAMES, draw_scene
+from singer_hf.demo.planted_model import reserve_units
 from singer_hf.evaluation.counts import add_counts, count_confusion, count_depth
 from singer_hf.evaluation.metrics import DepthMetric, mean_iou
 from singer_hf.vit.inference import evaluation_mode

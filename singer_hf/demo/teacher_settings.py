@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from singer_hf.artifacts.planted_model import PLANTED_DIRECTIONS
 from singer_hf.demo.mixing import check_alpha
+from singer_hf.demo.planted_model import PLANTED_DIRECTIONS
 
 ENDLESS_SCENES = "endless scenes"
 

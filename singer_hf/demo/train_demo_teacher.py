@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from singer_hf.artifacts.planted_model import block_norm_statistics, plant_in_model
+from singer_hf.demo.planted_model import block_norm_statistics, plant_in_model
 from singer_hf.demo.planted_teacher import save_teacher, teacher_report
 from singer_hf.demo.scene_teacher import (
     Scenes,

@@ -25,10 +25,10 @@ import datasets
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor, set_seed
 from transformers.trainer_utils import sort_checkpoints
 
-from singer_hf.artifacts.planted_model import plant_in_model
 from singer_hf.data.image_processors import load_image_processor
 from singer_hf.demo.artifact_log import artifact_figure, artifact_rows
 from singer_hf.demo.classifier_teacher import first_images, measure_classifier, new_classifier, train_classifier
+from singer_hf.demo.planted_model import plant_in_model
 from singer_hf.demo.planted_teacher import save_teacher, teacher_report
 from singer_hf.demo.teacher_data import (
     NUM_FITTED_IMAGES,

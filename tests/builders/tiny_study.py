@@ -8,8 +8,8 @@ import yaml
 from labelled import SIZE, tiny_model, tiny_processor
 from PIL import Image
 
-from singer_hf.artifacts.planted_model import plant_in_model, reserve_units
 from singer_hf.comparison.study import Study, read_study
+from singer_hf.demo.planted_model import plant_in_model, reserve_units
 
 PATCH = 4
 GRID = SIZE // PATCH

@@ -9,14 +9,14 @@ from runs import differing, snapshot
 from torch.nn import functional as F
 
 from singer_hf.artifacts.directions import defect_directions
-from singer_hf.artifacts.planted_model import (
+from singer_hf.artifacts.planting import random_direction
+from singer_hf.demo.planted_model import (
     PLANTED_DIRECTIONS,
     block_norm_statistics,
     norm_lines,
     plant_in_model,
     reserve_units,
 )
-from singer_hf.artifacts.planting import random_direction
 from singer_hf.vit.features import capture_features
 from singer_hf.vit.structure import view_vit
 

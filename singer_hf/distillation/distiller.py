@@ -43,7 +43,7 @@ class SingerDistiller(FeatureDistiller):
         info_weight: λ_info, >= 0.
         outlier_quantile: γ in (0, 1): the share of an image's patches whose norm is not penalised.
         outlier_loss: Unit of L_outlier: ``"absolute"``: the teacher's own (paper). ``"relative"``: the median norm of
-            the batch's raw patch tokens.
+            the image's raw patch tokens.
         info_loss: ``"gram"`` (paper) or ``"reference"`` (the released code's variant).
         detach_refined: Whether L_KD has no gradient to the adapter.
         **kwargs: ``student_layers``, ``kd_weight``, ``kd_loss``, ``target_norm``, ``image_size`` and both

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from singer_hf.artifacts.gram import gram_matrix
+from singer_hf.artifacts.outliers import row_median, token_norms
 
 KD_LOSSES = ("mse", "cosine", "smooth_l1")
 TARGET_NORMS = ("none", "token", "channel")
@@ -60,7 +61,7 @@ def outlier_loss(refined_patches: Tensor, quantile: float = 0.97, unit: Tensor |
     Args:
         refined_patches: Patch tokens (B, N, D) of F̂.
         quantile: γ in (0, 1).
-        unit: Length in which the excess is measured, scalar, > 0: 1 (paper), or :func:`length_unit`.
+        unit: Length in which the excess is measured, > 0: the scalar 1 (paper), or :func:`length_unit`, (B, 1).
     """
     norms = refined_patches.float().norm(dim=-1)
     threshold = torch.quantile(norms.detach(), quantile, dim=1, keepdim=True)
@@ -70,8 +71,11 @@ def outlier_loss(refined_patches: Tensor, quantile: float = 0.97, unit: Tensor |
 
 
 def length_unit(raw_patches: Tensor) -> Tensor:
-    """Median norm of raw patch tokens (B, N, D) of a batch, a scalar without gradient."""
-    return raw_patches.detach().float().norm(dim=-1).median()
+    """Median norm of each image's raw patch tokens (B, N, D), (B, 1), without gradient.
+
+    By image, so that the loss of a batch does not depend on how it is split over processes and steps.
+    """
+    return row_median(token_norms(raw_patches.detach())).clamp(min=1e-12)
 
 
 def info_loss(refined: Tensor, raw: Tensor, num_prefix_tokens: int = 0, kind: str = "gram") -> Tensor:

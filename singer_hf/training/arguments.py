@@ -33,7 +33,7 @@ class SingerTrainingArguments(TrainingArguments):
         outlier_weight: λ_outlier, >= 0.
         info_weight: λ_info, >= 0.
         outlier_quantile: γ in (0, 1).
-        outlier_loss: Unit of L_outlier: ``"absolute"`` (paper) or ``"relative"`` to the median norm of the patches.
+        outlier_loss: Unit of L_outlier: ``"absolute"`` (paper) or ``"relative"`` to an image's median norm.
         info_loss: ``"gram"`` (paper) or ``"reference"`` (released code).
         detach_refined: Whether L_KD has no gradient to the adapter.
         adapter_warmup_steps: Number of first steps in which L_KD has weight 0, so that the adapter is trained before

@@ -46,6 +46,19 @@ def test_the_relative_outlier_loss_counts_in_median_norms():
     assert loss.item() == pytest.approx(((1 / 3) ** 2 + (7 / 3) ** 2) / 2)
 
 
+def test_the_relative_outlier_loss_of_a_batch_is_the_mean_of_its_parts():
+    patches = torch.randn(4, 16, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 2, 5, 9]).view(
+        4, 1, 1
+    )
+    whole, *halves = (outlier_loss(part, 0.9, length_unit(part)) for part in (patches, patches[:2], patches[2:]))
+    torch.testing.assert_close(whole, sum(halves) / 2)
+
+
+def test_the_relative_outlier_loss_of_tokens_of_zeros_is_0():
+    patches = torch.zeros(1, 4, 8)
+    assert outlier_loss(patches, 0.5, length_unit(patches)) == 0
+
+
 def test_channel_statistics_are_those_of_the_inlier_patches():
     norm = ChannelNorm(2, 1)
     patches = torch.tensor([[[3.0, 4.0], [4.0, 3.0], [5.0, 0.0], [0.0, 5.0], [300.0, -400.0]]])

@@ -59,6 +59,11 @@ def arguments(output_dir: object, **settings: object) -> SingerTrainingArguments
     return SingerTrainingArguments(output_dir=str(output_dir), **{**defaults, **settings})
 
 
+def adapter(**config: object) -> SingerConfig:
+    """After blocks 1 and 3; every token is refined, and visibly."""
+    return SingerConfig(**{"r": 4, "layers_to_transform": [1, 3], "init_scale": 1.0, "gate": "none", **config})
+
+
 def make_trainer(output_dir: object, *, bare: bool = False, **options: object) -> SingerDistillationTrainer:
     """A trainer of the small student and a ViT of 4 blocks.
 
@@ -73,7 +78,7 @@ def make_trainer(output_dir: object, *, bare: bool = False, **options: object) -
         "train_dataset": image_dataset(),
         "processing_class": image_processor(),
         "teacher_processing_class": image_processor(0.4, 0.2),
-        "peft_config": None if bare else SingerConfig(r=4, layers_to_transform=[1, 3]),
+        "peft_config": None if bare else adapter(),
     }
     extra = ("eval_dataset", "evaluators", "image_column", "callbacks", "run_facts", "data_collator", "method")
     names = (*defaults, *extra)

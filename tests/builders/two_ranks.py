@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import transformers as hf
 from peft import get_peft_model
-from runs import StopAt, files_in, make_trainer, small_student
+from runs import StopAt, adapter, files_in, make_trainer, small_student
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -20,8 +20,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from zoo import images, tiny_vit
 
-from singer_hf import SingerConfig, SingerDistiller
+from singer_hf import SingerDistiller
+from singer_hf.distillation.target_norm import ChannelNorm
 from singer_hf.training.checkpoint import save_distilled
+from singer_hf.tuner.gate import OutlierGate
 
 BATCH = {"per_device_train_batch_size": 2, "max_steps": 4}
 ROW = ("loss", "kd_loss", "outlier_loss", "info_loss", "grad_norm")
@@ -66,7 +68,7 @@ def full_gradient(parameter: nn.Parameter) -> Tensor | None:
 def sharded_steps(everything: bool, folder: Path) -> dict:
     """Two SGD steps, each rank on half of the batch, beside an unsharded copy on the whole batch."""
     torch.manual_seed(0)
-    teacher = get_peft_model(tiny_vit(), SingerConfig(r=4, layers_to_transform=[1, 3]))
+    teacher = get_peft_model(tiny_vit(), adapter())
     sharded = SingerDistiller(small_student(), teacher).train()
     plain = copy.deepcopy(sharded)
     shard(sharded, init_device_mesh("cpu", (2,)), everything)
@@ -116,6 +118,31 @@ def saved_like(sharded: SingerDistiller, plain: SingerDistiller, folder: Path) -
     return worst
 
 
+def observed(tokens: list[Tensor]) -> tuple[ChannelNorm, OutlierGate]:
+    norm, gate = ChannelNorm(tokens[0].shape[-1], 1), OutlierGate()
+    for batch in tokens:
+        norm.observe(batch)
+        gate.observe(batch[:, 1:])
+    return norm, gate
+
+
+def statistics() -> dict:
+    """Each rank sees half of the tokens; where all ranks see the same tokens, statistics are those of one process."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(4, 33, 8, generator=generator) * (k + 1) + 5 * k for k in range(3)]
+    halves = [[batch[:2] for batch in batches], [batch[2:] for batch in batches]]
+    norm, gate = observed(halves[dist.get_rank()])
+    whole, _ = observed(batches)
+    gates = [observed(half)[1].state_dict() for half in halves]
+    expected = {name: (gates[0][name] + gates[1][name]) / 2 for name in gates[0]}
+    return {
+        "same": equal_on_both_ranks({**norm.state_dict(), **gate.state_dict()}),
+        "ranks differ": not torch.equal(gates[0]["location"], gates[1]["location"]),
+        "channels": [[value.tolist() for value in module.state_dict().values()] for module in (norm, whole)],
+        "gate": [[float(value) for value in state.values()] for state in (gate.state_dict(), expected)],
+    }
+
+
 class SignalRankOne(hf.TrainerCallback):
     """Sends SIGTERM to one of both processes, within the third step."""
 
@@ -149,6 +176,16 @@ def main(folder: Path) -> None:
     result["checkpointed"] = checkpointed["rows"]
     result["accumulated"] = accumulated["rows"]
     result["sharded"] = [sharded_steps(part, folder / f"shards{part}") for part in (False, True)]
+    result["statistics"] = statistics()
+    recommended = {"target_norm": "channel", "peft_config": adapter(gate="outlier")}
+    observing = train(folder / "observing", **recommended)
+    train(folder / "observing_stopped", StopAt(2), **recommended)
+    again = train(folder / "observing_stopped", resume=True, **recommended)
+    result["observing"] = {
+        "same": observing["same"],
+        "resumed": all(torch.equal(value, observing["state"][name]) for name, value in again["state"].items()),
+        "batches": [int(value) for name, value in observing["state"].items() if name.endswith("num_batches")],
+    }
     if dist.get_rank() == 0:
         print(json.dumps(result))
     dist.destroy_process_group()

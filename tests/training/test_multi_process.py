@@ -4,16 +4,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import transformers as hf
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from peft import get_peft_model
-from runs import differing, files_in, image_dataset, make_trainer, run_script, small_student
+from runs import adapter, differing, files_in, image_dataset, make_trainer, run_script, small_student
 from zoo import tiny_vit
 
-from singer_hf import SingerConfig, SingerDistiller
+from singer_hf import SingerDistiller
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
@@ -55,6 +56,19 @@ def test_the_same_global_batch_gives_the_losses_of_one_process(two_ranks, one_pr
 
 def test_two_ranks_resume_bit_for_bit(two_ranks):
     assert two_ranks["resumed"]
+
+
+def test_statistics_of_targets_and_gates_are_those_of_both_ranks(two_ranks):
+    """Those of channels are those of all images; those of a gate, which are medians, the mean of both ranks'."""
+    statistics = two_ranks["statistics"]
+    assert statistics["same"]
+    assert statistics["ranks differ"]
+    for own, expected in (*zip(*statistics["channels"], strict=True), statistics["gate"]):
+        torch.testing.assert_close(torch.tensor(own), torch.tensor(expected))
+
+
+def test_a_run_that_observes_statistics_ends_and_resumes_alike_on_both_ranks(two_ranks):
+    assert two_ranks["observing"] == {"same": True, "resumed": True, "batches": [4, 4, 4, 4]}
 
 
 def test_a_signal_to_one_rank_stops_both_at_the_same_step(two_ranks, folder):
@@ -117,7 +131,7 @@ def test_the_fsdp_configuration_splits_the_blocks_of_both_models():
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=config["fsdp_version"], auto_wrap_policy=config["fsdp_auto_wrap_policy"]
     )
-    teacher = get_peft_model(tiny_vit(), SingerConfig(r=4, layers_to_transform=[1, 3]))
+    teacher = get_peft_model(tiny_vit(), adapter())
     distiller = SingerDistiller(small_student(), teacher)
     plugin.set_auto_wrap_policy(distiller)
     is_split = fsdp2_prepare_auto_wrap_policy(plugin, distiller)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import image_dataset, image_processor, make_resumable, small_student
+from runs import adapter, image_dataset, image_processor, make_resumable, small_student
 from zoo import tiny_vit
 
-from singer_hf import SingerConfig
+from singer_hf.distillation.defaults import OBJECTIVE
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
@@ -35,22 +35,27 @@ def other_teacher():
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
 
 
+NORM = {"none": "channel", "token": "channel", "channel": "token"}[OBJECTIVE["target_norm"]]
+
+
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
         ({"learning_rate": 1e-2}, "learning_rate 0.001 -> 0.01"),
         ({"seed": 4, "kd_weight": 2.0}, "seed 3 -> 4, kd_weight 1.0 -> 2.0"),
+        ({"target_norm": NORM}, f"target_norm {OBJECTIVE['target_norm']!r} -> {NORM!r}"),
+        ({"peft_config": adapter(gate="outlier")}, "adapter.gate 'none' -> 'outlier'"),
         ({"max_steps": 4}, "length '2 steps' -> '4 steps'"),
         ({"per_device_train_batch_size": 2}, "images per step 4 -> 2"),
         ({"train_dataset": image_dataset(16)}, "training images 20 -> 16"),
         ({"model": small_student(**DROPOUT)}, "student.hidden_dropout_prob 0.1 -> 0.2"),
-        ({"peft_config": SingerConfig(r=2, layers_to_transform=[1, 3])}, "adapter.r [4, 4] -> [2, 2]"),
+        ({"peft_config": adapter(r=2)}, "adapter.r [4, 4] -> [2, 2]"),
         (
-            {"peft_config": SingerConfig(r=4, layers_to_transform=[2, 3])},
+            {"peft_config": adapter(layers_to_transform=[2, 3])},
             "block pairs [[1, 0], [3, 1]] -> [[2, 0], [3, 1]]",
         ),
         (
-            {"peft_config": SingerConfig(r=4, layers_to_transform=[1, 3], init_weights="random")},
+            {"peft_config": adapter(init_weights="random")},
             "adapter.init_weights 'nullspace' -> 'random'",
         ),
         (
@@ -58,7 +63,7 @@ DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
             "image processor.image_mean [0.5, 0.5, 0.5] -> [0.4, 0.4, 0.4]",
         ),
         (
-            {"peft_config": SingerConfig(r=4, layers_to_transform=[1, 3], num_prefix_tokens=0)},
+            {"peft_config": adapter(num_prefix_tokens=0)},
             "adapter.num_prefix_tokens [1, 1] -> [0, 0]",
         ),
         ({"bare": True, "teacher_layers": [1, 3]}, "teacher_layers None -> [1, 3], method 'singer' -> 'fitnet'"),
@@ -72,6 +77,27 @@ def test_other_settings_are_refused_and_named(checkpoint, tmp_path, options, dif
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_checkpoint_of_version_0_1_has_the_objective_that_was_the_only_one_then(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint-2")
+    file = folder / "run_settings.json"
+    saved = json.loads(file.read_text())
+    for name in ("kd_loss", "target_norm", "outlier_loss", "adapter.gate"):
+        del saved[name]
+    file.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"target_norm 'none' -> 'channel', outlier_loss 'absolute' -> 'relative'"):
+        make_resumable(tmp_path / "new", max_steps=2, target_norm="channel", outlier_loss="relative").train(
+            resume_from_checkpoint=str(folder)
+        )
+    with pytest.raises(ValueError, match=r"adapter.gate 'none' -> 'outlier'\. Take"):
+        make_resumable(
+            tmp_path / "gated",
+            max_steps=2,
+            target_norm="none",
+            outlier_loss="absolute",
+            peft_config=adapter(gate="outlier"),
+        ).train(resume_from_checkpoint=str(folder))
 
 
 def test_another_teacher_of_the_same_architecture_is_noticed(checkpoint, tmp_path):

@@ -27,6 +27,8 @@ _TRAINER_FIELDS = (
     *("load_best_model_at_end", "metric_for_best_model"),
 )
 _NO_RESULT = ("num_artifact_images", "overwrite_output_dir", "remove_unused_columns", "logging_nan_inf_filter")
+# What version 0.1 did, which had no names for it.
+_BEFORE_NAMES = {"kd_loss": "mse", "target_norm": "none", "outlier_loss": "absolute", "adapter.gate": "none"}
 _CONSTANT = ("constant", "constant_with_warmup")
 # Of configurations: where they come from, and what is resolved when the adapter is attached.
 _NOT_COMPARED = (
@@ -77,7 +79,7 @@ def check_settings(settings: dict[str, Any], checkpoint: str | Path) -> None:
     if not file.is_file():
         logger.warning("%s has no %s; its settings cannot be compared with those of this run", checkpoint, file.name)
         return
-    saved = json.loads(file.read_text(encoding="utf-8"))
+    saved = _BEFORE_NAMES | json.loads(file.read_text(encoding="utf-8"))
     # A name that only one side has is of another version of a library.
     differing = [name for name in settings if name in saved and settings[name] != saved[name]]
     if differing:

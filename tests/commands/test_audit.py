@@ -36,7 +36,7 @@ def files(tmp_path_factory) -> Path:
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
     tiny_vit(2).save_pretrained(folder / "bare")
-    config = SingerConfig(r=2, layers_to_transform=[1, 3], init_weights="random")
+    config = SingerConfig(r=2, layers_to_transform=[1, 3], init_weights="random", gate="none")
     get_peft_model(planted_vit(), config).save_pretrained(folder / "adapter")
     get_peft_model(tiny_vit(hidden_size=16), config).save_pretrained(folder / "other_adapter")
     (folder / "student" / "projectors").mkdir()

@@ -5,11 +5,11 @@ import shutil
 import pytest
 import torch
 from peft import get_peft_model
-from runs import StopAt, differing, make_resumable, make_trainer, small_student, snapshot
+from runs import StopAt, adapter, differing, make_resumable, make_trainer, small_student, snapshot
 from torch import nn
 from zoo import images, tiny, tiny_vit
 
-from singer_hf import SingerConfig, SingerDistiller
+from singer_hf import SingerDistiller
 from singer_hf.artifacts.outliers import outlier_ratio, token_norms
 from singer_hf.distillation.artifact_metrics import artifact_metrics
 from singer_hf.training.callbacks import EmaCallback
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective n
 
 def make(bare=False, layers=(1, 3), **settings):
     torch.manual_seed(0)
-    config = SingerConfig(r=4, layers_to_transform=list(layers))
+    config = adapter(layers_to_transform=list(layers))
     teacher = tiny_vit() if bare else get_peft_model(tiny_vit(), config)
     return SingerDistiller(small_student(patch_size=8), teacher, **settings).train()
 

@@ -24,8 +24,12 @@ from safetensors.torch import load_file
 from torch import nn
 from zoo import images, tiny_vit
 
+from singer_hf.distillation.defaults import OBJECTIVE
+
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
+# Of the terms in a loss; the recommended ones, the default.
+WEIGHTS = {f"{term}_loss": OBJECTIVE[f"{term}_weight"] for term in ("kd", "outlier", "info")}
 MEASURES = {"teacher_outlier_ratio", "refined_outlier_ratio", "student_outlier_ratio", "adapter_leakage"}
 
 
@@ -64,7 +68,7 @@ def test_every_log_has_the_components_the_artifacts_learning_rate_and_gradient_n
         assert {*COMPONENTS, *MEASURES, "learning_rate", "grad_norm"} <= row.keys()
         assert row["learning_rate"] == 1e-3
         assert row["grad_norm"] > 0
-        expected = row["kd_loss"] + 0.01 * row["outlier_loss"] + row["info_loss"]
+        expected = sum(row[name] * weight for name, weight in WEIGHTS.items())
         assert row["loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -95,7 +99,7 @@ def test_evaluators_get_the_student_in_eval_mode_without_gradients(run):
 
 
 def test_an_evaluation_gives_loss_components_and_the_evaluators_figures(run):
-    expected = sum(run.metrics[f"eval_{name}"] * w for name, w in zip(COMPONENTS, (1, 0.01, 1), strict=True))
+    expected = sum(run.metrics[f"eval_{name}"] * weight for name, weight in WEIGHTS.items())
     assert run.metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
     assert run.metrics["eval_top1"] == 0.7
 

@@ -7,6 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Outliers are artifacts of a block from this share on: 1 patch in 2000, or 1 in every tenth image of 196 patches.
+MIN_SHARE = 5e-4
+# Smallest mean ratio of outlier norm to median norm in a block with artifacts. Uniform areas such as bright skies have
+# tokens of twice the median in the first blocks, which are not artifacts.
+MIN_STRENGTH = 3.0
+
 
 @dataclass(frozen=True)
 class OutlierRule:

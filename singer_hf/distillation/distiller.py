@@ -7,9 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from singer_hf.artifacts.outliers import OutlierRule, token_norms
 from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
-from singer_hf.distillation.losses import check_singer_settings, info_loss, length_unit, outlier_loss
+from singer_hf.distillation.losses import (
+    check_singer_settings,
+    info_loss,
+    length_unit,
+    neighbor_loss,
+    outlier_loss,
+)
 from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.vit.features import CapturedFeatures
 
@@ -107,11 +114,25 @@ class SingerDistiller(FeatureDistiller):
             refined: F̂_l, (B, P+N, D_T), by block.
             raw: F_l, likewise.
         """
-        prefix = self.teacher_view.num_prefix_tokens
-        relative = self.outlier_kind == "relative"
-        units = {i: length_unit(raw[i][:, prefix:]) if relative else 1.0 for i in refined}
-        losses = [outlier_loss(refined[i][:, prefix:], self.outlier_quantile, unit) for i, unit in units.items()]
-        return torch.stack(losses).mean()
+        return torch.stack([self._outlier_loss_of_block(i, refined[i], raw[i]) for i in refined]).mean()
+
+    def _outlier_loss_of_block(self, block: int, refined: Tensor, raw: Tensor) -> Tensor:
+        refined, raw = (tokens[:, self.teacher_view.num_prefix_tokens :] for tokens in (refined, raw))
+        unit = 1.0 if self.outlier_kind == "absolute" else length_unit(raw)
+        if self.outlier_kind == "neighbors":
+            return neighbor_loss(refined, raw, self._artifacts(block, raw), self.teacher_input.grid, unit)
+        return outlier_loss(refined, self.outlier_quantile, unit)
+
+    def _artifacts(self, block: int, raw_patches: Tensor) -> Tensor:
+        """True at the artifacts among raw patch tokens (B, N, D): those that the gates refine, (B, N).
+
+        Without a gate they are the outliers of the batch by the outlier rule.
+        """
+        shares = self.singer_layers[block].gate_shares(raw_patches)
+        if shares is not None:
+            return shares > 0
+        norms = token_norms(raw_patches)
+        return norms > OutlierRule().thresholds(norms.flatten())[0]
 
     def info_loss(self, raw: CapturedFeatures, refined: Mapping[int, Tensor]) -> Tensor:
         """L_info, mean over the blocks.
@@ -123,12 +144,17 @@ class SingerDistiller(FeatureDistiller):
         return torch.stack([self._info_of_block(i, raw, refined) for i in self.teacher_layers]).mean()
 
     def _info_of_block(self, block: int, raw: CapturedFeatures, refined: Mapping[int, Tensor]) -> Tensor:
-        """Compares outputs of the next block; after the last block the features themselves."""
+        """Compares outputs of the next block; after the last block the features themselves.
+
+        With a gate only ordinary patches are compared: the similarities of artifacts are not to be kept.
+        """
         prefix = self.teacher_view.num_prefix_tokens
+        shares = self.singer_layers[block].gate_shares(raw.outputs[block][:, prefix:])
+        kept = None if shares is None else shares == 0
         if block + 1 < self.teacher_view.num_blocks:
             output = self.replay_next(block, refined[block], raw)
-            return info_loss(output, raw.outputs[block + 1], prefix, self.info_kind)
+            return info_loss(output, raw.outputs[block + 1], prefix, self.info_kind, kept)
         expected = raw.outputs[block]
         if self.info_kind == "reference" and len(self.teacher_layers) > 1:
             expected = refined[self.teacher_layers[-2]]
-        return info_loss(refined[block], expected, prefix)
+        return info_loss(refined[block], expected, prefix, kept=kept)

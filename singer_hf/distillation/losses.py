@@ -5,11 +5,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from singer_hf.artifacts.gram import gram_matrix
+from singer_hf.artifacts.neighbors import inlier_neighbor_means
 from singer_hf.artifacts.outliers import row_median, token_norms
 
 KD_LOSSES = ("mse", "cosine", "smooth_l1")
 TARGET_NORMS = ("none", "token", "channel")
-OUTLIER_LOSSES = ("absolute", "relative")
+OUTLIER_LOSSES = ("absolute", "relative", "neighbors")
 INFO_LOSSES = ("gram", "reference")
 
 
@@ -70,6 +71,25 @@ def outlier_loss(refined_patches: Tensor, quantile: float = 0.97, unit: Tensor |
     return excess.square().sum() / count
 
 
+def neighbor_loss(refined: Tensor, raw: Tensor, artifacts: Tensor, grid: tuple[int, int], unit: Tensor) -> Tensor:
+    """Mean squared distance of refined artifacts to the mean of the ordinary tokens around them (L_outlier, ours).
+
+    A low norm alone leaves an artifact in its own direction. The adapter is of low rank and sees one token at a time,
+    so it can learn what the artifacts have in common and their neighbours have not, and keeps the rest of each token.
+
+    Args:
+        refined: Patch tokens (B, N, D) of F̂.
+        raw: Patch tokens (B, N, D) of F; no gradient.
+        artifacts: True at the artifacts, (B, N).
+        grid: (rows, columns) of the patches.
+        unit: Length in which the distance is measured, > 0, see :func:`length_unit`, (B, 1).
+    """
+    means, known = inlier_neighbor_means(raw.detach(), ~artifacts, grid)
+    distances = ((refined.float() - means) / unit.unsqueeze(-1)).square().sum(dim=-1)
+    counted = artifacts & known
+    return (distances * counted).sum() / counted.sum().clamp(min=1)
+
+
 def length_unit(raw_patches: Tensor) -> Tensor:
     """Median norm of each image's raw patch tokens (B, N, D), (B, 1), without gradient.
 
@@ -78,7 +98,9 @@ def length_unit(raw_patches: Tensor) -> Tensor:
     return row_median(token_norms(raw_patches.detach())).clamp(min=1e-12)
 
 
-def info_loss(refined: Tensor, raw: Tensor, num_prefix_tokens: int = 0, kind: str = "gram") -> Tensor:
+def info_loss(
+    refined: Tensor, raw: Tensor, num_prefix_tokens: int = 0, kind: str = "gram", kept: Tensor | None = None
+) -> Tensor:
     """Difference between the features that follow from the refined and from the raw tokens (L_info).
 
     Args:
@@ -87,10 +109,14 @@ def info_loss(refined: Tensor, raw: Tensor, num_prefix_tokens: int = 0, kind: st
         num_prefix_tokens: P, the tokens in front of the patches.
         kind: ``"gram"``: mean squared difference of the patch Gram matrices (paper). ``"reference"``: mean squared
             difference of all tokens (the released code at intermediate blocks).
+        kept: True at the patches whose similarities are to be kept, (B, N); the pairs of others count 0. None: all.
     """
     if kind == "reference":
         return F.mse_loss(refined.float(), raw.float())
-    return F.mse_loss(gram_matrix(refined[:, num_prefix_tokens:]), gram_matrix(raw[:, num_prefix_tokens:]))
+    difference = gram_matrix(refined[:, num_prefix_tokens:]) - gram_matrix(raw[:, num_prefix_tokens:])
+    if kept is not None:
+        difference = difference * (kept.unsqueeze(1) & kept.unsqueeze(2))
+    return difference.square().mean()
 
 
 def check_weights(**weights: float) -> None:

@@ -2,62 +2,107 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from singer_hf.artifacts.outliers import OutlierRule, token_norms
+from singer_hf.artifacts.outliers import MIN_SHARE, MIN_STRENGTH, OutlierRule, token_norms
 from singer_hf.vit.running_statistics import mean_over_processes, settling_weight
 
 GATES = ("none", "outlier")
-# The gate opens at the threshold of the outlier rule and is fully open at this many times its excess over the median.
-FULLY_OPEN = 1.5
+# Deviations above the location at which the gate begins to open and is fully open. For norms the first is the
+# threshold of the outlier rule.
+_NORMS, _SCORES = (10.0, 15.0), (7.0, 10.0)
 
 
 class OutlierGate(nn.Module):
-    """Limits a refinement to high-norm patch tokens: 0 for ordinary ones, 1 for outliers, linear in between.
+    """Limits a refinement to artifacts: 0 for ordinary patch tokens, 1 for artifacts, linear in between.
 
-    The gate of a token is ``clamp((‖F‖ - t) / (t' - t), 0, 1)``. With the location m and the deviation s of the inlier
-    norms at this block, t = m + 10 s is the threshold of :class:`singer_hf.artifacts.outliers.OutlierRule` and
-    t' = m + 15 s. Both statistics are estimated by :meth:`observe` over the first batches of a training and fixed
-    afterwards. They are saved with the adapter, so that an image is refined alike alone and in any batch. Until the
-    first batch the gate is closed.
+    A token x opens the gate by its norm, or by its score ``(x - mean) . direction`` of either sign: artifacts of normal
+    length are found by the direction that the long ones share. Both are compared with the location and the deviation (median and
+    MAD) of the inliers of this block; inliers are the patches that the outlier rule does not flag in a batch. The gate
+    stays closed as long as the outliers are too few or too weak to be artifacts, by the verdict of an audit.
+
+    All statistics are estimated by :meth:`observe` over the first batches of a training and fixed afterwards. They
+    are saved with the adapter, so that an image is refined alike alone and in any batch.
+
+    Args:
+        hidden_size: Width D of the tokens.
+        device: Device of the statistics.
 
     Attributes:
         location: Median of the inlier norms, scalar buffer.
-        deviation: Median absolute deviation of the inlier norms, at least a tenth of the location, scalar buffer.
-        num_batches: Batches that both were estimated from, scalar buffer.
+        deviation: MAD of the inlier norms, at least a tenth of the location, scalar buffer.
+        share: Share of outliers among the patches, scalar buffer.
+        excess: Mean over all patches of the outliers' norms over the location, 0 elsewhere, scalar buffer.
+        mean: Mean inlier, (D,) buffer.
+        direction: Leading direction of outliers minus ``mean``, of unit length, (D,) buffer; 0 without outliers.
+        score_location: Median of the inlier scores, scalar buffer.
+        score_deviation: MAD of the inlier scores, scalar buffer.
+        num_batches: Batches that all were estimated from, scalar buffer.
     """
 
-    location: Tensor
-    deviation: Tensor
-    num_batches: Tensor
-
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, hidden_size: int, device: torch.device | None = None) -> None:
         super().__init__()
-        self.rule = OutlierRule()
-        for name in ("location", "deviation"):
+        self.rule = OutlierRule(mad_factor=_NORMS[0])
+        for name in ("location", "deviation", "share", "excess", "score_location", "score_deviation"):
             self.register_buffer(name, torch.zeros((), device=device))
+        for name in ("mean", "direction"):
+            self.register_buffer(name, torch.zeros(hidden_size, device=device))
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.long, device=device))
 
     @property
-    def threshold(self) -> Tensor:
-        """t, the norm from which tokens are refined, scalar."""
-        return self.location + self.rule.mad_factor * self.deviation
+    def is_open(self) -> Tensor:
+        """Whether this block has artifacts, a scalar tensor of bool."""
+        strength = self.excess / self.share.clamp(min=1e-12)
+        return (self.share >= MIN_SHARE) & (strength >= MIN_STRENGTH)
 
+    @torch.no_grad()
     def forward(self, patches: Tensor) -> Tensor:
         """Share of the refinement that each patch token (B, N, D) gets, (B, N, 1) in [0, 1], float32, no gradient."""
-        norms = token_norms(patches.detach()).unsqueeze(-1)
-        width = (FULLY_OPEN - 1) * (self.threshold - self.location)
-        share = ((norms - self.threshold) / width.clamp(min=1e-12)).clamp(0, 1)
-        return share * (self.num_batches > 0)
+        by_norm = _ramp(token_norms(patches) - self.location, self.deviation, _NORMS)
+        by_score = _ramp((self._scores(patches) - self.score_location).abs(), self.score_deviation, _SCORES)
+        return (by_norm.maximum(by_score) * self.is_open).unsqueeze(-1)
 
     @torch.no_grad()
     def observe(self, patches: Tensor) -> None:
-        """Adds the raw patch tokens (B, N, D) of one training batch to both statistics, over all processes."""
-        norms = token_norms(patches).flatten()
-        inliers = norms.where(norms <= self.rule.thresholds(norms)[0], torch.nan)
-        location = inliers.nanmedian()
-        deviation = torch.maximum((inliers - location).abs().nanmedian(), self.rule.mad_floor * location)
-        measured = mean_over_processes(torch.stack([location, deviation]))
-        weight = settling_weight(self.num_batches)
-        self.location.lerp_(measured[0].to(self.location), weight)
-        self.deviation.lerp_(measured[1].to(self.deviation), weight)
+        """Adds the raw patch tokens (B, N, D) of one training batch to the statistics, over all processes."""
+        patches, weight = patches.float().flatten(0, 1), settling_weight(self.num_batches)
+        norms = token_norms(patches)
+        outliers = norms > self.rule.thresholds(norms)[0]
+        inlier_norms = norms.masked_fill(outliers, torch.nan)
+        location = inlier_norms.nanmedian()
+        deviation = _mad(inlier_norms, location).maximum(self.rule.mad_floor * location)
+        excess = (norms / location.clamp(min=1e-12) * outliers).mean()
+        self._update(weight, location=location, deviation=deviation, share=outliers.float().mean(), excess=excess)
+        self._update(weight, mean=(patches * ~outliers.unsqueeze(-1)).sum(dim=0) / (~outliers).sum().clamp(min=1))
+        self._turn(F.normalize(patches - self.mean, dim=-1) * outliers.unsqueeze(-1), weight)
+        scores = self._scores(patches).masked_fill(outliers, torch.nan)
+        score_location = scores.nanmedian()
+        self._update(weight, score_location=score_location, score_deviation=_mad(scores, score_location))
         self.num_batches += weight > 0
+
+    def _scores(self, patches: Tensor) -> Tensor:
+        return (patches.float() - self.mean) @ self.direction
+
+    def _turn(self, outliers: Tensor, weight: Tensor) -> None:
+        """A step of a power iteration over batches; rows of ``outliers`` (M, D) are of unit length, or 0."""
+        common = outliers.sum(dim=0)
+        start = torch.where(self.direction.any(), self.direction, common)
+        leading = mean_over_processes(outliers.T @ (outliers @ start))
+        leading = F.normalize(leading, dim=0)
+        moved = torch.lerp(self.direction, leading, weight)
+        self.direction.copy_(F.normalize(torch.where(leading.any(), moved, self.direction), dim=0))
+
+    def _update(self, weight: Tensor, **values: Tensor) -> None:
+        for name, value in values.items():
+            buffer = getattr(self, name)
+            buffer.lerp_(mean_over_processes(value).to(buffer), weight)
+
+
+def _ramp(excess: Tensor, deviation: Tensor, factors: tuple[float, float]) -> Tensor:
+    """0 up to ``factors[0]`` deviations, 1 from ``factors[1]`` deviations on, linear in between."""
+    return ((excess / deviation.clamp(min=1e-12) - factors[0]) / (factors[1] - factors[0])).clamp(0, 1)
+
+
+def _mad(values: Tensor, location: Tensor) -> Tensor:
+    """Median absolute deviation of the values (M,) that are not NaN."""
+    return (values - location).abs().nanmedian()

@@ -64,7 +64,7 @@ class SingerLayer(nn.Module, BaseTunerLayer):
                     linear.weight.copy_(matrix.T)
             modules[adapter_name] = linear
         if gate == "outlier":
-            self.singer_gate[adapter_name] = OutlierGate(down.device)
+            self.singer_gate[adapter_name] = OutlierGate(self.hidden_size, down.device)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
@@ -93,6 +93,16 @@ class SingerLayer(nn.Module, BaseTunerLayer):
                 delta = delta * self.singer_gate[name](patches).to(delta.dtype)
             refined = torch.cat([refined[:, :num_prefix_tokens], refined[:, num_prefix_tokens:] + delta], dim=1)
         return refined
+
+    def gate_shares(self, patches: Tensor) -> Tensor | None:
+        """How far the gates of the active adapters refine patch tokens (B, N, D), the largest, (B, N) in [0, 1].
+
+        None if an active adapter has no gate.
+        """
+        gates = [self.singer_gate[name] for name in self.active_adapters if name in self.singer_gate]
+        if len(gates) < sum(name in self.singer_down for name in self.active_adapters) or not gates:
+            return None
+        return torch.stack([gate(patches).squeeze(-1) for gate in gates]).amax(dim=0)
 
     def observe(self, hidden_states: Tensor) -> None:
         """Lets the gates of the active adapters see the raw tokens (B, P+N, D) of a training batch."""

@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from singer_hf.artifacts.outliers import MIN_SHARE, MIN_STRENGTH
 from singer_hf.inspection.measure.audit_result import AuditResult, BlockAudit
 
-# Smallest share of outliers in a block with artifacts: 1 patch in 2000, or 1 in every tenth image of 196 patches.
-MIN_SHARE = 5e-4
-# Smallest ratio of outlier norm to median norm in a block with artifacts, as a mean or at 1 patch in 1000.
-# Uniform areas such as bright skies have tokens of twice the median in the first blocks, which are not artifacts.
-MIN_STRENGTH, MIN_TAIL = 3.0, 4.0
+# Smallest ratio of norm to median norm at 1 patch in 1000 in a block with artifacts whose mean ratio is smaller.
+MIN_TAIL = 4.0
 # From this share of the MSE in some block on, the artifacts are strong.
 STRONG_LOSS_SHARE = 0.1
 _SMOOTH_RANK, _ROUGH_RANK = 0.35, 0.65

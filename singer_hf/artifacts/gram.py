@@ -16,14 +16,14 @@ def gram_matrix(tokens: Tensor) -> Tensor:
         (B, N, N), float32, values in [-1, 1].
     """
     tokens = tokens.float()
-    with _full_precision(tokens.device.type):
+    with full_precision(tokens.device.type):
         products = tokens @ tokens.transpose(1, 2)
     # Scaling the products is cheaper than normalising the tokens first.
     inverse_norms = products.diagonal(dim1=1, dim2=2).clamp(min=1e-24).rsqrt()
     return products * inverse_norms.unsqueeze(1) * inverse_norms.unsqueeze(2)
 
 
-def _full_precision(device_type: str) -> AbstractContextManager:
-    """Keeps autocast from taking matrix products in half precision."""
+def full_precision(device_type: str) -> AbstractContextManager:
+    """Returns a context in which autocast does not take matrix products in half precision."""
     available = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if available else nullcontext()

@@ -13,7 +13,8 @@ A run on your images, from any ViT of the Hub, timm or a folder:
 or from a YAML file with the same names, `accelerate launch examples/distill.py examples/configs/vit-l_to_vit-t.yaml`.
 Every field of SingerTrainingArguments and SingerConfig is a flag: `--help` lists them. The rank of the adapter is
 `--rank`, also `--r`, which torchrun takes for one of its own flags.
-`--recipe` sets several of them at once, `--method` takes another method than SiNGER, to compare with.
+The teacher is audited first: with artifacts it is distilled with SiNGER, without any as it is. `--method` names the
+method instead, `--recipe` sets several settings of SiNGER at once.
 """
 
 import os
@@ -31,7 +32,8 @@ from singer_hf.baselines.method_table import make_method
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, recipe_settings
 from singer_hf.baselines.singer import Singer
 from singer_hf.commands.command_line import CommandParser, expand_file, one_line_errors, settings_to_flags
-from singer_hf.commands.distill_flags import ScriptArguments, check_flags, check_prefix_tokens
+from singer_hf.commands.distill_flags import ScriptArguments, asks_for_adapter, check_flags, check_prefix_tokens
+from singer_hf.commands.teacher_check import choose_method
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.image_dataset import decode_image
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
@@ -49,12 +51,12 @@ def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
     parser = CommandParser(ScriptArguments, SingerTrainingArguments, SingerConfig)
     given = expand_file(sys.argv[1:])
     names, known = parser.given_names(given), parser.parse_known_args(given)[0]
-    recipe = known.recipe or (DEFAULT_RECIPE if known.method == Singer.name else None)
     # The last of several flags of one name wins: those on the command line, then the file's, then the recipe's.
-    flags = given if recipe is None else [*settings_to_flags(recipe_settings(recipe)), *given]
+    flags = given if known.recipe is None else [*settings_to_flags(recipe_settings(known.recipe)), *given]
     script, args, peft_config = parser.parse(flags)
-    check_flags(script.method, names, peft_config)
-    script.recipe = recipe
+    if script.method is None and asks_for_adapter(script, names):
+        script.method = Singer.name
+    check_flags(script.method or Singer.name, names, peft_config)
     return script, args, peft_config
 
 
@@ -80,8 +82,13 @@ def load_split(script: ScriptArguments, split: str, max_samples: int | None, see
     )
 
 
-def calibration_images(script: ScriptArguments, seed: int) -> list[torch.Tensor]:
+def calibration_images(script: ScriptArguments, seed: int, number: int) -> list[torch.Tensor]:
     """Returns training images in batches (8, 3, H, W), normalised for the teacher.
+
+    Args:
+        script: The flags.
+        seed: Seed of their choice.
+        number: Number of images.
 
     Raises:
         ValueError: If the teacher has no image processor.
@@ -89,7 +96,7 @@ def calibration_images(script: ScriptArguments, seed: int) -> list[torch.Tensor]
     processor = load_image_processor(script.teacher_name_or_path)
     if processor is None:
         raise ValueError("calibration on training images needs an image processor saved with the teacher")
-    rows = load_split(script, script.train_split, script.num_calibration_images, seed)
+    rows = load_split(script, script.train_split, number, seed)
     transform = eval_transform(processor)
     images = [transform(decode_image(row["image"])) for row in rows]
     return list(torch.stack(images).split(8))
@@ -98,21 +105,35 @@ def calibration_images(script: ScriptArguments, seed: int) -> list[torch.Tensor]
 def prepare_teacher(
     script: ScriptArguments, args: SingerTrainingArguments, peft_config: SingerConfig
 ) -> tuple[Method, nn.Module]:
-    """Returns the method and the prepared teacher.
+    """Returns the method, chosen by an audit of the teacher where none is given, and the prepared teacher.
 
     Args:
         script: The script's flags.
         args: The training flags.
         peft_config: The flags of the adapter.
     """
+    teacher = load_model(script.teacher_name_or_path, "teacher_name_or_path")
+    if script.method is None:
+        script.method = _chosen_method(script, args, teacher)
     if script.method == Singer.name:
         if peft_config.nullspace_source == "jacobian":
-            peft_config.calibration_images = calibration_images(script, args.seed)
-        teacher = load_model(script.teacher_name_or_path, "teacher_name_or_path")
+            peft_config.calibration_images = calibration_images(script, args.seed, script.num_calibration_images)
         return Singer(), attach_adapter(teacher, peft_config)
     method = make_method(script.method, script.settings())
-    images = calibration_images(script, args.seed) if method.needs_images else ()
-    return method, method.prepare(load_model(script.teacher_name_or_path, "teacher_name_or_path"), images, args.seed)
+    images = calibration_images(script, args.seed, script.num_calibration_images) if method.needs_images else ()
+    return method, method.prepare(teacher, images, args.seed)
+
+
+def _chosen_method(script: ScriptArguments, args: SingerTrainingArguments, teacher: nn.Module) -> str:
+    if load_image_processor(script.teacher_name_or_path) is None:
+        report = "the teacher was not audited, it has no image processor; chosen: SiNGER, which refines outliers only"
+        method = Singer.name
+    else:
+        images = calibration_images(script, args.seed, script.num_audit_images)
+        method, report = choose_method(teacher, images, script.teacher_name_or_path)
+    if args.process_index == 0:
+        print(report)
+    return method
 
 
 def demo() -> None:
@@ -157,7 +178,7 @@ def main() -> None:
         probes = OnlineProbes(train, test, trainer.processing_class, probes=script.evaluators, seed=args.seed)
         trainer.evaluators.append(probes)
     if trainer.is_world_process_zero():
-        print(f"recipe: {script.recipe or 'none'}", trainer.describe(), sep="\n")
+        print(f"recipe: {script.recipe or DEFAULT_RECIPE}", trainer.describe(), sep="\n")
     trainer.train(resume_from_checkpoint=script.resume or args.resume_from_checkpoint)
     trainer.save_model()
     if args.push_to_hub:

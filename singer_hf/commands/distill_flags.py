@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field, fields
 
 from singer_hf import SingerConfig
+from singer_hf.baselines.fitnet import FitNet
 from singer_hf.baselines.method_table import METHODS, make_method
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES
 from singer_hf.baselines.singer import Singer
@@ -43,7 +44,13 @@ class ScriptArguments:
         default=None,
         metadata={"help": "Image processor of the student. Default: its own, else the teacher's normalisation."},
     )
-    method: str = field(default="singer", metadata={"help": f"One of {', '.join(METHODS)}."})
+    method: str | None = field(
+        default=None,
+        metadata={
+            "help": f"One of {', '.join(METHODS)}. Default: singer if an audit of the teacher finds artifacts or a "
+            "flag of SiNGER is given, else fitnet."
+        },
+    )
     method_settings: str = field(
         default="{}",
         metadata={"help": 'Settings of a method other than SiNGER as JSON, for example \'{"scope": "batch"}\'.'},
@@ -55,18 +62,23 @@ class ScriptArguments:
     num_calibration_images: int = field(
         default=32, metadata={"help": "Training images for `--nullspace_source jacobian` and test_time_register."}
     )
+    num_audit_images: int = field(
+        default=256, metadata={"help": "Training images for the audit that chooses the method."}
+    )
     resume: bool = field(default=False, metadata={"help": "Resume from the last complete checkpoint in output_dir."})
 
     def __post_init__(self) -> None:
         if (self.student_name_or_path is None) == (self.student_config is None):
             raise ValueError("give exactly one of `--student_name_or_path` and `--student_config`")
-        if self.method == Singer.name and self.settings():
+        if self.method in (None, Singer.name) and self.settings():
             raise ValueError(
-                f"`--method_settings` must be left out with `--method {self.method}`, whose settings are flags of "
+                f"`--method_settings` must be left out with `--method {Singer.name}`, whose settings are flags of "
                 f"their own, got {self.method_settings!r}"
             )
-        make_method(self.method, self.settings())
-        if self.recipe is not None and self.method != Singer.name:
+        make_method(self.method or Singer.name, self.settings())
+        if self.num_audit_images < 1:
+            raise ValueError(f"`--num_audit_images` must be at least 1, got {self.num_audit_images!r}")
+        if self.recipe is not None and self.method not in (None, Singer.name):
             raise ValueError(f"`--recipe` has settings of SiNGER; leave it out with `--method {self.method}`")
         if self.evaluators and (self.eval_split is None or self.streaming):
             raise ValueError("`--evaluators` need `--eval_split`, and labelled images that are not streamed")
@@ -84,6 +96,17 @@ class ScriptArguments:
         if not isinstance(settings, dict):
             raise ValueError(f"`--method_settings` must be settings by name, got {self.method_settings!r}")
         return settings
+
+
+def asks_for_adapter(script: ScriptArguments, given: set[str]) -> bool:
+    """Whether flags ask for SiNGER without naming it: a recipe, or a setting of its adapter or of its terms.
+
+    Args:
+        script: The flags.
+        given: Names of the fields that were given on the command line or in the YAML file.
+    """
+    own = {item.name for item in fields(SingerConfig)} | set(Singer.training_fields) - set(FitNet.training_fields)
+    return script.recipe is not None or bool(given & own)
 
 
 def check_flags(method: str, given: set[str], peft_config: SingerConfig) -> None:

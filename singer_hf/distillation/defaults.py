@@ -11,9 +11,9 @@ OBJECTIVE: dict[str, Any] = {
     "kd_loss": "mse",
     "target_norm": "token",
     "outlier_weight": 1.0,
-    "outlier_loss": "relative",
+    "outlier_loss": "neighbors",
     "outlier_quantile": 0.97,
-    "info_weight": 100.0,
+    "info_weight": 1.0,
     "info_loss": "gram",
-    "detach_refined": False,
+    "detach_refined": True,
 }

@@ -49,8 +49,9 @@ class SingerDistiller(FeatureDistiller):
         outlier_weight: λ_outlier, >= 0.
         info_weight: λ_info, >= 0.
         outlier_quantile: γ in (0, 1): the share of an image's patches whose norm is not penalised.
-        outlier_loss: Unit of L_outlier: ``"absolute"``: the teacher's own (paper). ``"relative"``: the median norm of
-            the image's raw patch tokens.
+        outlier_loss: What L_outlier lowers: ``"absolute"``: the largest norms, in the teacher's own unit (paper).
+            ``"relative"``: the same in units of the median norm of the image's raw patch tokens. ``"neighbors"``: the
+            distance of artifacts to the ordinary patches around them, in this unit.
         info_loss: ``"gram"`` (paper) or ``"reference"`` (the released code's variant).
         detach_refined: Whether L_KD has no gradient to the adapter.
         **kwargs: ``student_layers``, ``kd_weight``, ``kd_loss``, ``target_norm``, ``image_size`` and both
@@ -126,13 +127,13 @@ class SingerDistiller(FeatureDistiller):
     def _artifacts(self, block: int, raw_patches: Tensor) -> Tensor:
         """True at the artifacts among raw patch tokens (B, N, D): those that the gates refine, (B, N).
 
-        Without a gate they are the outliers of the batch by the outlier rule.
+        Without a gate they are the outliers by the outlier rule, each image's own, so that they do not depend on how a
+        batch is split.
         """
         shares = self.singer_layers[block].gate_shares(raw_patches)
         if shares is not None:
             return shares > 0
-        norms = token_norms(raw_patches)
-        return norms > OutlierRule().thresholds(norms.flatten())[0]
+        return OutlierRule().mask(token_norms(raw_patches))
 
     def info_loss(self, raw: CapturedFeatures, refined: Mapping[int, Tensor]) -> Tensor:
         """L_info, mean over the blocks.

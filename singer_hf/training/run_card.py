@@ -75,12 +75,14 @@ def _num_images(trainer: "Trainer") -> int | None:
 
 
 def _settings(trainer: "Trainer") -> dict[str, Any]:
-    """Settings of the run and of the method that differ from their defaults."""
-    args, names = trainer.args, {*_SHOWN_SETTINGS, *trainer.method.training_fields}
+    """The method's objective, and settings of the run that differ from their defaults."""
+    args, objective = trainer.args, trainer.method.training_fields
     # Compared field by field: a second set of arguments would reset the process's accelerator state.
-    shown = (item for item in fields(args) if item.name in names)
+    values = {item.name: (getattr(args, item.name), item.default) for item in fields(args)}
     settings = {
-        item.name: getattr(args, item.name) for item in shown if getattr(args, item.name) not in (None, item.default)
+        name: value
+        for name, (value, default) in values.items()
+        if value is not None and (name in objective or (name in _SHOWN_SETTINGS and value != default))
     }
     return settings | trainer.method.card_settings(trainer.distiller)
 

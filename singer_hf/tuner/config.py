@@ -27,8 +27,8 @@ class SingerPeftType(str, Enum):  # noqa: UP042 (PEFT's `get_model_status` needs
 class SingerConfig(PeftConfig):
     """Configuration of a low-rank refinement of the patch tokens after chosen blocks of a ViT (arXiv 2509.20986).
 
-    ``F̂ = F + (F Φ_down) Φ_up`` on patch tokens; prefix tokens are unchanged. With ``init_weights="nullspace"`` the
-    initial map is NOT the identity: it adds ``init_scale`` times the component of each token in the null space.
+    ``F̂ = F + g (F Φ_down) Φ_up`` on patch tokens, g the share of the gate; prefix tokens are unchanged. The initial
+    map adds ``init_scale`` times the component of each token in the null space: nothing by default.
 
     A configuration does not change when it is attached and may serve any number of models. What depends on the model
     (block indices, prefix tokens) is read with :func:`singer_hf.tuner.model.adapter_settings`, and is saved with the
@@ -44,7 +44,8 @@ class SingerConfig(PeftConfig):
             random orthonormal Ñ. ``"identity"``: Φ_down as in ``"nullspace"``, Φ_up = 0.
         nullspace_source: What the null space is computed from: ``"mlp"`` (paper), ``"block"`` or ``"jacobian"``, see
             :func:`singer_hf.tuner.nullspace_sources.source_gram`. ``"reference"`` only supports ``"mlp"``.
-        init_scale: Factor on the initial Φ_up; 1 doubles the null-space component, -1 removes it.
+        init_scale: Factor on the initial Φ_up; 1 (paper) doubles the null-space component, -1 removes it, 0 starts
+            from the identity.
         null_threshold: Absolute singular value, > 0, below which a direction counts as null. None: 0.05 for
             ``"reference"`` (released code), 0.05 times the largest singular value otherwise. It selects the directions
             of ``"reference"``; otherwise it only controls the warning about a too large ``r``.
@@ -76,7 +77,7 @@ class SingerConfig(PeftConfig):
     )
     init_weights: str = field(default="nullspace", metadata={"help": f"One of {', '.join(INIT_WEIGHTS)}."})
     nullspace_source: str = field(default="mlp", metadata={"help": f"One of {', '.join(NULLSPACE_SOURCES)}."})
-    init_scale: float = field(default=-1.0, metadata={"help": "Factor on the up projection at the start."})
+    init_scale: float = field(default=0.0, metadata={"help": "Factor on the up projection at the start."})
     null_threshold: float | None = field(
         default=None, metadata={"help": "Absolute singular value below which a direction counts as null, > 0."}
     )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from singer_hf.artifacts.gram import full_precision
 from singer_hf.artifacts.outliers import MIN_SHARE, MIN_STRENGTH, OutlierRule, token_norms
 from singer_hf.vit.running_statistics import mean_over_processes, settling_weight
 
@@ -16,10 +17,11 @@ _NORMS, _SCORES = (10.0, 15.0), (7.0, 10.0)
 class OutlierGate(nn.Module):
     """Limits a refinement to artifacts: 0 for ordinary patch tokens, 1 for artifacts, linear in between.
 
-    A token x opens the gate by its norm, or by its score ``(x - mean) . direction`` of either sign: artifacts of normal
-    length are found by the direction that the long ones share. Both are compared with the location and the deviation (median and
-    MAD) of the inliers of this block; inliers are the patches that the outlier rule does not flag in a batch. The gate
-    stays closed as long as the outliers are too few or too weak to be artifacts, by the verdict of an audit.
+    A token x opens the gate by its norm, or by its score ``(x - mean) . direction`` of either sign: artifacts of
+    normal length are found by the direction that the long ones share. Both are compared with the location and the
+    deviation (median and MAD) of the inliers of this block; inliers are the patches that the outlier rule does not
+    flag in a batch. The gate stays closed as long as the outliers are too few or too weak to be artifacts, by the
+    verdict of an audit.
 
     All statistics are estimated by :meth:`observe` over the first batches of a training and fixed afterwards. They
     are saved with the adapter, so that an image is refined alike alone and in any batch.
@@ -77,20 +79,22 @@ class OutlierGate(nn.Module):
         self._turn(F.normalize(patches - self.mean, dim=-1) * outliers.unsqueeze(-1), weight)
         scores = self._scores(patches).masked_fill(outliers, torch.nan)
         score_location = scores.nanmedian()
-        self._update(weight, score_location=score_location, score_deviation=_mad(scores, score_location))
+        # Batches before the first one with outliers have no scores.
+        scored = torch.where(self.score_deviation > 0, weight, weight.sign())
+        self._update(scored, score_location=score_location, score_deviation=_mad(scores, score_location))
         self.num_batches += weight > 0
 
     def _scores(self, patches: Tensor) -> Tensor:
-        return (patches.float() - self.mean) @ self.direction
+        with full_precision(patches.device.type):
+            return (patches.float() - self.mean) @ self.direction
 
     def _turn(self, outliers: Tensor, weight: Tensor) -> None:
         """A step of a power iteration over batches; rows of ``outliers`` (M, D) are of unit length, or 0."""
-        common = outliers.sum(dim=0)
-        start = torch.where(self.direction.any(), self.direction, common)
-        leading = mean_over_processes(outliers.T @ (outliers @ start))
-        leading = F.normalize(leading, dim=0)
-        moved = torch.lerp(self.direction, leading, weight)
-        self.direction.copy_(F.normalize(torch.where(leading.any(), moved, self.direction), dim=0))
+        start = torch.where(self.direction.any(), self.direction, mean_over_processes(outliers.sum(dim=0)))
+        with full_precision(outliers.device.type):
+            leading = mean_over_processes(outliers.T @ (outliers @ start))
+        moved = F.normalize(torch.lerp(self.direction, F.normalize(leading, dim=0), weight), dim=0)
+        self.direction.copy_(torch.where(leading.any() & (weight > 0), moved, self.direction))
 
     def _update(self, weight: Tensor, **values: Tensor) -> None:
         for name, value in values.items():

@@ -28,17 +28,17 @@ PAPER = {
 RECOMMENDED = {
     "init_weights": "nullspace",
     "nullspace_source": "mlp",
-    "init_scale": -1.0,
+    "init_scale": 0.0,
     "gate": "outlier",
     "kd_weight": 1.0,
     "kd_loss": "mse",
     "target_norm": "token",
     "outlier_weight": 1.0,
-    "outlier_loss": "relative",
+    "outlier_loss": "neighbors",
     "outlier_quantile": 0.97,
-    "info_weight": 100.0,
+    "info_weight": 1.0,
     "info_loss": "gram",
-    "detach_refined": False,
+    "detach_refined": True,
 }
 ADAPTER = {item.name for item in fields(SingerConfig)}
 OBJECTIVE = {item.name for item in fields(SingerTrainingArguments)}

@@ -119,7 +119,7 @@ def saved_like(sharded: SingerDistiller, plain: SingerDistiller, folder: Path) -
 
 
 def observed(tokens: list[Tensor]) -> tuple[ChannelNorm, OutlierGate]:
-    norm, gate = ChannelNorm(tokens[0].shape[-1], 1), OutlierGate()
+    norm, gate = ChannelNorm(tokens[0].shape[-1], 1), OutlierGate(tokens[0].shape[-1])
     for batch in tokens:
         norm.observe(batch)
         gate.observe(batch[:, 1:])
@@ -130,16 +130,19 @@ def statistics() -> dict:
     """Each rank sees half of the tokens; where all ranks see the same tokens, statistics are those of one process."""
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(4, 33, 8, generator=generator) * (k + 1) + 5 * k for k in range(3)]
+    for batch in batches:
+        batch[:, 4::8, 2:4] += torch.tensor([90.0, -70.0])  # outliers, and no others
     halves = [[batch[:2] for batch in batches], [batch[2:] for batch in batches]]
     norm, gate = observed(halves[dist.get_rank()])
-    whole, _ = observed(batches)
+    whole, whole_gate = observed(batches)
     gates = [observed(half)[1].state_dict() for half in halves]
-    expected = {name: (gates[0][name] + gates[1][name]) / 2 for name in gates[0]}
+    expected = {name: (gates[0][name] + gates[1][name]) / 2 for name in ("location", "deviation", "excess")}
+    expected |= {name: whole_gate.state_dict()[name] for name in ("share", "mean", "direction", "num_batches")}
     return {
         "same": equal_on_both_ranks({**norm.state_dict(), **gate.state_dict()}),
         "ranks differ": not torch.equal(gates[0]["location"], gates[1]["location"]),
         "channels": [[value.tolist() for value in module.state_dict().values()] for module in (norm, whole)],
-        "gate": [[float(value) for value in state.values()] for state in (gate.state_dict(), expected)],
+        "gate": [[state[name].tolist() for name in expected] for state in (gate.state_dict(), expected)],
     }
 
 

@@ -11,10 +11,18 @@ from zoo import FAMILIES, images
 
 from singer_hf import SingerConfig, SingerDistiller
 from singer_hf.artifacts.attention import attention_parts
+from singer_hf.artifacts.outliers import OutlierRule
+from singer_hf.tuner import gate as gate_module
+from singer_hf.tuner.gate import OutlierGate
 from singer_hf.vit.structure import view_vit
 from singer_hf.vit.view import ViTView
 
 FACTOR = 7.0
+SETTINGS = (
+    {"target_norm": "token", "outlier_loss": "relative", "detach_refined": False},
+    {"target_norm": "channel", "outlier_loss": "neighbors"},
+    {},  # the defaults
+)
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
 
@@ -54,23 +62,46 @@ def _attention_output(view: ViTView, index: int) -> nn.Module | None:
     return None if parts is None else parts.output
 
 
-def student_gradients(teacher: nn.Module, target_norm: str) -> dict[str, torch.Tensor]:
+@pytest.fixture(autouse=True)
+def open_gates(monkeypatch):
+    """Random teachers have no artifacts: gates open for the longer tokens, and for those of a high score."""
+    monkeypatch.setattr(OutlierGate, "is_open", torch.tensor(True))
+    monkeypatch.setattr(gate_module, "_NORMS", (0.5, 1.5))
+    monkeypatch.setattr(gate_module, "_SCORES", (1.5, 3.0))
+
+
+def student_gradients(teacher: nn.Module, settings: dict[str, object]) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    config = SingerConfig(r=4, layers_to_transform=[1, 3], init_scale=-1.0, gate="outlier", init_weights="random")
-    settings = {"target_norm": target_norm, "outlier_loss": "relative", "info_weight": 100.0}
+    config = SingerConfig(r=4, layers_to_transform=[1, 3])
     distiller = SingerDistiller(small_student(), get_peft_model(teacher, config), **settings).train()
     for layer in distiller.singer_layers.values():
-        layer.singer_gate["default"].rule = type(layer.singer_gate["default"].rule)(mad_factor=0.5, mad_floor=0.01)
+        layer.singer_gate["default"].rule = OutlierRule(mad_factor=0.5, mad_floor=0.01)
+        for up in layer.singer_up.values():  # the identity would refine nothing
+            up.weight.data += 0.1 * torch.randn(up.weight.shape)
     output = distiller(images())
     output.loss.backward()
+    check_gates(distiller)
     gradients = {name: p.grad for name, p in distiller.named_parameters() if p.grad is not None}
     # The adapter is a map of the stream to itself: its weights have no unit either.
     return {"losses": torch.stack([v.detach() for v in output.values()]), **gradients}
 
 
-@pytest.mark.parametrize("target_norm", ["token", "channel"])
+def check_gates(distiller: SingerDistiller) -> None:
+    """Every gate refines some patches, some of them for their score alone, and leaves others as they are."""
+    raw = distiller.teacher_features(images()).outputs
+    for block, refined in distiller.refine(raw).items():
+        gate, prefix = distiller.singer_layers[block].singer_gate["default"], distiller.teacher_view.num_prefix_tokens
+        patches = raw[block][:, prefix:]
+        changed = (refined[:, prefix:] != patches).any(dim=-1)
+        long = patches.norm(dim=-1) > gate.location + 0.5 * gate.deviation
+        assert changed.any()
+        assert not changed.all()
+        assert (changed & ~long).any()
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.get("outlier_loss", "defaults"))
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_longer_residual_stream_gives_the_same_student(name, target_norm):
+def test_a_longer_residual_stream_gives_the_same_student(name, settings):
     torch.manual_seed(0)
     teacher = FAMILIES[name].build().eval()
     view = view_vit(teacher)
@@ -84,6 +115,6 @@ def test_a_longer_residual_stream_gives_the_same_student(name, target_norm):
     if any(_attention_output(view, i) is None for i in range(view.num_blocks)):
         pytest.skip("the output layer of its attention is not found")
     longer = lengthened(teacher)
-    expected, actual = (student_gradients(model, target_norm) for model in (teacher, longer))
+    expected, actual = (student_gradients(model, settings) for model in (teacher, longer))
     for key, value in expected.items():
         torch.testing.assert_close(actual[key], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()) + 1e-9, msg=key)

@@ -147,7 +147,7 @@ def test_the_papers_targets_have_no_statistics_to_save(tmp_path):
     [
         ("kd_loss", "l2", "`kd_loss` must be one of 'mse', 'cosine', 'smooth_l1', got 'l2'"),
         ("target_norm", "layer", "`target_norm` must be one of 'none', 'token', 'channel', got 'layer'"),
-        ("outlier_loss", "median", "`outlier_loss` must be one of 'absolute', 'relative', got 'median'"),
+        ("outlier_loss", "median", "`outlier_loss` must be one of 'absolute', 'relative', 'neighbors', got 'median'"),
     ],
 )
 def test_unknown_names_are_refused(name, value, message):

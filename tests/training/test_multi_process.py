@@ -59,11 +59,11 @@ def test_two_ranks_resume_bit_for_bit(two_ranks):
 
 
 def test_statistics_of_targets_and_gates_are_those_of_both_ranks(two_ranks):
-    """Those of channels are those of all images; those of a gate, which are medians, the mean of both ranks'."""
+    """Means and the direction of a gate are those of all images; its medians are the mean of both ranks'."""
     statistics = two_ranks["statistics"]
     assert statistics["same"]
     assert statistics["ranks differ"]
-    for own, expected in (*zip(*statistics["channels"], strict=True), statistics["gate"]):
+    for own, expected in (*zip(*statistics["channels"], strict=True), *zip(*statistics["gate"], strict=True)):
         torch.testing.assert_close(torch.tensor(own), torch.tensor(expected))
 
 

@@ -41,6 +41,7 @@ def trained(model: nn.Module, **config: object) -> PeftModel:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
             for gate in layer.singer_gate.values():
                 gate.location.fill_(0.2), gate.deviation.fill_(0.02), gate.num_batches.fill_(7)
+                gate.share.fill_(0.1), gate.excess.fill_(1)
     return peft_model
 
 

@@ -8,6 +8,7 @@ from singer_hf.baselines.cleanups.clip_norm import ClipNormMethod
 from singer_hf.baselines.cleanups.register_method import TestTimeRegister
 from singer_hf.baselines.vitkd import ViTKD
 from singer_hf.cards.student_card import student_card
+from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.training.run_card import card_info
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
@@ -67,6 +68,17 @@ def test_settings_are_shown_where_they_matter(tmp_path):
     assert own_settings(info_of(tmp_path, bare=True, **args)) == {}
     clipped = info_of(tmp_path, bare=True, method=ClipNormMethod(quantile=0.5, scope="batch"))
     assert own_settings(clipped) == {"quantile": 0.5, "scope": "batch"}
+
+
+def test_the_objective_is_shown_with_its_defaults_too_and_other_settings_where_they_differ(tmp_path):
+    settings = info_of(tmp_path, learning_rate=0.3).settings
+    assert {name: settings[name] for name in OBJECTIVE} == OBJECTIVE
+    assert settings["adapter_warmup_steps"] == 0
+    assert settings["learning_rate"] == 0.3
+    assert not {"student_layers", "teacher_layers", "max_grad_norm", "ema_decay"} & set(settings)
+    fitnet = info_of(tmp_path, bare=True, teacher_layers=[0, 3]).settings
+    assert set(OBJECTIVE) & set(fitnet) == {"kd_weight", "kd_loss", "target_norm"}
+    assert fitnet["teacher_layers"] == [0, 3]
 
 
 def test_the_loss_table_has_the_generation_term_where_there_is_one(tmp_path):

@@ -33,7 +33,6 @@ ViT trained on such scenes in which high-norm artifact tokens were PLANTED. It s
 numbers say nothing about photographs. For your own data: examples/distill.py --help
 """
 PICTURES = 4
-RANK = 24  # a quarter of the teacher's width
 
 
 @dataclass
@@ -96,7 +95,7 @@ def _methods(settings: DemoSettings) -> dict[str, tuple[SingerConfig | None, dic
     objective = {name: value for name, value in recipe.items() if name not in adapter_fields}
     # Both students learn by the same L_KD.
     shared = {name: value for name, value in objective.items() if name in FitNet.objective_fields}
-    return {"fitnet": (None, shared), "singer": (SingerConfig(r=RANK, **adapter), objective)}
+    return {"fitnet": (None, shared), "singer": (SingerConfig(**adapter), objective)}
 
 
 def _distil(

@@ -9,7 +9,7 @@ from typing import Any
 OBJECTIVE: dict[str, Any] = {
     "kd_weight": 1.0,
     "kd_loss": "mse",
-    "target_norm": "token",
+    "target_norm": "channel_token",
     "outlier_weight": 1.0,
     "outlier_loss": "neighbors",
     "outlier_quantile": 0.97,

@@ -9,7 +9,7 @@ from singer_hf.artifacts.neighbors import inlier_neighbor_means
 from singer_hf.artifacts.outliers import row_median, token_norms
 
 KD_LOSSES = ("mse", "cosine", "smooth_l1")
-TARGET_NORMS = ("none", "token", "channel")
+TARGET_NORMS = ("none", "token", "channel", "channel_token")
 OUTLIER_LOSSES = ("absolute", "relative", "neighbors")
 INFO_LOSSES = ("gram", "reference")
 
@@ -72,9 +72,9 @@ def outlier_loss(refined_patches: Tensor, quantile: float = 0.97, unit: Tensor |
 
 
 def neighbor_loss(refined: Tensor, raw: Tensor, artifacts: Tensor, grid: tuple[int, int], unit: Tensor) -> Tensor:
-    """Mean squared distance of refined artifacts to the mean of the ordinary tokens around them (L_outlier, ours).
+    """Squared distance of refined artifacts to the mean of the ordinary tokens around them, over all patches (ours).
 
-    A low norm alone leaves an artifact in its own direction. The adapter is of low rank and sees one token at a time,
+    Ordinary patches count 0 in the mean, so that the loss does not depend on how a batch is split. A low norm alone leaves an artifact in its own direction. The adapter is of low rank and sees one token at a time,
     so it can learn what the artifacts have in common and their neighbours have not, and keeps the rest of each token.
 
     Args:
@@ -86,8 +86,7 @@ def neighbor_loss(refined: Tensor, raw: Tensor, artifacts: Tensor, grid: tuple[i
     """
     means, known = inlier_neighbor_means(raw.detach(), ~artifacts, grid)
     distances = ((refined.float() - means) / unit.unsqueeze(-1)).square().sum(dim=-1)
-    counted = artifacts & known
-    return (distances * counted).sum() / counted.sum().clamp(min=1)
+    return (distances * (artifacts & known)).mean()
 
 
 def length_unit(raw_patches: Tensor) -> Tensor:

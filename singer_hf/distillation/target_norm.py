@@ -95,6 +95,17 @@ class ChannelNorm(nn.Module):
         return torch.cat([values[:-1], patches])
 
 
+class ChannelTokenNorm(ChannelNorm):
+    """Standardises every channel, then normalises every token.
+
+    Weak channels count as much as strong ones, and no token counts more than another, whatever its length.
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, P+N, D) -> tokens of mean 0 and variance 1 over their standardised channels, float32."""
+        return normalize_tokens(super().forward(tokens))
+
+
 def make_target_norm(
     kind: str, hidden_size: int, num_prefix_tokens: int, device: torch.device | None = None
 ) -> NoNorm | ChannelNorm:
@@ -106,6 +117,7 @@ def make_target_norm(
         num_prefix_tokens: P of the teacher.
         device: Device of the statistics.
     """
-    if kind == "channel":
-        return ChannelNorm(hidden_size, num_prefix_tokens, device)
+    if kind in ("channel", "channel_token"):
+        norm = ChannelNorm if kind == "channel" else ChannelTokenNorm
+        return norm(hidden_size, num_prefix_tokens, device)
     return TokenNorm() if kind == "token" else NoNorm()

@@ -29,7 +29,8 @@ class SingerTrainingArguments(TrainingArguments):
     Args:
         kd_weight: Weight of L_KD, >= 0.
         kd_loss: Distance of L_KD: ``"mse"`` (paper), ``"cosine"`` or ``"smooth_l1"``.
-        target_norm: Normalisation of the targets of L_KD: ``"none"`` (paper), ``"token"`` or ``"channel"``.
+        target_norm: Normalisation of the targets of L_KD: ``"none"`` (paper), ``"token"``, ``"channel"`` or
+            ``"channel_token"``.
         outlier_weight: λ_outlier, >= 0.
         info_weight: λ_info, >= 0.
         outlier_quantile: γ in (0, 1).

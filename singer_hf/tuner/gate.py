@@ -13,6 +13,9 @@ GATES = ("none", "outlier")
 # threshold of the outlier rule.
 _NORMS, _SCORES = (10.0, 15.0), (7.0, 10.0)
 
+# Smallest deviation of the scores in units of the location, for blocks whose inliers do not vary along the direction.
+_SMALLEST_SCORE = 0.01
+
 
 class OutlierGate(nn.Module):
     """Limits a refinement to artifacts: 0 for ordinary patch tokens, 1 for artifacts, linear in between.
@@ -61,7 +64,9 @@ class OutlierGate(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Share of the refinement that each patch token (B, N, D) gets, (B, N, 1) in [0, 1], float32, no gradient."""
         by_norm = _ramp(token_norms(patches) - self.location, self.deviation, _NORMS)
-        by_score = _ramp((self._scores(patches) - self.score_location).abs(), self.score_deviation, _SCORES)
+        floor = _SMALLEST_SCORE * self.location
+        distance = (self._scores(patches) - self.score_location).abs()
+        by_score = _ramp(distance, self.score_deviation.maximum(floor), _SCORES)
         return (by_norm.maximum(by_score) * self.is_open).unsqueeze(-1)
 
     @torch.no_grad()

@@ -240,3 +240,14 @@ def test_every_method_leaves_a_student_and_a_card_that_names_it(
     assert AutoModel.from_pretrained("out").config.hidden_size == 16
     assert card in Path("out/README.md").read_text()
     assert not Path("out/singer").exists()
+
+
+@pytest.mark.usefixtures("planted_stand_ins")
+def test_a_run_without_a_method_says_what_it_saw_and_follows_it(monkeypatch, capsys):
+    names = ["--teacher_name_or_path", "teacher", "--student_config", "student.json", "--dataset_name", "images"]
+    extra = ["--max_steps", "1", "--use_cpu", "--report_to", "none", "--per_device_train_batch_size", "2"]
+    run_script(DISTILL, [*names, "--output_dir", "out", *extra], monkeypatch)
+    printed = capsys.readouterr().out
+    assert "chosen: its outliers are refined (SiNGER); `--method` overrides this" in printed
+    assert "method: SiNGER" in printed
+    assert Path("out/singer/adapter_model.safetensors").is_file()

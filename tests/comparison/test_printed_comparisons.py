@@ -16,7 +16,7 @@ from singer_hf.comparison.study import read_study
 from singer_hf.demo.teacher_settings import TeacherArguments, TeacherSettings
 
 CONFIGS = sorted((ROOT / "examples" / "configs" / "compare").glob("*.yaml"))
-NEW = ("cifar10_objectives", "natural")  # of version 0.2
+NEW = ("cifar10_objectives", "scenes_objectives", "natural")  # of version 0.2
 MODELS = sorted((ROOT / "examples" / "configs").glob("*/*.json"))
 
 
@@ -77,7 +77,7 @@ def test_every_printed_teacher_parses(command, monkeypatch, tmp_path):
 
 
 def test_the_snippet_that_takes_the_planted_unit_out_does_so(monkeypatch, tmp_path):
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "results_paper_loss.md").read_text(encoding="utf-8")
     code = re.search(r'python -c "\n(.*?)\n"\n', page, re.DOTALL)[1]
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "demo_teacher").symlink_to(ROOT / "examples" / "demo_teacher")

@@ -7,7 +7,7 @@ from zoo import images, tiny_vit
 
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.distillation.losses import kd_loss, length_unit, normalize_tokens, outlier_loss
-from singer_hf.distillation.target_norm import ChannelNorm
+from singer_hf.distillation.target_norm import ChannelNorm, ChannelTokenNorm
 from singer_hf.training.checkpoint import load_distilled, save_distilled
 from singer_hf.vit.running_statistics import NUM_SETTLING_BATCHES
 
@@ -97,7 +97,16 @@ def test_a_constant_channel_is_not_amplified():
     assert norm(tokens)[..., 2].abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("target_norm", ["none", "token", "channel"])
+def test_channels_and_tokens_are_normalised_one_after_the_other():
+    tokens = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 10, 100, 1000])
+    both, channel = ChannelTokenNorm(4, 0), ChannelNorm(4, 0)
+    both.observe(tokens)
+    channel.observe(tokens)
+    torch.testing.assert_close(both(tokens), normalize_tokens(channel(tokens)))
+    torch.testing.assert_close(both(tokens).square().mean(dim=-1), torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("target_norm", ["none", "token", "channel", "channel_token"])
 def test_the_loss_compares_the_normalised_targets(target_norm):
     distiller = FeatureDistiller(small_student(), tiny_vit(), target_norm=target_norm).train()
     pixel_values = images()
@@ -146,7 +155,11 @@ def test_the_papers_targets_have_no_statistics_to_save(tmp_path):
     ("name", "value", "message"),
     [
         ("kd_loss", "l2", "`kd_loss` must be one of 'mse', 'cosine', 'smooth_l1', got 'l2'"),
-        ("target_norm", "layer", "`target_norm` must be one of 'none', 'token', 'channel', got 'layer'"),
+        (
+            "target_norm",
+            "layer",
+            "`target_norm` must be one of 'none', 'token', 'channel', 'channel_token', got 'layer'",
+        ),
         ("outlier_loss", "median", "`outlier_loss` must be one of 'absolute', 'relative', 'neighbors', got 'median'"),
     ],
 )

@@ -31,10 +31,10 @@ def parse_distill(monkeypatch, *arguments: str):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--r", "4"], ("nullspace", None, "gram", 100.0, -1.0)),
-        (["--r", "4", "--init_scale", "0.5"], ("nullspace", None, "gram", 100.0, 0.5)),
-        (["--info_weight", "3"], ("nullspace", None, "gram", 3.0, -1.0)),
-        (["--recipe", "recommended"], ("nullspace", None, "gram", 100.0, -1.0)),
+        (["--r", "4"], ("nullspace", None, "gram", 1.0, 0.0)),
+        (["--r", "4", "--init_scale", "0.5"], ("nullspace", None, "gram", 1.0, 0.5)),
+        (["--info_weight", "3"], ("nullspace", None, "gram", 3.0, 0.0)),
+        (["--recipe", "recommended"], ("nullspace", None, "gram", 1.0, 0.0)),
         (["--recipe", "paper"], ("nullspace", None, "gram", 1.0, 1.0)),
         (["--recipe", "reference"], ("reference", 0.05, "reference", 1.0, 1.0)),
         (["--recipe", "reference", "--info_loss", "gram"], ("reference", 0.05, "gram", 1.0, 1.0)),

@@ -27,6 +27,7 @@ from singer_hf.evaluation.features.frozen_features import FrozenFeatures
 from singer_hf.evaluation.heads.knn import knn_accuracy
 from singer_hf.evaluation.heads.logistic_regression import linear_probe
 from singer_hf.inspection.measure.feature_comparison import compare_features
+from singer_hf.tuner.layer import SingerLayer
 from singer_hf.tuner.nullspace import Spectrum, energy_shares
 from singer_hf.tuner.nullspace_sources import source_gram
 
@@ -111,15 +112,21 @@ def refinement_metrics(distiller: FeatureDistiller, batches: list[Tensor]) -> di
         "adapter_leakage": "leakage",
     }
     metrics = {shown: measured[name] for name, shown in names.items() if name in measured}
-    shares = [_energy(distiller, index) for index in distiller.singer_layers]
+    # An adapter that its gate never let train is still 0 and has no shares.
+    trained = {i: layer for i, layer in distiller.singer_layers.items() if any(up.weight.any() for up in _ups(layer))}
+    shares = [_energy(distiller, index) for index in trained]
     if shares:
         metrics |= {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
     return metrics
 
 
+def _ups(layer: SingerLayer) -> list[nn.Module]:
+    return list(layer.singer_up.values())
+
+
 def _energy(distiller: FeatureDistiller, index: int) -> dict[str, float]:
     spectrum = Spectrum.of_gram(source_gram(distiller.teacher_view, index, "mlp"))
-    (up,) = distiller.singer_layers[index].singer_up.values()
+    (up,) = _ups(distiller.singer_layers[index])
     return energy_shares(up.weight, spectrum)
 
 

@@ -63,7 +63,7 @@ class FeatureDistiller(TrainedModule):
         kd_weight: Weight of L_KD, >= 0.
         kd_loss: Distance of L_KD, see :func:`singer_hf.distillation.losses.kd_loss`.
         target_norm: Normalisation of the targets of L_KD: ``"none"`` (paper), ``"token"`` (LayerNorm without gain and
-            bias), ``"channel"`` (standardised by channel, statistics of inliers) or ``"channel_token"`` (both).
+            bias), ``"channel"`` (standardised, statistics of inliers) or ``"channel_token"`` (``"token"`` of F / σ).
         image_size: (height, width) of the student's images in pixels. None: the size in its config, else 224 x 224.
         student_normalization: (mean, std) of ``pixel_values``, 3 channels each.
         teacher_normalization: (mean, std) that the teacher expects. None for either: the images are not re-normalised.

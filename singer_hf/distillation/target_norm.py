@@ -61,9 +61,8 @@ class ChannelNorm(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, P+N, D) -> standardised tokens, float32."""
-        deviation = self.variance.sqrt()
-        deviation = deviation.maximum(_SMALLEST_DEVIATION * deviation[-1].mean()).clamp(min=1e-12)
-        return standardize_channels(tokens, self._rows(self.mean, tokens), self._rows(deviation, tokens))
+        mean, deviation = self._rows(self.mean, tokens), self._rows(self._deviation(), tokens)
+        return standardize_channels(tokens, mean, deviation)
 
     @torch.no_grad()
     def observe(self, tokens: Tensor) -> None:
@@ -89,6 +88,10 @@ class ChannelNorm(nn.Module):
         own_variance = (prefix - own).square().mean(dim=0)
         return torch.cat([own, mean[None]]), torch.cat([own_variance, variance[None]])
 
+    def _deviation(self) -> Tensor:
+        deviation = self.variance.sqrt()
+        return deviation.maximum(_SMALLEST_DEVIATION * deviation[-1].mean()).clamp(min=1e-12)
+
     def _rows(self, values: Tensor, tokens: Tensor) -> Tensor:
         """The row of every token, (P+N, D): its own for prefix tokens, the last one for patches."""
         patches = values[-1:].expand(tokens.shape[1] - self.num_prefix_tokens, -1)
@@ -96,14 +99,15 @@ class ChannelNorm(nn.Module):
 
 
 class ChannelTokenNorm(ChannelNorm):
-    """Standardises every channel, then normalises every token.
+    """Divides every channel by its deviation, then normalises every token.
 
-    Weak channels count as much as strong ones, and no token counts more than another, whatever its length.
+    Weak channels count as much as strong ones, and no token counts more than another, whatever its length. The mean
+    is not subtracted: a token close to it would be left with its noise, which the LayerNorm would amplify.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, P+N, D) -> tokens of mean 0 and variance 1 over their standardised channels, float32."""
-        return normalize_tokens(super().forward(tokens))
+        """Tokens (B, P+N, D) -> tokens of mean 0 and variance 1 over their scaled channels, float32."""
+        return normalize_tokens(tokens.float() / self._rows(self._deviation(), tokens))
 
 
 def make_target_norm(

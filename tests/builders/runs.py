@@ -162,6 +162,7 @@ SAVED = ROOT_FILES | {
     "singer/README.md",
     "singer/adapter_config.json",
     "singer/adapter_model.safetensors",
+    "target_norms/model.safetensors",
 }
 
 RESUMING = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run_settings.json"}

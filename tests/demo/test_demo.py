@@ -19,9 +19,8 @@ def test_the_singer_student_follows_the_recipe(tmp_path, capsys, settings, recip
     adapter = json.loads((tmp_path / "singer/singer/adapter_config.json").read_text())
     expected = recipe_settings(recipe)
     assert [adapter[name] for name in ("init_scale", "gate", "r")] == [expected["init_scale"], expected["gate"], 24]
-    # The card lists what departs from the training arguments' defaults, the recommended ones.
     card = (tmp_path / "singer/README.md").read_text()
-    assert ("| `info_weight` | `1.0` |" in card) == (recipe == "paper")
+    assert f"| `outlier_loss` | `{expected['outlier_loss']}` |" in card
     # FitNet's student learns by the same distance to the targets.
     objectives = [json.loads((tmp_path / name / "training_args.json").read_text()) for name in ("fitnet", "singer")]
     assert [args["target_norm"] for args in objectives] == [expected["target_norm"]] * 2

@@ -23,10 +23,11 @@ def four(*values: float) -> Tensor:
 
 
 def test_the_loss_is_the_mean_squared_distance_of_artifacts_to_their_neighbours_in_units():
-    # Means of ordinary neighbours: 1 for the second token, 3 for the third; distances 4 and 5, in units of 2.
+    # Means of ordinary neighbours: 1 for the second token, 3 for the third; distances 4 and 5, in units of 2. The two
+    # ordinary tokens count 0.
     raw, refined = four(1, 50, 70, 3), four(9, 5, -2, 9)
     loss = neighbor_loss(refined, raw, mask(1, 2), (1, 4), torch.tensor([[2.0]]))
-    assert loss.item() == pytest.approx(((4 / 2) ** 2 + (5 / 2) ** 2) / 2)
+    assert loss.item() == pytest.approx(((4 / 2) ** 2 + (5 / 2) ** 2) / 4)
 
 
 def test_only_refined_artifacts_have_a_gradient():

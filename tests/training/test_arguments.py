@@ -10,7 +10,7 @@ from runs import QUIET
 
 from singer_hf import SingerTrainingArguments
 from singer_hf.distillation.defaults import OBJECTIVE
-from singer_hf.distillation.losses import OUTLIER_LOSSES
+from singer_hf.distillation.losses import OUTLIER_LOSSES, TARGET_NORMS
 
 
 def test_defaults_are_the_published_schedule_and_the_recommended_objective(tmp_path):
@@ -46,7 +46,7 @@ def test_the_learning_rate_ends_at_a_ten_thousandth_of_its_peak(tmp_path):
         ("info_weight", -1.0, "`info_weight` must be at least 0, got -1.0"),
         ("outlier_quantile", 0.0, "`outlier_quantile` must lie in (0, 1), got 0.0"),
         ("outlier_quantile", 1.5, "`outlier_quantile` must lie in (0, 1), got 1.5"),
-        ("target_norm", "layer", "`target_norm` must be one of 'none', 'token', 'channel', got 'layer'"),
+        ("target_norm", "layer", f"`target_norm` must be one of {str(TARGET_NORMS)[1:-1]}, got 'layer'"),
         ("kd_loss", "l2", "`kd_loss` must be one of 'mse', 'cosine', 'smooth_l1', got 'l2'"),
         ("outlier_loss", "median", f"`outlier_loss` must be one of {str(OUTLIER_LOSSES)[1:-1]}, got 'median'"),
         ("info_loss", "mse", "`info_loss` must be one of 'gram', 'reference', got 'mse'"),

@@ -123,6 +123,7 @@ def test_the_adapter_alone_is_trained_while_it_warms_up(tmp_path):
     before = snapshot(trainer.distiller)
     trainer.train()
     changed = differing(before, snapshot(trainer.distiller))
+    changed = {name for name in changed if not name.startswith("target_norms.")}  # statistics of the targets
     assert {name.split(".")[0] for name in changed} == {"teacher"}
     assert all("singer_" in name for name in changed)
     assert len(changed) == 4

@@ -14,7 +14,7 @@ from runs import FIGURES, files_in, run_script
 REPO = "someone/student"
 SAVED = {
     *("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_args.json"),
-    *("projectors/model.safetensors", "singer/README.md"),
+    *("projectors/model.safetensors", "target_norms/model.safetensors", "singer/README.md"),
     *("singer/adapter_config.json", "singer/adapter_model.safetensors"),
 }
 HUBS_OWN = {".gitattributes"}

@@ -64,7 +64,7 @@ def test_the_gate_rises_with_the_norm():
 def test_the_gate_rises_with_the_score_of_either_sign():
     # Closed up to 7 x 0.1 from 0.5 on both sides, fully open from 10 x 0.1 on; no norm counts.
     gate = observed(4, 8, 9, 11, 12, 100, 50)
-    gate.location.fill_(1e3), gate.deviation.fill_(1e3), gate.mean.fill_(1)
+    gate.location.fill_(1), gate.deviation.fill_(1e3), gate.mean.fill_(1)
     gate.direction.copy_(torch.tensor([1.0, 0.0]))
     gate.score_location.fill_(0.5), gate.score_deviation.fill_(0.1)
     scores = [0.5, 1.2, 1.35, 1.5, 9, -0.2, -0.35, -0.5]

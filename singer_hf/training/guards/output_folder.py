@@ -11,7 +11,10 @@ from singer_hf.training.guards.complete import REMOVAL_MARKER, STATE_FILE, is_be
 # Copies of checkpoints that are being uploaded; names with a leading underscore are never pushed.
 PUSH_PREFIX = "_push-"
 _STUDENT = ("model*.safetensors", "model*.safetensors.index.json")
-_RUN_FILES = (*_STUDENT, "singer", "projectors", "training_args.json", "*_figure.png", "non_finite_loss_rank*.json")
+_RUN_FILES = (
+    *(*_STUDENT, "singer", "projectors", "target_norms"),
+    *("training_args.json", "*_figure.png", "non_finite_loss_rank*.json"),
+)
 # Also names that a folder may have without a student in it.
 _STUDENT_FILES = ("README.md", "config.json", "preprocessor_config.json")
 

@@ -74,8 +74,8 @@ def outlier_loss(refined_patches: Tensor, quantile: float = 0.97, unit: Tensor |
 def neighbor_loss(refined: Tensor, raw: Tensor, artifacts: Tensor, grid: tuple[int, int], unit: Tensor) -> Tensor:
     """Squared distance of refined artifacts to the mean of the ordinary tokens around them, over all patches (ours).
 
-    Ordinary patches count 0 in the mean, so that the loss does not depend on how a batch is split. A low norm
-    says nothing about the direction of a token. The adapter is of low rank and sees one token at a time, so it can learn
+    Ordinary patches count 0 in the mean, so that the loss does not depend on how a batch is split. A low norm says
+    nothing about the direction of a token. The adapter is of low rank and sees one token at a time, so it can learn
     what the artifacts have in common and their neighbours have not, and keeps the rest of each token.
 
     Args:

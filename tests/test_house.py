@@ -15,7 +15,7 @@ PACKAGE = Path(singer_hf.__file__).parent
 # Lowest first, as in docs/architecture.md.
 ROOMS = (
     *("vit", "data", "cards", "artifacts", "tuner", "distillation", "baselines"),
-    *("evaluation", "inspection", "training", "comparison", "demo", "commands"),
+    *("evaluation", "inspection", "training", "cleaning", "comparison", "demo", "commands"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())

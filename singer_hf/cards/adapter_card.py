@@ -62,6 +62,19 @@ def write_adapter_cards(
         _write(above, settings, teacher, f'"path/to/this/folder", subfolder={adapter_name!r}')
 
 
+def add_adapter_text(folder: str | Path, text: str) -> None:
+    """Sets the text below the part of the card that says how to load the adapter.
+
+    Args:
+        folder: Folder of a saved adapter.
+        text: The text, markdown.
+    """
+    file = Path(folder) / CARD_FILE
+    card = ModelCard.load(file)
+    card.text = f"{card.text.partition(_END)[0]}{_END}\n\n{text.strip()}\n"
+    card.save(file)
+
+
 def _write(folder: Path, settings: Mapping[str, Any], teacher: str | None, arguments: str) -> None:
     file, teacher_id = folder / CARD_FILE, hub_id(teacher or "")
     card = ModelCard.load(file) if file.exists() else ModelCard("---\nlibrary_name: peft\n---\n")
@@ -93,9 +106,11 @@ def _complete_metadata(card: ModelCard, teacher_id: str | None) -> None:
     card.data["library_name"] = "peft"
     tags = [tag for tag in card.data.get("tags") or [] if not tag.startswith(_BASE_MODEL_TAG)]
     card.data["tags"] = sorted({*tags, LIBRARY_NAME, *([f"{_BASE_MODEL_TAG}{teacher_id}"] if teacher_id else [])})
-    card.data.pop("base_model", None)
+    for name in ("base_model", "base_model_relation"):
+        card.data.pop(name, None)
     if teacher_id:
         card.data["base_model"] = teacher_id
+        card.data["base_model_relation"] = "adapter"
 
 
 def _text_of(file: Path) -> str:

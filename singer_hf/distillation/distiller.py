@@ -1,22 +1,15 @@
 """SiNGER: feature distillation from refined teacher features, with the adapter trained along."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from singer_hf.artifacts.outliers import OutlierRule, token_norms
+from singer_hf.distillation.adapter_losses import AdapterObjective
 from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
-from singer_hf.distillation.losses import (
-    check_singer_settings,
-    info_loss,
-    length_unit,
-    neighbor_loss,
-    outlier_loss,
-)
 from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.vit.features import CapturedFeatures
 
@@ -76,7 +69,7 @@ class SingerDistiller(FeatureDistiller):
         detach_refined: bool = OBJECTIVE["detach_refined"],
         **kwargs: Any,
     ) -> None:
-        check_singer_settings(outlier_weight, info_weight, outlier_quantile, info_loss, outlier_loss)
+        objective = AdapterObjective(outlier_weight, info_weight, outlier_quantile, outlier_loss, info_loss)
         adapters = find_singer_layers(teacher)
         if adapters and teacher_layers is not None and sorted(teacher_layers) != sorted(adapters):
             raise ValueError(
@@ -85,9 +78,7 @@ class SingerDistiller(FeatureDistiller):
             )
         layers = sorted(adapters) if adapters else teacher_layers
         super().__init__(student, teacher, refiners=adapters, teacher_layers=layers, **kwargs)
-        self.outlier_weight, self.info_weight = outlier_weight, info_weight
-        self.outlier_quantile, self.outlier_kind = outlier_quantile, outlier_loss
-        self.info_kind, self.detach_refined = info_loss, detach_refined
+        self.objective, self.detach_refined = objective, detach_refined
         # While True, L_KD has weight 0; the student stays part of the graph, as several processes need it.
         self.in_adapter_warmup = False
 
@@ -102,10 +93,11 @@ class SingerDistiller(FeatureDistiller):
         outlier = info = torch.zeros_like(kd)
         if self.refiners:
             outlier = self.outlier_loss(refined, raw.outputs)
-            if self.info_weight:
+            if self.objective.info_weight:
                 info = self.info_loss(raw, refined)
         kd_weight = 0.0 if self.in_adapter_warmup else self.kd_weight
-        loss = kd_weight * kd + self.outlier_weight * outlier + self.info_weight * info
+        objective = self.objective
+        loss = kd_weight * kd + objective.outlier_weight * outlier + objective.info_weight * info
         return SingerOutput(loss=loss, kd_loss=kd, outlier_loss=outlier, info_loss=info)
 
     def outlier_loss(self, refined: Mapping[int, Tensor], raw: Mapping[int, Tensor]) -> Tensor:
@@ -119,21 +111,7 @@ class SingerDistiller(FeatureDistiller):
 
     def _outlier_loss_of_block(self, block: int, refined: Tensor, raw: Tensor) -> Tensor:
         refined, raw = (tokens[:, self.teacher_view.num_prefix_tokens :] for tokens in (refined, raw))
-        unit = 1.0 if self.outlier_kind == "absolute" else length_unit(raw)
-        if self.outlier_kind == "neighbors":
-            return neighbor_loss(refined, raw, self._artifacts(block, raw), self.teacher_input.grid, unit)
-        return outlier_loss(refined, self.outlier_quantile, unit)
-
-    def _artifacts(self, block: int, raw_patches: Tensor) -> Tensor:
-        """True at the artifacts among raw patch tokens (B, N, D): those that the gates refine, (B, N).
-
-        Without a gate they are the outliers by the outlier rule, each image's own, so that they do not depend on how a
-        batch is split.
-        """
-        shares = self.singer_layers[block].gate_shares(raw_patches)
-        if shares is not None:
-            return shares > 0
-        return OutlierRule().mask(token_norms(raw_patches))
+        return self.objective.outlier_term(self.singer_layers[block], refined, raw, self.teacher_input.grid)
 
     def info_loss(self, raw: CapturedFeatures, refined: Mapping[int, Tensor]) -> Tensor:
         """L_info, mean over the blocks.
@@ -145,17 +123,13 @@ class SingerDistiller(FeatureDistiller):
         return torch.stack([self._info_of_block(i, raw, refined) for i in self.teacher_layers]).mean()
 
     def _info_of_block(self, block: int, raw: CapturedFeatures, refined: Mapping[int, Tensor]) -> Tensor:
-        """Compares outputs of the next block; after the last block the features themselves.
-
-        With a gate only ordinary patches are compared: the similarities of artifacts are not to be kept.
-        """
-        prefix = self.teacher_view.num_prefix_tokens
-        shares = self.singer_layers[block].gate_shares(raw.outputs[block][:, prefix:])
-        kept = None if shares is None else shares == 0
+        """Compares outputs of the next block; after the last block the features themselves."""
+        prefix, layer = self.teacher_view.num_prefix_tokens, self.singer_layers[block]
         if block + 1 < self.teacher_view.num_blocks:
             output = self.replay_next(block, refined[block], raw)
-            return info_loss(output, raw.outputs[block + 1], prefix, self.info_kind, kept)
+            return self.objective.info_term(layer, output, raw.outputs[block + 1], raw.outputs[block], prefix)
         expected = raw.outputs[block]
-        if self.info_kind == "reference" and len(self.teacher_layers) > 1:
+        if self.objective.info_loss == "reference" and len(self.teacher_layers) > 1:
             expected = refined[self.teacher_layers[-2]]
-        return info_loss(refined[block], expected, prefix, kept=kept)
+        gram = replace(self.objective, info_loss="gram")
+        return gram.info_term(layer, refined[block], expected, raw.outputs[block], prefix)

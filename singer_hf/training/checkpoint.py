@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -41,7 +42,7 @@ def save_distilled(
     for name, module in distiller.saved_modules.items():
         _save_tensors(_part(state_dict, name) or module.state_dict(), folder / name / WEIGHTS_FILE)
     if distiller.singer_layers:
-        _save_adapter(distiller.teacher, folder / ADAPTER_FOLDER, _part(state_dict, "teacher"))
+        save_adapter(distiller.teacher, folder / ADAPTER_FOLDER, _part(state_dict, "teacher"))
 
 
 def load_distilled(distiller: FeatureDistiller, folder: str | Path, average: nn.Module | None = None) -> None:
@@ -70,6 +71,20 @@ def load_distilled(distiller: FeatureDistiller, folder: str | Path, average: nn.
         distiller.teacher.load_adapter(str(folder / adapter_path(name)), name, is_trainable=True)
 
 
+def save_adapter(teacher: nn.Module, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+    """Writes the active adapter of a teacher, without the teacher's folder.
+
+    Args:
+        teacher: A ``PeftModel`` with SiNGER adapters.
+        folder: Target folder.
+        state_dict: The teacher's gathered state (FSDP).
+    """
+    teacher.save_pretrained(str(folder), selected_adapters=[teacher.active_adapter], state_dict=state_dict)
+    for file in folder.rglob("adapter_config.json"):  # with the teacher's folder, which loading does not need
+        config = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(without_paths(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def adapter_path(adapter_name: str) -> str:
     """Folder of an adapter inside a run's folder; PEFT saves every adapter but "default" in a folder of its own."""
     return ADAPTER_FOLDER if adapter_name == "default" else f"{ADAPTER_FOLDER}/{adapter_name}"
@@ -92,21 +107,28 @@ def check_writable(output_dir: str | Path) -> None:
         ) from error
 
 
-def check_disk_space(distiller: FeatureDistiller, output_dir: str | Path) -> None:
+def check_disk_space(trained: nn.Module, published: Iterable[nn.Parameter], output_dir: str | Path) -> None:
     """Checks that the first checkpoint fits on the disk.
 
+    Args:
+        trained: The module that is trained.
+        published: The weights that are saved for others.
+        output_dir: The run's folder.
+
     Raises:
-        OSError: If less is free than the trained weights, two optimiser moments and the saved student need.
+        OSError: If less is free than the trained weights, two optimiser moments and the published weights need.
     """
-    trained = sum(p.numel() * p.element_size() for p in distiller.parameters() if p.requires_grad)
-    student = sum(p.numel() * p.element_size() for p in distiller.student.parameters())
-    needed = 3 * trained + student
+    needed = 3 * _num_bytes(p for p in trained.parameters() if p.requires_grad) + _num_bytes(published)
     free = shutil.disk_usage(output_dir).free
     if free < needed:
         raise OSError(
             f"a checkpoint takes about {needed / 2**20:.0f} MiB and only {free / 2**20:.0f} MiB are free at "
             f"{str(output_dir)!r}; free some space or choose another `output_dir`"
         )
+
+
+def _num_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
 def _part(state_dict: dict[str, Tensor] | None, name: str) -> dict[str, Tensor] | None:
@@ -119,10 +141,3 @@ def _part(state_dict: dict[str, Tensor] | None, name: str) -> dict[str, Tensor] 
 def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().contiguous() for name, value in tensors.items()}, file, metadata={"format": "pt"})
-
-
-def _save_adapter(teacher: nn.Module, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
-    teacher.save_pretrained(str(folder), selected_adapters=[teacher.active_adapter], state_dict=state_dict)
-    for file in folder.rglob("adapter_config.json"):  # with the teacher's folder, which loading does not need
-        config = json.loads(file.read_text(encoding="utf-8"))
-        file.write_text(json.dumps(without_paths(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")

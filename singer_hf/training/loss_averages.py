@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from singer_hf.distillation.feature_distiller import DistillerOutput
 
@@ -31,3 +31,33 @@ class LossAverages:
         means = accelerator.reduce(self._sum / self._count, reduction="mean").tolist()
         self._sum, self._count = None, 0
         return dict(zip(self._names, means, strict=True))
+
+
+class LossMixin:
+    """Overrides of `transformers.Trainer` that compute the loss of a batch of images and average its components."""
+
+    def _set_losses(self) -> None:
+        self.loss_averages = LossAverages()
+        self.last_pixel_values: Tensor | None = None
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Computes the distillation loss of a batch; labels are not used.
+
+        Args:
+            model: The distiller, possibly wrapped.
+            inputs: The batch with ``pixel_values`` (B, 3, H, W).
+            return_outputs: Whether to return the outputs too.
+            num_items_in_batch: Not used.
+        """
+        outputs = model(inputs["pixel_values"])
+        if model.training:
+            self.last_pixel_values = inputs["pixel_values"]
+            self.finite.add(outputs, self.state.global_step + 1, self.state.epoch)
+            self.loss_averages.add(outputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss

@@ -11,10 +11,10 @@ from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from singer_hf.training.arguments import SingerTrainingArguments
-from singer_hf.training.build import check_batch, check_sharded_run, name_of
+from singer_hf.training.build import check_batch, check_sharded_run
 from singer_hf.training.checkpoint import check_disk_space, check_writable
 from singer_hf.training.guards.complete import find_problem, is_being_removed, last_complete_checkpoint
-from singer_hf.training.guards.finite import FiniteGuard, saved_tensors
+from singer_hf.training.guards.finite import FiniteGuard
 from singer_hf.training.guards.lock import run_lock
 from singer_hf.training.guards.output_folder import (
     check_output_folder,
@@ -24,7 +24,7 @@ from singer_hf.training.guards.output_folder import (
     remove_push_copies,
     rotate_checkpoints,
 )
-from singer_hf.training.guards.settings import check_settings, run_settings
+from singer_hf.training.guards.settings import check_settings
 from singer_hf.training.guards.signals import StopSignals, stop_message
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,12 @@ _PROBED_IMAGES = 8
 
 
 class RunMixin:
-    """Overrides of `transformers.Trainer` that keep a run from being lost, mixed up or silently wrong."""
+    """Overrides of `transformers.Trainer` that keep a run from being lost, mixed up or silently wrong.
+
+    A trainer has beside it: ``distiller``, the unwrapped module that is trained, with its context ``attached()``;
+    ``published``, the module whose weights are saved for others; ``source_names``, what the models were loaded from;
+    ``collect_settings()``, what determines the result; ``tensors_to_save(optimizer)``, what a checkpoint holds.
+    """
 
     def _set_guards(self, args: SingerTrainingArguments) -> None:
         self.finite, self.signals = FiniteGuard(args), StopSignals()
@@ -55,7 +60,7 @@ class RunMixin:
         if self.is_fsdp_enabled:
             check_sharded_run(self.args, resume_from_checkpoint)
         check_batch(self.train_dataset, self.args)
-        self.run_settings = run_settings(self)
+        self.run_settings = self.collect_settings()
         if self.args.should_save:
             check_writable(self.args.output_dir)
         with run_lock(self.args.output_dir) if self.args.should_save else nullcontext():
@@ -82,7 +87,7 @@ class RunMixin:
             raise ValueError(
                 f"`resume_from_checkpoint` must be a complete checkpoint, {checkpoint!r} is not: {problem}"
             )
-        check_disk_space(self.distiller, args.output_dir)
+        check_disk_space(self.distiller, self.published.parameters(), args.output_dir)
         if checkpoint:
             check_settings(self.run_settings, checkpoint)
         elif self.state.global_step == 0:
@@ -95,14 +100,13 @@ class RunMixin:
         if not self.args.overwrite_output_dir:
             check_output_folder(folder, resumed)
         if self.args.overwrite_output_dir or is_being_removed(folder):
-            check_sources(folder, name_of(self.distiller.student), self.teacher_name)
+            check_sources(folder, *self.source_names)
             remove_earlier_run(folder)
 
     def _check_finite(self, weights: bool = False) -> None:
         self.finite.check_losses(self.accelerator)
         if weights:
-            average = None if self.ema is None else self.ema.average
-            tensors = saved_tensors(self.distiller, average, self.optimizer)
+            tensors = self.tensors_to_save(self.optimizer)
             images = None if self.last_pixel_values is None else self.last_pixel_values[:_PROBED_IMAGES]
             with self.compute_loss_context_manager():
                 self.finite.check_weights(self.distiller, tensors, images, self.state.global_step)

@@ -12,7 +12,6 @@ from transformers.utils import PushInProgress
 from singer_hf.cards.privacy import without_paths
 from singer_hf.training.checkpoint import load_distilled, save_distilled
 from singer_hf.training.figures import save_run_figures
-from singer_hf.training.guards.finite import saved_tensors
 from singer_hf.training.guards.settings import write_settings
 from singer_hf.training.hub import explain_failed_upload, upload_checkpoint
 from singer_hf.training.run_card import write_card
@@ -55,7 +54,7 @@ class SavingMixin:
         folder.mkdir(parents=True, exist_ok=True)
         average = None if self.ema is None else self.ema.average
         self.finite.check_error()
-        self.finite.check_weights(self.distiller, saved_tensors(self.distiller, average), None, self.state.global_step)
+        self.finite.check_weights(self.distiller, self.tensors_to_save(), None, self.state.global_step)
         is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
         save_distilled(self.distiller, folder, average, state_dict, resumable=is_checkpoint)
         if self.processing_class is not None:

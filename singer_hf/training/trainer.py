@@ -24,7 +24,9 @@ from singer_hf.training.build import (
 )
 from singer_hf.training.callbacks import AdapterWarmupCallback, EmaCallback, EpochCallback
 from singer_hf.training.guards.data_order import DataOrderMixin
-from singer_hf.training.loss_averages import LossAverages
+from singer_hf.training.guards.finite import saved_tensors
+from singer_hf.training.guards.settings import run_settings
+from singer_hf.training.loss_averages import LossAverages, LossMixin
 from singer_hf.training.running import RunMixin
 from singer_hf.training.saving import SavingMixin
 from singer_hf.tuner import SingerConfig
@@ -35,7 +37,7 @@ from singer_hf.vit.loading import load_model
 Evaluator = Callable[[nn.Module], dict[str, float]]
 
 
-class SingerDistillationTrainer(RunMixin, SavingMixin, DataOrderMixin, Trainer):
+class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin, Trainer):
     """Distils a teacher's features into a student, by default refined by SiNGER (arXiv 2509.20986).
 
     ``trainer.model`` is the distiller (student, teacher and projectors) that is trained; ``trainer.student`` is the
@@ -97,7 +99,7 @@ class SingerDistillationTrainer(RunMixin, SavingMixin, DataOrderMixin, Trainer):
         self.evaluators, self.run_facts = list(evaluators or []), dict(run_facts or {})
         self.teacher_name = name_of(teacher_model)
         self._set_guards(args)
-        self.loss_averages, self.last_pixel_values = LossAverages(), None
+        self._set_losses()
         columns = {"image_column": image_column, "seed": args.seed}
         super().__init__(
             model=build_distiller(self.method, student, teacher, args, processor, teacher_processor),
@@ -125,31 +127,28 @@ class SingerDistillationTrainer(RunMixin, SavingMixin, DataOrderMixin, Trainer):
         """The model that is evaluated, saved and pushed: the student, or its moving average."""
         return self.distiller.student if self.ema is None else self.ema.average
 
+    @property
+    def published(self) -> PreTrainedModel:
+        """The module whose weights are saved for others: the student."""
+        return self.student
+
+    @property
+    def source_names(self) -> tuple[str | None, ...]:
+        """Hub ids or folders that student and teacher were loaded from."""
+        return name_of(self.distiller.student), self.teacher_name
+
+    def collect_settings(self) -> dict[str, Any]:
+        """Returns what determines the result of the run, see :func:`run_settings`."""
+        return run_settings(self)
+
+    def tensors_to_save(self, optimizer: Any = None) -> dict[str, Tensor]:
+        """Returns what a checkpoint holds, see :func:`saved_tensors`."""
+        average = None if self.ema is None else self.ema.average
+        return saved_tensors(self.distiller, average, optimizer)
+
     def describe(self) -> str:
         """Returns a summary of the run: method, models, paired blocks, trained and frozen parameters."""
         return self.method.summarize(self.distiller)
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
-        """Computes the distillation loss of a batch; labels are not used.
-
-        Args:
-            model: The distiller, possibly wrapped.
-            inputs: The batch with ``pixel_values`` (B, 3, H, W).
-            return_outputs: Whether to return the outputs too.
-            num_items_in_batch: Not used.
-        """
-        outputs = model(inputs["pixel_values"])
-        if model.training:
-            self.last_pixel_values = inputs["pixel_values"]
-            self.finite.add(outputs, self.state.global_step + 1, self.state.epoch)
-            self.loss_averages.add(outputs)
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None

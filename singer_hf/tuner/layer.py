@@ -1,6 +1,6 @@
 """A transformer block followed by the refinement of its patch tokens."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -168,6 +168,19 @@ def named_singer_layers(model: nn.Module) -> list[tuple[str, int, SingerLayer]]:
 def find_singer_layers(model: nn.Module) -> dict[int, SingerLayer]:
     """Returns the wrapped blocks of a model by their 0-based index; empty for a model without SiNGER adapters."""
     return {index: layer for _, index, layer in named_singer_layers(model)}
+
+
+def flowing_tokens(layers: Mapping[int, SingerLayer], outputs: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """The tokens (B, P+N, D) after each block that the next block reads.
+
+    A capture sees the block inside a :class:`SingerLayer`, whose tokens are not refined yet.
+
+    Args:
+        layers: Block index -> layer with adapters.
+        outputs: Block index -> captured tokens (B, P+N, D).
+    """
+    running = {i for i, layer in layers.items() if not layer.passthrough}
+    return {i: layers[i].refine(tokens) if i in running else tokens for i, tokens in outputs.items()}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from zoo import images, tiny_vit
 
 from singer_hf.artifacts.gram import gram_matrix
 from singer_hf.artifacts.outliers import OutlierRule, token_norms
+from singer_hf.distillation.adapter_losses import artifacts
 from singer_hf.distillation.losses import info_loss, length_unit, neighbor_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
@@ -118,8 +119,9 @@ def test_artifacts_of_an_image_do_not_depend_on_its_batch(gate):
     distiller = gated() if gate == "outlier" else make(teacher=long_teacher())
     patches = torch.cat([torch.randn(1, 16, 32), 10 * torch.randn(1, 16, 32)])
     patches[:, 5] *= 50
-    together = distiller._artifacts(1, patches)
-    assert torch.equal(together, torch.cat([distiller._artifacts(1, image[None]) for image in patches]))
+    layer = distiller.singer_layers[1]
+    together = artifacts(layer, patches)
+    assert torch.equal(together, torch.cat([artifacts(layer, image[None]) for image in patches]))
     if gate == "none":
         assert torch.equal(together, OutlierRule().mask(token_norms(patches)))
         assert together.sum(dim=1).tolist() == [1, 1]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from singer_hf.tuner.layer import find_singer_layers, flowing_tokens
 from singer_hf.vit.feature_maps import feature_maps
 from singer_hf.vit.features import capture_features
 from singer_hf.vit.structure import view_vit
@@ -79,6 +80,7 @@ def extract_blocks(
     if norm and view.final_norm is None:
         raise ValueError("`norm` must be False for a model without a final norm, got True")
     outputs = capture_features(model, pixel_values, range(view.num_blocks - num_blocks, view.num_blocks))
+    outputs = flowing_tokens(find_singer_layers(model), outputs)
     grid, blocks = view.grid(*pixel_values.shape[-2:]), []
     for index in sorted(outputs):
         tokens = view.final_norm(outputs[index]) if norm else outputs[index]

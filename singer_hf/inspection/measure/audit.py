@@ -14,7 +14,7 @@ from singer_hf.artifacts.texture import patch_variance
 from singer_hf.inspection.measure.audit_result import AuditResult
 from singer_hf.inspection.measure.block_metrics import compute_block_audits
 from singer_hf.inspection.measure.patch_measurements import PatchMeasurements, measure_batch
-from singer_hf.tuner.layer import find_singer_layers, raw_features
+from singer_hf.tuner.layer import find_singer_layers, flowing_tokens, raw_features
 from singer_hf.vit.features import FeatureCapture
 from singer_hf.vit.inference import count_batches, evaluation_mode, pixel_batches, unwrap_peft
 from singer_hf.vit.structure import view_vit
@@ -28,6 +28,7 @@ def audit(
     *,
     rule: OutlierRule | None = None,
     name: str | None = None,
+    inline: bool = False,
     progress: bool = True,
 ) -> AuditResult:
     """Measures the patch tokens of every block of a vision transformer over a set of images.
@@ -35,8 +36,9 @@ def audit(
     Runs one forward pass per batch, up to the last block. The metrics are computed at the end from the norms of all
     patches, so they do not depend on the batch size; see
     :class:`singer_hf.inspection.measure.patch_measurements.PatchMeasurements` for the memory. With SiNGER adapters the
-    blocks are measured on the raw features and, at every adapter, on the refined features too. The model stays on its
-    device, is used in eval mode, and is left unchanged.
+    blocks are measured on the raw features and, at every adapter, on the refined features too. ``inline=True``
+    measures the model as it runs instead: refined tokens behind every adapter, which all later blocks read. The model
+    stays on its device, is used in eval mode, and is left unchanged.
 
     Args:
         model: Any vision transformer that :func:`singer_hf.vit.structure.view_vit` accepts, with or without adapters.
@@ -44,6 +46,7 @@ def audit(
             from a ``DataLoader``. All images have the same size.
         rule: The outlier rule; by default median + 10 MAD within the image.
         name: Name of the model in tables and figures; its class by default.
+        inline: Whether the adapters stay active: the audit of a cleaned teacher.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -54,7 +57,7 @@ def audit(
             tokens are not finite.
         MemoryError: If a single image does not fit in memory.
     """
-    run = _AuditRun(model, view_vit(model), rule or OutlierRule())
+    run = _AuditRun(model, view_vit(model), rule or OutlierRule(), inline)
     with evaluation_mode(model), raw_features(run.layers.values()), run.attention:
         bar = tqdm(pixel_batches(images), "audit", count_batches(images), unit="batch", disable=not progress)
         for pixel_values in bar:
@@ -65,9 +68,10 @@ def audit(
 class _AuditRun:
     """The measurements of an audit that is under way."""
 
-    def __init__(self, model: nn.Module, view: ViTView, rule: OutlierRule) -> None:
+    def __init__(self, model: nn.Module, view: ViTView, rule: OutlierRule, inline: bool) -> None:
         self.model, self.view, self.rule = model, view, rule
-        self.layers = dict(sorted(find_singer_layers(model).items()))
+        layers = dict(sorted(find_singer_layers(model).items()))
+        self.layers, self.flowing = ({}, layers) if inline else (layers, {})
         self.capture, self.attention = FeatureCapture(view, range(view.num_blocks)), AttentionCapture(view)
         self.raw: list[PatchMeasurements] = []
         self.refined: list[PatchMeasurements] = []
@@ -107,7 +111,7 @@ class _AuditRun:
         self._check_size(pixel_values)
         if not self.raw:
             self.attention.check(pixel_values[:1])
-        outputs = self.capture(pixel_values).outputs
+        outputs = flowing_tokens(self.flowing, self.capture(pixel_values).outputs)
         texture = patch_variance(pixel_values, self.view.patch_size).sqrt()
         measurements = self._measure([outputs[i] for i in range(self.view.num_blocks)], texture)
         self._check_finite(measurements.norms)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from singer_hf.artifacts.outliers import token_norms
 from singer_hf.data.pictures import to_pictures
-from singer_hf.tuner.layer import find_singer_layers, raw_features
+from singer_hf.tuner.layer import find_singer_layers, flowing_tokens, raw_features
 from singer_hf.vit.features import FeatureCapture
 from singer_hf.vit.inference import evaluation_mode
 from singer_hf.vit.structure import view_vit
@@ -44,6 +44,7 @@ def take_snapshot(
     name: str | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    inline: bool = False,
 ) -> Snapshot:
     """Runs a model once and returns the patch norms of all blocks and the patch tokens of the last one.
 
@@ -54,11 +55,13 @@ def take_snapshot(
         mean: Per-channel mean with which the images were normalised. Without ``mean`` and ``std`` every image is
             scaled to its own range.
         std: Per-channel standard deviation.
+        inline: Whether adapters stay active, as in :func:`singer_hf.inspection.measure.audit.audit`.
     """
-    view, layers = view_vit(model), find_singer_layers(model)
+    view, found = view_vit(model), find_singer_layers(model)
+    layers, flowing = ({}, found) if inline else (found, {})
     capture, weight = FeatureCapture(view, range(view.num_blocks)), view.patch_embedding.weight
     with evaluation_mode(model), raw_features(layers.values()):
-        outputs = capture(pixel_values.to(weight.device, weight.dtype)).outputs
+        outputs = flowing_tokens(flowing, capture(pixel_values.to(weight.device, weight.dtype)).outputs)
         refined = {i: layer.refine(outputs[i]) for i, layer in layers.items()}
     patches = [_patches(outputs[i], view.num_prefix_tokens) for i in range(view.num_blocks)]
     refined = {i: _patches(tokens, view.num_prefix_tokens) for i, tokens in sorted(refined.items())}

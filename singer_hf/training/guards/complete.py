@@ -13,7 +13,9 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "trainer_state.json"
 # Present while the files of an earlier run are being removed for a new one.
 REMOVAL_MARKER = "_removing_earlier_run"
-_WEIGHTS = ("model*.safetensors", "projectors/model.safetensors")
+# Configuration and weights of a distillation, and of an adapter that is trained alone.
+_DISTILLATION = ("config.json", "model*.safetensors", "projectors/model.safetensors")
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _PICKLED = ("optimizer*", "scheduler.pt", "rng_state*.pth")
 
 
@@ -31,8 +33,9 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
 
 def find_problem(folder: Path) -> str | None:
     """Returns why a run cannot be resumed from a checkpoint, or None. Its state file is written last."""
+    config, *weights = _ADAPTER if (folder / _ADAPTER[0]).is_file() else _DISTILLATION
     try:
-        for name in (STATE_FILE, "config.json"):
+        for name in (STATE_FILE, config):
             json.loads((folder / name).read_text(encoding="utf-8"))
         for file in folder.rglob("*.safetensors"):
             with safe_open(file, framework="pt"):
@@ -43,7 +46,7 @@ def find_problem(folder: Path) -> str | None:
         _check_index(folder)
     except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
         return f"{type(error).__name__}: {error}"
-    if not all(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+    if not all(any(folder.glob(pattern)) for pattern in weights):
         return "weights are missing"
     missing = [pattern for pattern in _PICKLED if not any(folder.glob(pattern))]
     return f"{' and '.join(missing)} missing" if missing else None

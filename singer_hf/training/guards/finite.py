@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from transformers import TrainingArguments
 
+from singer_hf.distillation.cleaner import TeacherCleaner
 from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
 from singer_hf.vit.inference import evaluation_mode
 
@@ -115,10 +116,30 @@ def saved_tensors(distiller: FeatureDistiller, average: nn.Module | None, optimi
         average: The moving average of the student, if any.
         optimizer: The optimiser, if there is one yet.
     """
-    tensors = {name: value for name, value in distiller.named_parameters() if value.requires_grad}
+    tensors = _trained_tensors(distiller, optimizer)
     tensors |= {f"student.{name}": value for name, value in distiller.student.named_buffers()}
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    return tensors
+
+
+def adapter_tensors(cleaner: TeacherCleaner, optimizer: Any = None) -> dict[str, Tensor]:
+    """What a checkpoint of adapters holds, tensors (...) by name: weights, statistics of gates, optimiser's state.
+
+    Args:
+        cleaner: The cleaner.
+        optimizer: The optimiser, if there is one yet.
+    """
+    gates = {
+        f"singer_gate.{block}.{name}": value
+        for block, layer in cleaner.layers.items()
+        for name, value in layer.singer_gate.named_buffers()
+    }
+    return _trained_tensors(cleaner, optimizer) | gates
+
+
+def _trained_tensors(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    tensors = {name: value for name, value in module.named_parameters() if value.requires_grad}
     states = {} if optimizer is None else optimizer.state
     for number, state in enumerate(states.values()):
         tensors |= {f"optimizer.{name}.{number}": value for name, value in state.items() if torch.is_tensor(value)}

@@ -11,11 +11,13 @@ from singer_hf.training.guards.complete import REMOVAL_MARKER, STATE_FILE, is_be
 # Copies of checkpoints that are being uploaded; names with a leading underscore are never pushed.
 PUSH_PREFIX = "_push-"
 _STUDENT = ("model*.safetensors", "model*.safetensors.index.json")
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "report.html", "audit.json", "figures")
 _RUN_FILES = (
-    *(*_STUDENT, "singer", "projectors", "target_norms"),
+    *(*_STUDENT, *_ADAPTER, "singer", "projectors", "target_norms"),
     *("training_args.json", "*_figure.png", "non_finite_loss_rank*.json"),
 )
-# Also names that a folder may have without a student in it.
+_PUBLISHED = ("model*.safetensors", "adapter_model.safetensors")
+# Also names that a folder may have without a student or an adapter in it.
 _STUDENT_FILES = ("README.md", "config.json", "preprocessor_config.json")
 
 
@@ -33,7 +35,8 @@ def check_output_folder(output_dir: str | Path, resumed: bool = False) -> None:
     if is_being_removed(folder):
         return
     checkpoints = [] if resumed else [path for path in folder.glob("checkpoint-*") if is_written(path)]
-    found = sorted(path.name for path in (*checkpoints, *folder.glob("model*.safetensors")))
+    published = [path for pattern in _PUBLISHED for path in folder.glob(pattern)]
+    found = sorted(path.name for path in (*checkpoints, *published))
     if found:
         resume = "Resume that run (`resume_from_checkpoint=True`), use" if checkpoints else "Use"
         raise ValueError(
@@ -72,7 +75,8 @@ def remove_earlier_run(output_dir: str | Path) -> None:
     if not folder.is_dir():
         return
     (folder / REMOVAL_MARKER).touch()
-    names = (*_STUDENT_FILES, *_RUN_FILES) if any(folder.glob(_STUDENT[0])) else _RUN_FILES
+    published = [path for pattern in _PUBLISHED for path in folder.glob(pattern)]
+    names = (*_STUDENT_FILES, *_RUN_FILES) if published else _RUN_FILES
     for checkpoint in folder.glob("checkpoint-*"):
         remove_checkpoint(checkpoint)
     for path in [path for name in names for path in folder.glob(name)]:

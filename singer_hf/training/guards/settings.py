@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
-from singer_hf.distillation.feature_distiller import FeatureDistiller
-from singer_hf.training.arguments import SingerTrainingArguments
+from singer_hf.tuner.layer import find_singer_layers
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -40,19 +40,28 @@ _NOT_COMPARED = (
 
 def run_settings(trainer: "Trainer") -> dict[str, Any]:
     """Returns what determines the result of a run by flat names, as JSON values; no paths, logs or speeds."""
-    distiller, args, facts = trainer.distiller, trainer.args, trainer.run_facts
+    distiller = trainer.distiller
+    settings = {
+        **common_settings(trainer),
+        "method": trainer.method.name,
+        **_flat("method", dataclasses.asdict(trainer.method)),
+        "block pairs": [pair[:2] for pair in distiller.pairs],
+        **_flat("student", distiller.student.config.to_dict()),
+    }
+    return json.loads(json.dumps(settings, default=str))
+
+
+def common_settings(trainer: "Trainer") -> dict[str, Any]:
+    """The part of :func:`run_settings` that concerns training, images, teacher and adapter."""
+    args, facts, teacher = trainer.args, trainer.run_facts, trainer.distiller.teacher
     settings = {
         **_training(args),
         "images per step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
         "training images": _length(trainer.train_dataset),
         "dataset": Path(facts["dataset"]).name if facts.get("dataset") else None,
         "dataset revision": facts.get("dataset_revision"),
-        "method": trainer.method.name,
-        **_flat("method", dataclasses.asdict(trainer.method)),
-        "teacher weights": _digest(distiller.teacher),
-        "block pairs": [pair[:2] for pair in distiller.pairs],
-        **_adapter(distiller),
-        **_flat("student", distiller.student.config.to_dict()),
+        "teacher weights": _digest(teacher),
+        **_adapter(teacher),
     }
     if trainer.processing_class is not None:
         settings |= _flat("image processor", trainer.processing_class.to_dict())
@@ -90,24 +99,25 @@ def check_settings(settings: dict[str, Any], checkpoint: str | Path) -> None:
         )
 
 
-def _training(args: SingerTrainingArguments) -> dict[str, Any]:
-    own = [name for name in SingerTrainingArguments.__annotations__ if name not in _NO_RESULT]
+def _training(args: TrainingArguments) -> dict[str, Any]:
+    inherited = {item.name for item in dataclasses.fields(TrainingArguments)}
+    own = [item.name for item in dataclasses.fields(args) if item.name not in (*inherited, *_NO_RESULT)]
     settings = {name: getattr(args, name) for name in (*_TRAINER_FIELDS, *own)}
     if args.lr_scheduler_type not in _CONSTANT:  # such a run may be made longer
         settings["length"] = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     return settings
 
 
-def _adapter(distiller: FeatureDistiller) -> dict[str, Any]:
-    if not distiller.singer_layers:
+def _adapter(teacher: nn.Module) -> dict[str, Any]:
+    layers = find_singer_layers(teacher).values()
+    if not layers:
         return {}
-    name = distiller.teacher.active_adapter
-    layers = distiller.singer_layers.values()
+    name = teacher.active_adapter
     resolved = {
         "adapter.r": [layer.singer_down[name].out_features for layer in layers],
         "adapter.num_prefix_tokens": [layer.num_prefix_tokens[name] for layer in layers],
     }
-    return {**resolved, **_flat("adapter", distiller.teacher.peft_config[name].to_dict())}
+    return {**resolved, **_flat("adapter", teacher.peft_config[name].to_dict())}
 
 
 def _flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,162 @@
+"""`clean`: trains the adapters that remove a teacher's artifacts, and writes adapter, card and page."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import set_seed
+
+from singer_hf.cleaning.card import write_cleaning_card
+from singer_hf.cleaning.images import CleaningInputs, audit_batches, check_number, load_training_images
+from singer_hf.cleaning.plan import CleaningPlan, plan_cleaning
+from singer_hf.cleaning.report import CleaningReport, write_cleaning_report
+from singer_hf.data.image_processors import load_image_processor
+from singer_hf.inspection.measure.audit import audit
+from singer_hf.inspection.run import check_size
+from singer_hf.training.adapter.arguments import CleaningArguments
+from singer_hf.training.adapter.trainer import AdapterTrainer
+from singer_hf.training.build import name_of
+from singer_hf.tuner.checks import check_no_other_adapters
+from singer_hf.tuner.config import SingerConfig
+from singer_hf.tuner.layer import find_singer_layers
+from singer_hf.tuner.model import attach_adapter
+from singer_hf.vit.loading import load_model
+from singer_hf.vit.structure import view_vit
+
+logger = logging.getLogger(__name__)
+
+
+def clean(
+    teacher: nn.Module | str,
+    images: Any,
+    config: SingerConfig | None = None,
+    args: CleaningArguments | None = None,
+    *,
+    processor: Any = None,
+    image_column: str | None = None,
+    num_audit_images: int = 256,
+    resume_from_checkpoint: str | bool | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """Trains an adapter that removes the artifacts of a vision transformer, without a student.
+
+    The teacher is audited first. Adapters stand behind the blocks in which its outliers begin, so that all later
+    blocks read refined tokens (SiNGER, arXiv 2509.20986, with the adapter inline). They are trained by L_outlier and
+    L_info, see :class:`singer_hf.distillation.cleaner.TeacherCleaner`. A teacher without artifacts is left alone: its
+    adapter, behind the default blocks, changes no bit of its features.
+
+    Args:
+        teacher: A vision transformer, a local folder or a Hub id. Its weights are frozen in place.
+        images: Images that are like those the teacher will see: a dataset of the `datasets` library with an image
+            column, a local folder, a Hub id, or any dataset whose rows have ``pixel_values`` normalised for the
+            teacher. Labels are not used.
+        config: Configuration of the adapter. Its ``layers_to_transform`` overrides the choice by the audit.
+        args: Arguments of the training. Into its ``output_dir`` go the adapter with its card, ``report.html``,
+            ``audit.json`` and checkpoints; with ``push_to_hub`` they are uploaded.
+        processor: Image processor of the teacher. None: the one saved with it.
+        image_column: Column with the images. None: the only image column.
+        num_audit_images: Images of both audits, before and after; at most those there are.
+        resume_from_checkpoint: A checkpoint, or True for the last complete one in ``output_dir``.
+        **settings: Fields of :class:`CleaningArguments`, instead of ``args``: ``clean(teacher, images, max_steps=100,
+            output_dir="cleaned")``. Without ``output_dir`` nothing is written.
+
+    Returns:
+        The cleaned teacher, a ``PeftModel`` in eval mode; ``save_pretrained(folder)`` writes its adapter.
+
+    Raises:
+        ValueError: If the teacher carries an adapter already, there are too few images, they do not have the teacher's
+            size, or an argument does not fit.
+        FileNotFoundError: If there is no such teacher or dataset.
+    """
+    if args is not None and settings:
+        raise ValueError(f"`args` must be left out if its fields are given one by one, got {sorted(settings)}")
+    with _arguments(args, settings) as (args, keep):
+        set_seed(args.seed)
+        inputs = _load(teacher, images, processor, image_column, num_audit_images, args.seed)
+        plan = plan_cleaning(audit(inputs.teacher, inputs.batches, name=inputs.name), config)
+        if args.process_index == 0:
+            print(*plan.reasons, sep="\n")
+        if not plan.blocks:
+            return attach_adapter(inputs.teacher, config or SingerConfig()).eval().requires_grad_(False)
+        model = _trained(inputs, plan, config, args, keep, resume_from_checkpoint)
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _arguments(args: CleaningArguments | None, settings: dict[str, Any]) -> Iterator[tuple[CleaningArguments, bool]]:
+    """The arguments, and whether the run's folder is to be kept: without one a temporary folder is used."""
+    if args is not None or "output_dir" in settings:
+        yield args or CleaningArguments(**settings), True
+        return
+    if settings.get("push_to_hub"):
+        raise ValueError("`push_to_hub` needs an `output_dir`; name the folder of the adapter")
+    folder = tempfile.mkdtemp(prefix="singer_clean_")
+    try:
+        quiet = {"save_strategy": "no", "report_to": "none"}
+        yield CleaningArguments(output_dir=folder, **quiet | settings), False
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load(
+    teacher: nn.Module | str, images: Any, processor: Any, image_column: str | None, number: int, seed: int
+) -> CleaningInputs:
+    if number < 1:
+        raise ValueError(f"`num_audit_images` must be at least 1, got {number!r}")
+    model, name = load_model(teacher, "teacher"), name_of(teacher)
+    check_no_other_adapters(model)
+    if layers := find_singer_layers(model):
+        raise ValueError(
+            f"`teacher` must have no adapter yet, it has SiNGER adapters behind the blocks {sorted(layers)}; pass the "
+            "plain teacher (`teacher.unload()`)"
+        )
+    processor = processor or load_image_processor(name)
+    dataset = load_training_images(images, image_column)
+    batches = audit_batches(dataset, processor, number, seed)
+    label = Path(name).name if name else type(model).__name__
+    check_size(model, batches[0], label)
+    rows, columns = view_vit(model).grid(*batches[0].shape[-2:])
+    check_number(batches, rows * columns)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return CleaningInputs(model.to(device), label, dataset, processor, batches)
+
+
+def _trained(
+    inputs: CleaningInputs,
+    plan: CleaningPlan,
+    config: SingerConfig | None,
+    args: CleaningArguments,
+    keep: bool,
+    resume: str | bool | None,
+) -> nn.Module:
+    model = attach_adapter(inputs.teacher, plan.configure(config))
+    report = CleaningReport(inputs.name, plan)
+    trainer = AdapterTrainer(
+        model,
+        args,
+        inputs.dataset,
+        inputs.processor,
+        write_card=lambda trainer, folder: write_cleaning_card(trainer, folder, report),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    report.after = audit(model, inputs.batches, name=f"{inputs.name}, cleaned", inline=True)
+    if trainer.is_world_process_zero():
+        print(*report.lines(), sep="\n")
+    if keep:
+        _save(trainer, inputs, report)
+    return model
+
+
+def _save(trainer: AdapterTrainer, inputs: CleaningInputs, report: CleaningReport) -> None:
+    if trainer.is_world_process_zero():
+        write_cleaning_report(Path(trainer.args.output_dir), trainer.distiller.teacher, inputs, report)
+    trainer.save_model()
+    trainer.create_model_card()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()

@@ -1,0 +1,95 @@
+"""Images of a cleaning: those that are trained on, and a sample of them for the audits."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from singer_hf.data.columns import select_image_and_label
+from singer_hf.data.datasets import load_image_dataset
+from singer_hf.data.image_collator import ImageCollator
+from singer_hf.data.image_dataset import prepare_image_dataset
+
+# With fewer patches a share of outliers that counts as artifacts may not be seen at all.
+_MIN_PATCHES = 4_000
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class CleaningInputs:
+    """What a cleaning starts from.
+
+    Attributes:
+        teacher: The teacher, on its device.
+        name: Its name in tables.
+        dataset: The images that are trained on.
+        processor: Image processor of the teacher, or None.
+        batches: The images of both audits, (B, 3, H, W).
+    """
+
+    teacher: nn.Module
+    name: str
+    dataset: Any
+    processor: Any
+    batches: list[Tensor]
+
+
+def load_training_images(images: Any, image_column: str | None = None) -> Any:
+    """Loads the images by folder or Hub id; a dataset passes through.
+
+    Args:
+        images: A folder, a Hub id, or a dataset.
+        image_column: Column with the images. None: the only image column.
+    """
+    if isinstance(images, str):
+        return load_image_dataset(images, image_column=image_column)
+    return select_image_and_label(images, image_column=image_column) if _has_columns(images) else images
+
+
+def _has_columns(images: Any) -> bool:
+    return hasattr(images, "features") and "pixel_values" not in (images.column_names or ())
+
+
+def audit_batches(dataset: Any, processor: Any, number: int, seed: int) -> list[Tensor]:
+    """Loads a sample of the training images, without random crops, in batches (B, 3, H, W).
+
+    Args:
+        dataset: The training images.
+        processor: Image processor of the teacher.
+        number: Number of images.
+        seed: Seed of the sample.
+
+    Raises:
+        ValueError: If no image can be read.
+    """
+    prepared = prepare_image_dataset(dataset, processor, train=False)
+    if hasattr(prepared, "__len__"):
+        order = torch.randperm(len(prepared), generator=torch.Generator().manual_seed(seed))[:number]
+        prepared = Subset(prepared, order.tolist())
+    batches, count = [], 0
+    for batch in DataLoader(prepared, _BATCH, collate_fn=ImageCollator()):
+        batches.append(batch["pixel_values"][: number - count])
+        count += len(batches[-1])
+        if count >= number:
+            break
+    return batches
+
+
+def check_number(batches: list[Tensor], num_patches: int) -> None:
+    """Checks that there are images enough to find outliers and to estimate the thresholds of the gates.
+
+    Args:
+        batches: The images of the audit, (B, 3, H, W).
+        num_patches: Patches of an image.
+
+    Raises:
+        ValueError: If there are too few.
+    """
+    number, needed = sum(map(len, batches)), -(-_MIN_PATCHES // num_patches)
+    if number < needed:
+        raise ValueError(
+            f"`images` must hold at least {needed} images of {num_patches} patches ({_MIN_PATCHES:,} patches) to "
+            f"estimate which norms are outliers, got {number}; give more images"
+        )

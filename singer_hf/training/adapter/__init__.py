@@ -1,0 +1,1 @@
+"""Training of an adapter alone, without a student."""

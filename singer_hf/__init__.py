@@ -2,6 +2,7 @@
 
 from singer_hf.baselines.recipes import recipe_settings
 from singer_hf.distillation.distiller import SingerDistiller
+from singer_hf.extraction import extract_features
 from singer_hf.training.arguments import SingerTrainingArguments
 from singer_hf.training.trainer import SingerDistillationTrainer
 from singer_hf.tuner import SingerConfig, SingerLayer, SingerModel
@@ -15,5 +16,6 @@ __all__ = [
     "SingerModel",
     "SingerTrainingArguments",
     "__version__",
+    "extract_features",
     "recipe_settings",
 ]

@@ -14,7 +14,7 @@ import singer_hf
 PACKAGE = Path(singer_hf.__file__).parent
 # Lowest first, as in docs/architecture.md.
 ROOMS = (
-    *("vit", "data", "cards", "artifacts", "tuner", "distillation", "baselines"),
+    *("vit", "data", "cards", "artifacts", "tuner", "extraction", "distillation", "baselines"),
     *("evaluation", "inspection", "training", "cleaning", "comparison", "demo", "commands"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -15,15 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from peft import PeftModel
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
-import singer_hf  # noqa: F401  (registers the adapter with PEFT)
 from singer_hf.commands.command_line import CommandParser, one_line_errors
 from singer_hf.inspection.inputs import AuditSettings
 from singer_hf.inspection.run import run_audit
+from singer_hf.tuner.loading import load_adapter
 from singer_hf.vit.loading import load_model
 
 
@@ -42,7 +40,7 @@ def load_audited_model(name: str, settings: AuditSettings) -> nn.Module:
     if any("ForImageClassification" in kind for kind in AutoConfig.from_pretrained(name).architectures or ()):
         model = AutoModelForImageClassification.from_pretrained(name)
     if settings.adapter_name_or_path is not None:
-        model = _with_adapter(model, settings.adapter_name_or_path)
+        model = load_adapter(model, settings.adapter_name_or_path)
     return model.to(device).eval()
 
 
@@ -51,16 +49,6 @@ def _device(name: str | None) -> torch.device:
         return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"`device` must be a device of torch, got {name!r}: {error}") from error
-
-
-def _with_adapter(model: nn.Module, folder: str) -> nn.Module:
-    try:
-        return PeftModel.from_pretrained(model, folder)
-    except SafetensorError as error:
-        raise ValueError(
-            f"`adapter_name_or_path` must hold the whole adapter, its weights in {folder!r} are cut or damaged "
-            f"({error}); copy the folder again"
-        ) from error
 
 
 @one_line_errors()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from singer_hf.data.image_processors import image_spec
+from singer_hf.data.image_processors import ImageSpec, image_spec
 
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
@@ -53,13 +53,7 @@ def train_transform(
         steps.append(v2.RandomHorizontalFlip())
     if color_jitter:
         steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
-    steps += [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(spec.mean, spec.std),
-        v2.ToPureTensor(),
-    ]
-    return v2.Compose(steps)
+    return v2.Compose([*steps, *_normalize(spec)])
 
 
 def eval_transform(processor: Any) -> v2.Compose:
@@ -78,6 +72,20 @@ def eval_transform(processor: Any) -> v2.Compose:
     """
     # The crop only has an effect after a processor that only resizes the shorter edge.
     return v2.Compose([to_rgb, partial(_run_processor, processor), v2.CenterCrop(image_spec(processor).size)])
+
+
+def resize_transform(image_size: Sequence[int], spec: ImageSpec) -> v2.Compose:
+    """Build a transform to another size than that of the image processor: the whole image, resized and normalised.
+
+    Args:
+        image_size: Height and width of the result in pixels; the aspect of the image is not kept.
+        spec: Normalisation and interpolation.
+
+    Returns:
+        A picklable transform: PIL image of any mode and size -> float32 tensor (3, H, W).
+    """
+    resize = v2.Resize(list(image_size), spec.interpolation, antialias=True)
+    return v2.Compose([to_rgb, resize, *_normalize(spec)])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -99,6 +107,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
+
+
+def _normalize(spec: ImageSpec) -> list[Callable]:
+    """Steps from an RGB image to a normalised tensor."""
+    return [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(spec.mean, spec.std),
+        v2.ToPureTensor(),
+    ]
 
 
 def _to_eight_bit(image: Image.Image) -> Image.Image:

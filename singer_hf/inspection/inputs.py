@@ -7,14 +7,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
 from singer_hf.data.columns import select_image_and_label
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.drawn_scenes import scene_dataset
 from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.image_processors import ImageSpec, image_spec, load_image_processor
-from singer_hf.data.transforms import eval_transform, to_rgb
+from singer_hf.data.transforms import eval_transform, resize_transform
 
 
 @dataclass
@@ -138,11 +137,5 @@ def load_image_batches(name: str, settings: AuditSettings) -> ImageBatches:
         raise ValueError(f"`model_name_or_path` {name!r} has no image processor; give `--processor_name_or_path`")
     spec, transform = image_spec(processor), eval_transform(processor)
     if settings.image_size is not None:
-        transform = _resize_transform(settings.image_size, spec)
+        transform = resize_transform(settings.image_size, spec)
     return ImageBatches(load_images(settings), spec, transform, settings.batch_size, settings.num_workers)
-
-
-def _resize_transform(image_size: list[int], spec: ImageSpec) -> v2.Compose:
-    steps = [to_rgb, v2.Resize(image_size, spec.interpolation, antialias=True), v2.ToImage()]
-    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std), v2.ToPureTensor()]
-    return v2.Compose(steps)

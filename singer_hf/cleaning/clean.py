@@ -13,7 +13,13 @@ from torch import nn
 from transformers import set_seed
 
 from singer_hf.cleaning.card import write_cleaning_card
-from singer_hf.cleaning.images import CleaningInputs, audit_batches, check_number, load_training_images
+from singer_hf.cleaning.images import (
+    CleaningInputs,
+    audit_batches,
+    check_number,
+    is_of_images,
+    load_training_images,
+)
 from singer_hf.cleaning.plan import CleaningPlan, plan_cleaning
 from singer_hf.cleaning.report import CleaningReport, write_cleaning_report
 from singer_hf.data.image_processors import load_image_processor
@@ -39,7 +45,9 @@ def clean(
     args: CleaningArguments | None = None,
     *,
     processor: Any = None,
+    split: str = "train",
     image_column: str | None = None,
+    max_samples: int | None = None,
     num_audit_images: int = 256,
     resume_from_checkpoint: str | bool | None = None,
     **settings: Any,
@@ -60,7 +68,9 @@ def clean(
         args: Arguments of the training. Into its ``output_dir`` go the adapter with its card, ``report.html``,
             ``audit.json`` and checkpoints; with ``push_to_hub`` they are uploaded.
         processor: Image processor of the teacher. None: the one saved with it.
+        split: Split of a folder or Hub id.
         image_column: Column with the images. None: the only image column.
+        max_samples: At most this many images, drawn by the seed. None: all.
         num_audit_images: Images of both audits, before and after; at most those there are.
         resume_from_checkpoint: A checkpoint, or True for the last complete one in ``output_dir``.
         **settings: Fields of :class:`CleaningArguments`, instead of ``args``: ``clean(teacher, images, max_steps=100,
@@ -78,13 +88,15 @@ def clean(
         raise ValueError(f"`args` must be left out if its fields are given one by one, got {sorted(settings)}")
     with _arguments(args, settings) as (args, keep):
         set_seed(args.seed)
-        inputs = _load(teacher, images, processor, image_column, num_audit_images, args.seed)
+        dataset = load_training_images(images, split, image_column, max_samples, args.seed)
+        inputs = _load(teacher, dataset, processor, num_audit_images, args.seed)
         plan = plan_cleaning(audit(inputs.teacher, inputs.batches, name=inputs.name), config)
         if args.process_index == 0:
             print(*plan.reasons, sep="\n")
         if not plan.blocks:
             return attach_adapter(inputs.teacher, config or SingerConfig()).eval().requires_grad_(False)
-        model = _trained(inputs, plan, config, args, keep, resume_from_checkpoint)
+        source = images if isinstance(images, str) else None
+        model = _trained(inputs, plan, config, args, keep, resume_from_checkpoint, source)
     return model.eval().requires_grad_(False)
 
 
@@ -104,9 +116,7 @@ def _arguments(args: CleaningArguments | None, settings: dict[str, Any]) -> Iter
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _load(
-    teacher: nn.Module | str, images: Any, processor: Any, image_column: str | None, number: int, seed: int
-) -> CleaningInputs:
+def _load(teacher: nn.Module | str, dataset: Any, processor: Any, number: int, seed: int) -> CleaningInputs:
     if number < 1:
         raise ValueError(f"`num_audit_images` must be at least 1, got {number!r}")
     model, name = load_model(teacher, "teacher"), name_of(teacher)
@@ -117,7 +127,11 @@ def _load(
             "plain teacher (`teacher.unload()`)"
         )
     processor = processor or load_image_processor(name)
-    dataset = load_training_images(images, image_column)
+    if processor is None and is_of_images(dataset):
+        raise ValueError(
+            "`processor` must be given for a dataset of images: the teacher was not loaded from a folder or Hub id "
+            "with an image processor"
+        )
     batches = audit_batches(dataset, processor, number, seed)
     label = Path(name).name if name else type(model).__name__
     check_size(model, batches[0], label)
@@ -134,6 +148,7 @@ def _trained(
     args: CleaningArguments,
     keep: bool,
     resume: str | bool | None,
+    source: str | None,
 ) -> nn.Module:
     model = attach_adapter(inputs.teacher, plan.configure(config))
     report = CleaningReport(inputs.name, plan)
@@ -143,6 +158,7 @@ def _trained(
         inputs.dataset,
         inputs.processor,
         write_card=lambda trainer, folder: write_cleaning_card(trainer, folder, report),
+        run_facts={"dataset": source},
     )
     trainer.train(resume_from_checkpoint=resume)
     report.after = audit(model, inputs.batches, name=f"{inputs.name}, cleaned", inline=True)

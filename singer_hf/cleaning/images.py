@@ -36,20 +36,33 @@ class CleaningInputs:
     batches: list[Tensor]
 
 
-def load_training_images(images: Any, image_column: str | None = None) -> Any:
-    """Loads the images by folder or Hub id; a dataset passes through.
+def load_training_images(images: Any, split: str, image_column: str | None, max_samples: int | None, seed: int) -> Any:
+    """Loads the images by folder or Hub id, or draws a sample of a dataset.
 
     Args:
         images: A folder, a Hub id, or a dataset.
+        split: Split of a folder or Hub id.
         image_column: Column with the images. None: the only image column.
+        max_samples: At most this many images.
+        seed: Seed of the sample.
+
+    Raises:
+        ValueError: If a sample of something else than a folder, Hub id or dataset of images is asked for.
     """
     if isinstance(images, str):
-        return load_image_dataset(images, image_column=image_column)
-    return select_image_and_label(images, image_column=image_column) if _has_columns(images) else images
+        options = {"split": split, "image_column": image_column, "max_samples": max_samples, "seed": seed}
+        return load_image_dataset(images, **options)
+    if not is_of_images(images):
+        if max_samples is not None:
+            raise ValueError(f"`max_samples` must be left out for a dataset of pixel values, got {max_samples!r}")
+        return images
+    dataset = select_image_and_label(images, image_column=image_column)
+    return dataset if max_samples is None else dataset.shuffle(seed).select(range(min(max_samples, len(dataset))))
 
 
-def _has_columns(images: Any) -> bool:
-    return hasattr(images, "features") and "pixel_values" not in (images.column_names or ())
+def is_of_images(images: Any) -> bool:
+    """Whether a dataset is one of the `datasets` library with images that are still to be transformed."""
+    return hasattr(images, "column_names") and "pixel_values" not in (images.column_names or ())
 
 
 def audit_batches(dataset: Any, processor: Any, number: int, seed: int) -> list[Tensor]:

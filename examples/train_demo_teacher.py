@@ -1,6 +1,6 @@
 """Trains the small teacher of the demo on drawn scenes and plants high-norm tokens in it.
 
-    OMP_NUM_THREADS=2 python examples/train_demo_teacher.py --output_dir examples/demo_teacher
+    OMP_NUM_THREADS=2 python examples/train_demo_teacher.py --output_dir singer_hf/demo/teacher
 
 The folder then contains the teacher, its image processor and a README with its metrics.
 """

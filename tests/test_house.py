@@ -14,7 +14,7 @@ import singer_hf
 PACKAGE = Path(singer_hf.__file__).parent
 # Lowest first, as in docs/architecture.md.
 ROOMS = (
-    *("vit", "data", "cards", "artifacts", "tuner", "distillation", "baselines"),
+    *("configs", "vit", "data", "cards", "artifacts", "tuner", "distillation", "baselines"),
     *("evaluation", "inspection", "training", "comparison", "demo", "commands"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))

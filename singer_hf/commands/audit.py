@@ -1,9 +1,9 @@
 """Audits vision transformers: which patch tokens are high-norm artifacts, where, how strong, and what to do.
 
-    python examples/audit.py --model_name_or_path examples/demo_teacher --output_dir audit/
-    python examples/audit.py --model_name_or_path facebook/dinov2-base --dataset_name photos/ --output_dir audit/
-    python examples/audit.py --model_name_or_path teacher/ --adapter_name_or_path run/singer --output_dir audit/
-    python examples/audit.py --model_name_or_path teacher/ fitnet/ run/ --dataset_name photos/ --output_dir audit/
+    singer-hf audit --model_name_or_path demo-teacher --output_dir audit/
+    singer-hf audit --model_name_or_path facebook/dinov2-base --dataset_name photos/ --output_dir audit/
+    singer-hf audit --model_name_or_path teacher/ --adapter_name_or_path run/singer --output_dir audit/
+    singer-hf audit --model_name_or_path teacher/ fitnet/ run/ --dataset_name photos/ --output_dir audit/
 
 Writes audit.json, figures/*.png and report.html, a self-contained page. Of several models the first is the teacher,
 and the others are compared with it. Without `--dataset_name` the images are drawn scenes. A YAML file with the same
@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 import singer_hf  # noqa: F401  (registers the adapter with PEFT)
 from singer_hf.commands.command_line import CommandParser, one_line_errors
+from singer_hf.configs import TRAINED, find
 from singer_hf.inspection.inputs import AuditSettings
 from singer_hf.inspection.run import run_audit
 from singer_hf.vit.loading import load_model
@@ -38,9 +39,9 @@ def load_audited_model(name: str, settings: AuditSettings) -> nn.Module:
         ValueError: If the device is unknown or the adapter does not fit the model.
     """
     device = _device(settings.device)
-    model = load_model(name, "model_name_or_path")
-    if any("ForImageClassification" in kind for kind in AutoConfig.from_pretrained(name).architectures or ()):
-        model = AutoModelForImageClassification.from_pretrained(name)
+    model, folder = load_model(name, "model_name_or_path"), find(name, TRAINED)
+    if any("ForImageClassification" in kind for kind in AutoConfig.from_pretrained(folder).architectures or ()):
+        model = AutoModelForImageClassification.from_pretrained(folder)
     if settings.adapter_name_or_path is not None:
         model = _with_adapter(model, settings.adapter_name_or_path)
     return model.to(device).eval()

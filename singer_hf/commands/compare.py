@@ -1,6 +1,6 @@
 """Compares distillation methods: one student per method and seed, with the same images, order and steps for all.
 
-    python examples/compare.py examples/configs/compare/cifar10_planted.yaml --num_processes 2
+    singer-hf compare cifar10_planted --num_processes 2
 
 Writes comparison.json, comparison.md and figures/*.png into `output_dir`, every student into cells/<method>/<seed>.
 Repeat the command to resume a comparison that was stopped; finished cells are kept. Flags override the file:
@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 
 from singer_hf.cards.privacy import without_paths
-from singer_hf.commands.command_line import CommandParser, one_line_errors
+from singer_hf.commands.command_line import CommandParser, one_line_errors, split_file
 from singer_hf.comparison.runner import run_study
 from singer_hf.comparison.study import Study, read_study
+from singer_hf.configs import COMPARISONS
 from singer_hf.vit.loading import load_model, model_from_config
 
 
@@ -45,11 +46,12 @@ class Flags:
 
 def parse() -> tuple[Study, int]:
     """The study with the overrides of the command line, and the number of processes."""
-    if len(sys.argv) < 2 or not sys.argv[1].endswith((".yaml", ".yml")):
-        sys.exit(f"usage: compare.py STUDY.yaml [flags]\n{__doc__}")
-    (flags,) = CommandParser(Flags).parse(sys.argv[2:])
+    file, given = split_file(sys.argv[1:], COMPARISONS)
+    (flags,) = CommandParser(Flags, kind=COMPARISONS).parse(given)
+    if file is None:
+        raise ValueError("give the YAML file of a comparison first; `singer-hf --list` lists those of the package")
     overrides = {name: value for name, value in asdict(flags).items() if name != "num_processes"}
-    return read_study(sys.argv[1], **overrides), flags.num_processes
+    return read_study(file, **overrides), flags.num_processes
 
 
 def check_models(study: Study) -> None:

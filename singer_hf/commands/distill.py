@@ -7,10 +7,10 @@ The demo, on drawn scenes, without any download:
 A run on your images, from any ViT of the Hub, timm or a folder:
 
     accelerate launch examples/distill.py --teacher_name_or_path facebook/dinov2-large \
-        --student_config examples/configs/students/vit-small-patch14.json --dataset_name path/to/images \
+        --student_config vit-small-patch14 --dataset_name path/to/images \
         --output_dir outputs/student --num_train_epochs 100 --per_device_train_batch_size 64
 
-or from a YAML file with the same names, `accelerate launch examples/distill.py examples/configs/vit-l_to_vit-t.yaml`.
+or from a YAML file with the same names, `accelerate launch examples/distill.py --config vit-l_to_vit-t`.
 Every field of SingerTrainingArguments and SingerConfig is a flag: `--help` lists them. The rank of the adapter is
 `--rank`, also `--r`, which torchrun takes for one of its own flags.
 The teacher is audited first: with artifacts it is distilled with SiNGER, without any as it is. `--method` names the
@@ -19,7 +19,6 @@ method instead, `--recipe` sets several settings of SiNGER at once.
 
 import os
 import sys
-from pathlib import Path
 
 import datasets
 import torch
@@ -34,6 +33,7 @@ from singer_hf.baselines.singer import Singer
 from singer_hf.commands.command_line import CommandParser, expand_file, one_line_errors, settings_to_flags
 from singer_hf.commands.distill_flags import ScriptArguments, asks_for_adapter, check_flags, check_prefix_tokens
 from singer_hf.commands.teacher_check import choose_method
+from singer_hf.configs import RUNS
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.image_dataset import decode_image
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
@@ -43,13 +43,11 @@ from singer_hf.evaluation.online_probes import OnlineProbes
 from singer_hf.tuner.model import attach_adapter
 from singer_hf.vit.loading import load_model, model_from_config
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
 
 def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
     """Parses the command line: a YAML file first, if given, then the flags; flags win over the file."""
-    parser = CommandParser(ScriptArguments, SingerTrainingArguments, SingerConfig)
-    given = expand_file(sys.argv[1:])
+    parser = CommandParser(ScriptArguments, SingerTrainingArguments, SingerConfig, kind=RUNS)
+    given = expand_file(sys.argv[1:], RUNS)
     names, known = parser.given_names(given), parser.parse_known_args(given)[0]
     # The last of several flags of one name wins: those on the command line, then the file's, then the recipe's.
     flags = given if known.recipe is None else [*settings_to_flags(recipe_settings(known.recipe)), *given]
@@ -143,7 +141,7 @@ def demo() -> None:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    run_demo(DemoSettings(teacher=str(EXAMPLES / "demo_teacher")))
+    run_demo(DemoSettings())
 
 
 @one_line_errors()

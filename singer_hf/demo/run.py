@@ -11,13 +11,15 @@ from datasets import Dataset
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModel, PreTrainedModel, set_seed
 
 from singer_hf.artifacts.outliers import outlier_ratio
 from singer_hf.baselines.fitnet import FitNet
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, recipe_settings
 from singer_hf.cards.markdown import markdown_table
+from singer_hf.configs import TRAINED, find
 from singer_hf.data.drawn_scenes import scene_dataset
+from singer_hf.data.image_processors import load_image_processor
 from singer_hf.data.transforms import eval_transform
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.evaluation.heads.logistic_regression import linear_probe
@@ -30,7 +32,7 @@ from singer_hf.tuner import SingerConfig
 BANNER = """
 singer-hf demo. Everything here is SYNTHETIC: the images are scenes drawn in this process, and the teacher is a small
 ViT trained on such scenes in which high-norm artifact tokens were PLANTED. It shows how the software works; the
-numbers say nothing about photographs. For your own data: examples/distill.py --help
+numbers say nothing about photographs. For your own data: singer-hf distill --help
 """
 PICTURES = 4
 
@@ -40,7 +42,7 @@ class DemoSettings:
     """Sizes of the demo; the defaults take a few minutes on two cores.
 
     Attributes:
-        teacher: Folder of the demo teacher.
+        teacher: Folder of the teacher, or the name of the one that comes with the package.
         output_dir: Folder for both students, the figure and the adapter.
         num_train_images: Drawn scenes to distil on; their labels are only used by the linear probe.
         num_test_images: Drawn scenes to measure on.
@@ -50,7 +52,7 @@ class DemoSettings:
         seed: Seed of scenes, weights and order.
     """
 
-    teacher: str
+    teacher: str = "demo-teacher"
     output_dir: str = "outputs/demo"
     num_train_images: int = 4000
     num_test_images: int = 1000
@@ -120,7 +122,7 @@ def _distil(
         args,
         adapter,
         train_dataset=train,
-        processing_class=AutoImageProcessor.from_pretrained(settings.teacher),
+        processing_class=load_image_processor(settings.teacher),
         run_facts={
             "synthetic_data": True,
             "dataset": "drawn scenes",
@@ -134,7 +136,7 @@ def _distil(
 
 def _student(teacher: str) -> PreTrainedModel:
     """The teacher's architecture at half its width, with random weights."""
-    config = AutoConfig.from_pretrained(teacher)
+    config = AutoConfig.from_pretrained(find(teacher, TRAINED))
     config.name_or_path = ""
     config.hidden_size //= 2
     config.intermediate_size = 4 * config.hidden_size

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from singer_hf.commands.command_line import CommandParser, one_line_errors
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-COMMANDS = ("audit", "compare", "distill", "evaluate", "benchmark", "train_teacher", "train_demo_teacher")
+COMMANDS = ("distill", "benchmark", "train_teacher", "train_demo_teacher")
 
 
 @dataclass

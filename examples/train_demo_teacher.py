@@ -6,10 +6,6 @@ The folder then contains the teacher, its image processor and a README with its 
 """
 
 import sys
-from pathlib import Path
-
-if sys.path[0] == str(Path(__file__).resolve().parent):
-    sys.path.pop(0)  # this folder holds an evaluate.py, which would hide the library of that name
 
 from singer_hf.commands.command_line import CommandParser, one_line_errors
 from singer_hf.demo.train_demo_teacher import DemoTeacherSettings, train_demo_teacher

@@ -12,10 +12,6 @@ The flags are listed by `--help`. Every field of transformers.TrainingArguments 
 """
 
 import sys
-from pathlib import Path
-
-if sys.path[0] == str(Path(__file__).resolve().parent):
-    sys.path.pop(0)  # this folder holds an evaluate.py, which would hide the library of that name
 
 from singer_hf.commands.command_line import CommandParser, one_line_errors
 from singer_hf.demo.teacher_settings import TeacherArguments, TeacherSettings

@@ -27,6 +27,15 @@ from singer_hf.inspection.inputs import AuditSettings
 from singer_hf.inspection.run import run_audit
 from singer_hf.vit.loading import load_model
 
+GROUPS = {
+    "Models and images": (
+        *("model_name_or_path", "adapter_name_or_path", "dataset_name", "dataset_split", "image_column"),
+        *("max_samples", "seed", "processor_name_or_path", "image_size"),
+    ),
+    "Measures": ("mad_factor", "absolute_threshold"),
+    "Output and speed": ("output_dir", "num_pictures", "batch_size", "num_workers", "device"),
+}
+
 
 def load_audited_model(name: str, settings: AuditSettings) -> nn.Module:
     """Loads a model, with its classification head if it has one, and its adapter if one is given.
@@ -65,8 +74,13 @@ def _with_adapter(model: nn.Module, folder: str) -> nn.Module:
 
 
 @one_line_errors()
-def main() -> None:
-    """Parses the flags or the YAML file, runs the audit, and prints the verdicts."""
-    (settings,) = CommandParser(AuditSettings).parse(sys.argv[1:])
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the flags or the YAML file, runs the audit, and prints the verdicts.
+
+    Args:
+        arguments: The flags; None takes those of the process.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    (settings,) = CommandParser(AuditSettings, command="audit", about=__doc__, groups=GROUPS).parse(given)
     headlines = run_audit(settings, partial(load_audited_model, settings=settings))
     print(*headlines, f"See {Path(settings.output_dir) / 'report.html'}", sep="\n")

@@ -3,10 +3,12 @@
 import difflib
 import json
 import logging
+import re
 import sys
-from argparse import ArgumentParser
-from collections.abc import Iterator
+from argparse import SUPPRESS, Action, ArgumentParser
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import Field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +17,7 @@ from datasets.exceptions import DatasetsError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
+from singer_hf.commands.help_text import foreign_fields, help_text
 from singer_hf.configs import find, hint
 from singer_hf.data.yaml_file import load_yaml
 
@@ -54,11 +57,25 @@ class _RaisingParser(ArgumentParser):
     """A parser that raises for a wrong flag; argparse would print all flags and exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # `--a_b` is also called `--a-b`
+        raise ValueError(re.sub(r"^the following arguments are required: (.*)", _missing, message))
+
+
+def _missing(match: re.Match) -> str:
+    names = match[1].split(", ")
+    return f"give {' and '.join(f'`{name}`' for name in names)}; see --help"
 
 
 _FILE_FLAG = _RaisingParser(add_help=False, allow_abbrev=False)
 _FILE_FLAG.add_argument("--config", action="append")
+
+
+class _HelpAll(Action):
+    """`--help_all`."""
+
+    def __call__(self, parser: "CommandParser", *_: Any) -> None:
+        print(parser.format_help_all(), end="")
+        parser.exit()
 
 
 class CommandParser(_RaisingParser, HfArgumentParser):
@@ -68,12 +85,50 @@ class CommandParser(_RaisingParser, HfArgumentParser):
 
     Args:
         *dataclass_types: Dataclasses whose fields are the flags.
+        command: Name of the command.
+        about: What it does, with examples: the docstring of its module.
+        groups: Title -> names of the flags that `--help` shows, in that order; None shows all in one group.
+        left_out: Fields that are no flags.
         kind: Kind of the package's files that `--config` finds by name, see :mod:`singer_hf.configs`.
     """
 
-    def __init__(self, *dataclass_types: type, kind: str | None = None) -> None:
+    def __init__(
+        self,
+        *dataclass_types: type,
+        command: str = "",
+        about: str | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        left_out: Collection[str] = (),
+        kind: str | None = None,
+    ) -> None:
+        self.command, self.about, self.left_out, self.kind = command, about or "", left_out, kind
         super().__init__(dataclass_types, allow_abbrev=False)
-        self.kind = kind
+        self.add_argument("--help_all", action=_HelpAll, nargs=0, dest=SUPPRESS, default=SUPPRESS)
+        self.groups = groups or {"Flags": list(self.flags())}
+
+    def _parse_dataclass_field(self, parser: ArgumentParser, field: Field) -> None:
+        if field.name not in self.left_out:
+            super()._parse_dataclass_field(parser, field)
+
+    def flags(self) -> dict[str, Action]:
+        """Returns the flags by the names of their fields; of `--x` and `--no_x` the first."""
+        flags: dict[str, Action] = {}
+        for action in self._actions:
+            if action.dest not in (SUPPRESS, "help"):
+                flags.setdefault(action.dest, action)
+        return flags
+
+    def format_help(self) -> str:
+        """Overrides argparse: the groups, in which flags of other libraries have one sentence."""
+        flags = self.flags()
+        groups = {title: [flags[name] for name in names] for title, names in self.groups.items()}
+        return help_text(self.command, self.about, groups, brief=foreign_fields(self.dataclass_types))
+
+    def format_help_all(self) -> str:
+        """Returns the text of `--help_all`: the groups, and all other flags."""
+        flags = self.flags()
+        groups = {title: [flags.pop(name) for name in names] for title, names in self.groups.items()}
+        return help_text(self.command, self.about, groups | ({"Further flags": flags.values()} if flags else {}))
 
     def parse(self, arguments: list[str]) -> tuple[Any, ...]:
         """Returns one instance of each dataclass.
@@ -108,7 +163,8 @@ class CommandParser(_RaisingParser, HfArgumentParser):
 
     def _nearest(self, name: str) -> str:
         name = f"--{name.lstrip('-').replace('-', '_')}"
-        known = [flag for flag in self._option_string_actions if flag.startswith("--") and "-" not in flag[2:]]
+        known = [*self._option_string_actions, "--config"]
+        known = [flag for flag in known if flag.startswith("--") and "-" not in flag[2:]]
         near = [flag for flag in known if flag.startswith(name)] or difflib.get_close_matches(name, known, n=1)
         return f"did you mean `{'` or `'.join(near[:3])}`?" if near else "see --help"
 

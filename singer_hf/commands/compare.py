@@ -44,10 +44,15 @@ class Flags:
             raise ValueError(f"`--num_processes` must be at least 1, got {self.num_processes!r}")
 
 
-def parse() -> tuple[Study, int]:
-    """The study with the overrides of the command line, and the number of processes."""
-    file, given = split_file(sys.argv[1:], COMPARISONS)
-    (flags,) = CommandParser(Flags, kind=COMPARISONS).parse(given)
+def parse(arguments: list[str]) -> tuple[Study, int]:
+    """Returns the study with the overrides of the command line, and the number of processes.
+
+    Raises:
+        FileNotFoundError: If there is no such study.
+        ValueError: If no study is given, or a flag or the study is wrong.
+    """
+    file, given = split_file(arguments, COMPARISONS)
+    (flags,) = CommandParser(Flags, command="compare", about=__doc__, kind=COMPARISONS).parse(given)
     if file is None:
         raise ValueError("give the YAML file of a comparison first; `singer-hf --list` lists those of the package")
     overrides = {name: value for name, value in asdict(flags).items() if name != "num_processes"}
@@ -67,11 +72,17 @@ def check_models(study: Study) -> None:
         model_from_config(study.student_config)
 
 
-def facts(study: Study, num_processes: int) -> dict[str, str]:
-    """Name -> text without paths for the head of the report: command, data, steps, hardware, versions, date."""
+def facts(study: Study, num_processes: int, arguments: list[str]) -> dict[str, str]:
+    """Returns the head of the report, texts without paths: command, data, steps, hardware, versions, date.
+
+    Args:
+        study: The study.
+        num_processes: Cells that run in parallel.
+        arguments: The command line.
+    """
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     found = {
-        "command": f"python {shlex.join(sys.argv)}",
+        "command": f"singer-hf compare {shlex.join(arguments)}",
         "teacher": study.teacher_name_or_path,
         "student": study.student_config,
         "images": f"{study.dataset_name}, {study.max_train_samples or 'all'} of the {study.train_split} split",
@@ -86,13 +97,18 @@ def facts(study: Study, num_processes: int) -> dict[str, str]:
 
 
 @one_line_errors()
-def main() -> None:
-    """Runs the command."""
-    study, num_processes = parse()
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: The study and the flags; None takes those of the process.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    study, num_processes = parse(given)
     check_models(study)
     Path(study.output_dir).mkdir(parents=True, exist_ok=True)
     print(f"{len(study.methods)} methods x {len(study.seeds)} seeds x {study.max_steps} steps -> {study.output_dir}")
-    run_study(study, num_processes=num_processes, facts=facts(study, num_processes))
+    run_study(study, num_processes=num_processes, facts=facts(study, num_processes, given))
     page = Path(study.output_dir) / "comparison.md"
     print(page.read_text(encoding="utf-8"))
     print(f"See {page} and {page.parent / 'figures'}")

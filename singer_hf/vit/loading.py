@@ -29,9 +29,10 @@ def load_model(model: nn.Module | str, argument: str, **kwargs: object) -> nn.Mo
         config = AutoConfig.from_pretrained(folder, **kwargs)
         return AutoModel.from_pretrained(folder, **_without_pooler(config), **kwargs)
     except OSError as error:
+        end = f"; {hint(model, TRAINED)}" if "/" not in model else f": {error}"  # Hub ids have a user
         raise FileNotFoundError(
-            f"`{argument}` must be a module, a local folder with config.json and weights, or a Hub id, got {model!r}: "
-            f"{error}"
+            f"`{argument}` must be a module, a local folder with config.json and weights, or a Hub id, got {model!r}"
+            f"{end}"
         ) from error
 
 

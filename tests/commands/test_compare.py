@@ -1,4 +1,4 @@
-"""The command `examples/compare.py`: flags, files, messages, and that a repeated command makes nothing again."""
+"""The command `compare`: flags, files, messages, and that a repeated command makes nothing again."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def test_two_methods_and_two_seeds_make_a_report(run, file, capsys, monkeypatch)
     assert f"2 methods x 2 seeds x 4 steps -> {folder}" in shown
     page = (folder / "comparison.md").read_text()
     assert page in shown
-    assert f"- command: python compare.py {file.name}\n" in page
+    assert f"- command: singer-hf compare {file.name}\n" in page
     assert re.search(r"^\| singer \|", page, re.MULTILINE)
     assert re.search(r"^\| unplanted teacher \|", page, re.MULTILINE)
 
@@ -130,11 +130,11 @@ def test_flags_win_over_the_file(command, file, monkeypatch):
     flags = ["--output_dir", "o", "--seeds", "4", "5", "--methods", "singer", "--max_steps", "7"]
     places = ["--teacher_name_or_path", "t", "--clean_teacher_name_or_path", "c", "--dataset_name", "d"]
     monkeypatch.setattr(sys, "argv", ["compare.py", str(file), *flags, *places, "--num_processes", "2"])
-    study, num_processes = command.parse()
+    study, num_processes = command.parse(sys.argv[1:])
     assert (study.output_dir, study.seeds, list(study.methods), study.max_steps) == ("o", (4, 5), ["singer"], 7)
     assert (study.teacher_name_or_path, study.clean_teacher_name_or_path, study.dataset_name) == ("t", "c", "d")
     assert num_processes == 2
-    assert command.facts(study, 2)["processes"] == "2"
+    assert command.facts(study, 2, [])["processes"] == "2"
 
 
 def test_there_must_be_a_process(run, file):

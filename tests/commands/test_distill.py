@@ -64,14 +64,14 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize("command", distill_commands())
 def test_every_printed_distillation_command_parses(command, monkeypatch):
     monkeypatch.setattr(sys, "argv", [DISTILL, *script_arguments(command), "--use_cpu"])
-    parsed = distill.parse()
+    parsed = distill.parse(sys.argv[1:])
     assert parsed[0].teacher_name_or_path
 
 
 @pytest.mark.parametrize("config", shipped_files(RUNS))
 def test_every_config_parses_and_names_a_student_that_exists(config, monkeypatch):
     monkeypatch.setattr(sys, "argv", [DISTILL, "--config", config, "--use_cpu"])
-    script, args, adapter = distill.parse()
+    script, args, adapter = distill.parse(sys.argv[1:])
     assert args.learning_rate == 1e-3
     assert (adapter.r, args.outlier_quantile, args.outlier_weight, args.info_weight) == (64, 0.97, 0.01, 1.0)
     assert (adapter.init_scale, adapter.gate, args.target_norm, args.outlier_loss) == (1.0, "none", "none", "absolute")
@@ -82,7 +82,7 @@ def test_flags_behind_a_yaml_file_win_over_it(monkeypatch):
     monkeypatch.setattr(
         sys, "argv", [DISTILL, "vit-l_to_vit-t", "--r", "16", "--dataset_name", "elsewhere", "--use_cpu"]
     )
-    script, _, adapter = distill.parse()
+    script, _, adapter = distill.parse(sys.argv[1:])
     assert (script.dataset_name, adapter.r) == ("elsewhere", 16)
 
 

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -61,10 +60,9 @@ def test_every_shipped_model_config_is_one(file):
 
 
 @pytest.mark.parametrize("command", printed(COMPARE))
-def test_every_printed_comparison_parses(command, monkeypatch):
+def test_every_printed_comparison_parses(command):
     words = arguments(command, COMPARE)
-    monkeypatch.setattr(sys, "argv", [COMPARE, *words])
-    study, num_processes = compare.parse()
+    study, num_processes = compare.parse(words)
     assert study.methods
     assert num_processes >= 1
 

@@ -23,7 +23,7 @@ train() {  # train NAME FLAG...: one teacher in $output/NAME
         resume=(--resume True)
     fi
     python examples/train_teacher.py --dataset_name "$dataset" --output_dir "$folder" \
-        --teacher_config examples/configs/teachers/vit-small-patch16-224.json \
+        --teacher_config vit-small-patch16-224 \
         --max_steps 125000 --per_device_train_batch_size 1024 --dataloader_drop_last True --bf16 True --torch_compile True \
         --artifact_log_steps 2500 --save_strategy steps --save_steps 2500 --logging_steps 500 \
         --max_test_samples 5000 --planted_share 0 "$@" "${resume[@]}"
@@ -31,7 +31,7 @@ train() {  # train NAME FLAG...: one teacher in $output/NAME
 
 scenes=()
 if [[ $dataset == "endless scenes" ]]; then
-    scenes=(--saved_scenes 20000)  # for examples/configs/compare/natural.yaml
+    scenes=(--saved_scenes 20000)  # for singer_hf/configs/compare/natural.yaml
 fi
 train mixed --mixup_alpha 0.8 --cutmix_alpha 1.0 "${scenes[@]}" "$@"
 train plain "$@"

@@ -1,17 +1,13 @@
-"""Distils a vision transformer into a small student with SiNGER.
+"""Distils a vision transformer into a small student with SiNGER: what `accelerate launch` starts.
 
     accelerate launch examples/distill.py --help
 
-How to use it, with examples: the first lines of singer_hf/commands/distill.py.
+The same as `singer-hf distill`.
 """
 
 import sys
-from pathlib import Path
 
-if sys.path[0] == str(Path(__file__).resolve().parent):
-    sys.path.pop(0)  # this folder holds an evaluate.py, which would hide the library of that name
-
-from singer_hf.commands.distill import main
+from singer_hf.commands.dispatcher import main
 
 if __name__ == "__main__":
-    main()
+    main(["distill", *sys.argv[1:]])

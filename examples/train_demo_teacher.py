@@ -1,15 +1,11 @@
 """Trains the small teacher of the demo on drawn scenes and plants high-norm tokens in it.
 
-    OMP_NUM_THREADS=2 python examples/train_demo_teacher.py --output_dir examples/demo_teacher
+    OMP_NUM_THREADS=2 python examples/train_demo_teacher.py --output_dir singer_hf/demo/teacher
 
 The folder then contains the teacher, its image processor and a README with its metrics.
 """
 
 import sys
-from pathlib import Path
-
-if sys.path[0] == str(Path(__file__).resolve().parent):
-    sys.path.pop(0)  # this folder holds an evaluate.py, which would hide the library of that name
 
 from singer_hf.commands.command_line import CommandParser, one_line_errors
 from singer_hf.demo.train_demo_teacher import DemoTeacherSettings, train_demo_teacher

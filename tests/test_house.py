@@ -14,7 +14,7 @@ import singer_hf
 PACKAGE = Path(singer_hf.__file__).parent
 # Lowest first, as in docs/architecture.md.
 ROOMS = (
-    *("vit", "data", "cards", "artifacts", "tuner", "extraction", "distillation", "baselines"),
+    *("configs", "vit", "data", "cards", "artifacts", "tuner", "extraction", "distillation", "baselines"),
     *("evaluation", "inspection", "training", "cleaning", "comparison", "demo", "commands"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -77,6 +77,7 @@ def test_importing_the_package_loads_neither_audit_nor_evaluation_nor_matplotlib
     program = "import sys, singer_hf; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     heavy = ("singer_hf.inspection", "singer_hf.evaluation", "singer_hf.comparison", "matplotlib", "sklearn")
+    heavy += ("torch", "transformers", "peft", "datasets")
     assert [name for name in loaded if name.startswith(heavy)] == []
 
 

@@ -1,1 +1,1 @@
-"""The commands, one file each: what `examples/*.py` start."""
+"""The commands of `singer-hf`, one file each."""

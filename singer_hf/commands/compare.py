@@ -1,6 +1,6 @@
 """Compares distillation methods: one student per method and seed, with the same images, order and steps for all.
 
-    python examples/compare.py examples/configs/compare/cifar10_planted.yaml --num_processes 2
+    singer-hf compare cifar10_planted --num_processes 2
 
 Writes comparison.json, comparison.md and figures/*.png into `output_dir`, every student into cells/<method>/<seed>.
 Repeat the command to resume a comparison that was stopped; finished cells are kept. Flags override the file:
@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 
 from singer_hf.cards.privacy import without_paths
-from singer_hf.commands.command_line import CommandParser, one_line_errors
+from singer_hf.commands.command_line import CommandParser, one_line_errors, split_file
 from singer_hf.comparison.runner import run_study
 from singer_hf.comparison.study import Study, read_study
+from singer_hf.configs import COMPARISONS
 from singer_hf.vit.loading import load_model, model_from_config
 
 
@@ -43,13 +44,19 @@ class Flags:
             raise ValueError(f"`--num_processes` must be at least 1, got {self.num_processes!r}")
 
 
-def parse() -> tuple[Study, int]:
-    """The study with the overrides of the command line, and the number of processes."""
-    if len(sys.argv) < 2 or not sys.argv[1].endswith((".yaml", ".yml")):
-        sys.exit(f"usage: compare.py STUDY.yaml [flags]\n{__doc__}")
-    (flags,) = CommandParser(Flags).parse(sys.argv[2:])
+def parse(arguments: list[str]) -> tuple[Study, int]:
+    """Returns the study with the overrides of the command line, and the number of processes.
+
+    Raises:
+        FileNotFoundError: If there is no such study.
+        ValueError: If no study is given, or a flag or the study is wrong.
+    """
+    file, given = split_file(arguments, COMPARISONS)
+    (flags,) = CommandParser(Flags, command="compare", about=__doc__, kind=COMPARISONS).parse(given)
+    if file is None:
+        raise ValueError("give the YAML file of a comparison first; `singer-hf --list` lists those of the package")
     overrides = {name: value for name, value in asdict(flags).items() if name != "num_processes"}
-    return read_study(sys.argv[1], **overrides), flags.num_processes
+    return read_study(file, **overrides), flags.num_processes
 
 
 def check_models(study: Study) -> None:
@@ -65,11 +72,17 @@ def check_models(study: Study) -> None:
         model_from_config(study.student_config)
 
 
-def facts(study: Study, num_processes: int) -> dict[str, str]:
-    """Name -> text without paths for the head of the report: command, data, steps, hardware, versions, date."""
+def facts(study: Study, num_processes: int, arguments: list[str]) -> dict[str, str]:
+    """Returns the head of the report, texts without paths: command, data, steps, hardware, versions, date.
+
+    Args:
+        study: The study.
+        num_processes: Cells that run in parallel.
+        arguments: The command line.
+    """
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     found = {
-        "command": f"python {shlex.join(sys.argv)}",
+        "command": f"singer-hf compare {shlex.join(arguments)}",
         "teacher": study.teacher_name_or_path,
         "student": study.student_config,
         "images": f"{study.dataset_name}, {study.max_train_samples or 'all'} of the {study.train_split} split",
@@ -84,13 +97,18 @@ def facts(study: Study, num_processes: int) -> dict[str, str]:
 
 
 @one_line_errors()
-def main() -> None:
-    """Runs the command."""
-    study, num_processes = parse()
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: The study and the flags; None takes those of the process.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    study, num_processes = parse(given)
     check_models(study)
     Path(study.output_dir).mkdir(parents=True, exist_ok=True)
     print(f"{len(study.methods)} methods x {len(study.seeds)} seeds x {study.max_steps} steps -> {study.output_dir}")
-    run_study(study, num_processes=num_processes, facts=facts(study, num_processes))
+    run_study(study, num_processes=num_processes, facts=facts(study, num_processes, given))
     page = Path(study.output_dir) / "comparison.md"
     print(page.read_text(encoding="utf-8"))
     print(f"See {page} and {page.parent / 'figures'}")

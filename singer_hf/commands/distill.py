@@ -1,25 +1,17 @@
-"""Distils a vision transformer into a small student with SiNGER.
+r"""Distils a vision transformer into a small student with SiNGER.
 
-The demo, on drawn scenes, without any download:
+    singer-hf distill                          the demo, on drawn scenes, without any download
+    singer-hf distill --config vit-l_to_vit-t  settings from a YAML file or of the package
+    singer-hf distill --teacher_name_or_path facebook/dinov2-large --student_config vit-small-patch14 \
+        --dataset_name path/to/images --output_dir outputs/student --num_train_epochs 100
 
-    accelerate launch examples/distill.py
-
-A run on your images, from any ViT of the Hub, timm or a folder:
-
-    accelerate launch examples/distill.py --teacher_name_or_path facebook/dinov2-large \
-        --student_config examples/configs/students/vit-small-patch14.json --dataset_name path/to/images \
-        --output_dir outputs/student --num_train_epochs 100 --per_device_train_batch_size 64
-
-or from a YAML file with the same names, `accelerate launch examples/distill.py examples/configs/vit-l_to_vit-t.yaml`.
-Every field of SingerTrainingArguments and SingerConfig is a flag: `--help` lists them. The rank of the adapter is
-`--rank`, also `--r`, which torchrun takes for one of its own flags.
+On several GPUs: `accelerate launch examples/distill.py` or `accelerate launch -m singer_hf distill`, the same flags.
 The teacher is audited first: with artifacts it is distilled with SiNGER, without any as it is. `--method` names the
-method instead, `--recipe` sets several settings of SiNGER at once.
+method instead, `--recipe` sets several settings of SiNGER at once. Every field of SingerTrainingArguments and
+SingerConfig is a flag. torchrun takes `--r` for one of its own flags; `--rank` is the same.
 """
 
-import os
 import sys
-from pathlib import Path
 
 import datasets
 import torch
@@ -31,32 +23,44 @@ from singer_hf.baselines.method import Method
 from singer_hf.baselines.method_table import make_method
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, recipe_settings
 from singer_hf.baselines.singer import Singer
+from singer_hf.commands import demo
 from singer_hf.commands.command_line import CommandParser, expand_file, one_line_errors, settings_to_flags
-from singer_hf.commands.distill_flags import ScriptArguments, asks_for_adapter, check_flags, check_prefix_tokens
+from singer_hf.commands.distill_flags import (
+    GROUPS,
+    NO_FLAGS,
+    ScriptArguments,
+    asks_for_adapter,
+    check_flags,
+    check_prefix_tokens,
+)
 from singer_hf.commands.teacher_check import choose_method
+from singer_hf.configs import RUNS
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.image_dataset import decode_image
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.data.transforms import eval_transform
-from singer_hf.demo.run import DemoSettings, run_demo
 from singer_hf.evaluation.online_probes import OnlineProbes
 from singer_hf.tuner.model import attach_adapter
 from singer_hf.vit.loading import load_model, model_from_config
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
+def parse(arguments: list[str]) -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
+    """Parses the command line: a YAML file first, if given, then the flags; flags win over the file.
 
-def parse() -> tuple[ScriptArguments, SingerTrainingArguments, SingerConfig]:
-    """Parses the command line: a YAML file first, if given, then the flags; flags win over the file."""
-    parser = CommandParser(ScriptArguments, SingerTrainingArguments, SingerConfig)
-    given = expand_file(sys.argv[1:])
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file or a flag is wrong.
+    """
+    kinds, settings = (ScriptArguments, SingerTrainingArguments, SingerConfig), {"groups": GROUPS, "kind": RUNS}
+    parser = CommandParser(*kinds, command="distill", about=__doc__, left_out=NO_FLAGS, **settings)
+    given = expand_file(arguments, RUNS)
     names, known = parser.given_names(given), parser.parse_known_args(given)[0]
     # The last of several flags of one name wins: those on the command line, then the file's, then the recipe's.
     flags = given if known.recipe is None else [*settings_to_flags(recipe_settings(known.recipe)), *given]
     script, args, peft_config = parser.parse(flags)
     if script.method is None and asks_for_adapter(script, names):
         script.method = Singer.name
-    check_flags(script.method or Singer.name, names, peft_config)
+    check_flags(script.method or Singer.name, names)
     return script, args, peft_config
 
 
@@ -136,23 +140,18 @@ def _chosen_method(script: ScriptArguments, args: SingerTrainingArguments, teach
     return method
 
 
-def demo() -> None:
-    """Runs the demo in one process and on one GPU, however many the launcher started."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    run_demo(DemoSettings(teacher=str(EXAMPLES / "demo_teacher")))
-
-
 @one_line_errors()
-def main() -> None:
-    """Runs the command; without arguments the demo."""
-    if len(sys.argv) == 1:
-        demo()
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; without arguments the demo.
+
+    Args:
+        arguments: The flags; None takes those of the process.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:
+        demo.main([])
         return
-    script, args, peft_config = parse()
+    script, args, peft_config = parse(given)
     set_seed(args.seed)
     if script.student_config is None:
         student = load_model(script.student_name_or_path, "student_name_or_path")

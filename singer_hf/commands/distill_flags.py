@@ -3,12 +3,44 @@
 import json
 from dataclasses import dataclass, field, fields
 
+from peft import PeftConfig
+
 from singer_hf import SingerConfig
 from singer_hf.baselines.fitnet import FitNet
 from singer_hf.baselines.method_table import METHODS, make_method
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES
 from singer_hf.baselines.singer import Singer
 from singer_hf.distillation.feature_distiller import FeatureDistiller
+
+# Fields of the configuration that a command line cannot set, or should not: PEFT's own, and images.
+NO_FLAGS = (*(item.name for item in fields(PeftConfig)), "calibration_images")
+# The flags that `--help` shows.
+GROUPS = {
+    "Teacher, student and images": (
+        *("teacher_name_or_path", "student_name_or_path", "student_config", "dataset_name", "dataset_config"),
+        *("dataset_revision", "train_split", "eval_split", "image_column", "max_train_samples", "max_eval_samples"),
+        *("streaming", "shuffle_buffer", "image_processor", "color_jitter"),
+    ),
+    "Method": ("method", "recipe", "method_settings", "num_audit_images", "num_calibration_images"),
+    "Objective": (
+        *("kd_weight", "kd_loss", "target_norm", "outlier_weight", "info_weight", "outlier_quantile", "outlier_loss"),
+        *("info_loss", "detach_refined", "adapter_warmup_steps", "teacher_layers", "student_layers"),
+    ),
+    "Adapter": (
+        *("r", "layers_to_transform", "gate", "init_weights", "nullspace_source", "init_scale", "null_threshold"),
+        *("num_prefix_tokens", "exclude_modules", "init_seed"),
+    ),
+    "Training": (
+        *("output_dir", "overwrite_output_dir", "resume", "num_train_epochs", "max_steps"),
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "warmup_steps"),
+        *("weight_decay", "lr_scheduler_type", "lr_scheduler_kwargs", "max_grad_norm", "ema_decay", "bf16"),
+        *("torch_compile", "dataloader_num_workers", "seed", "use_cpu"),
+    ),
+    "Logs, evaluation and upload": (
+        *("logging_steps", "report_to", "num_artifact_images", "save_strategy", "save_steps", "save_total_limit"),
+        *("eval_strategy", "eval_steps", "evaluators", "push_to_hub", "hub_model_id"),
+    ),
+}
 
 
 @dataclass
@@ -23,7 +55,8 @@ class ScriptArguments:
     dataset_name: str = field(metadata={"help": "Images: Hub id, imagefolder, or folder of parquet or arrow files."})
     student_name_or_path: str | None = field(default=None, metadata={"help": "Student with weights to start from."})
     student_config: str | None = field(
-        default=None, metadata={"help": "Student with random weights: config as JSON file, folder or Hub id."}
+        default=None,
+        metadata={"help": "Student with random weights: name, JSON file, folder or Hub id of its config."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the dataset on the Hub."})
@@ -109,16 +142,15 @@ def asks_for_adapter(script: ScriptArguments, given: set[str]) -> bool:
     return script.recipe is not None or bool(given & own)
 
 
-def check_flags(method: str, given: set[str], peft_config: SingerConfig) -> None:
+def check_flags(method: str, given: set[str]) -> None:
     """Checks that every flag has a meaning for the method.
 
     Args:
         method: Name of the method.
         given: Names of the fields that were given on the command line or in the YAML file.
-        peft_config: The flags of the adapter.
 
     Raises:
-        ValueError: If a flag belongs to another method, or the adapter would not be trained.
+        ValueError: If a flag belongs to another method.
     """
     others = {name for kind in METHODS.values() for name in kind.training_fields} - set(
         METHODS[method].training_fields
@@ -128,8 +160,6 @@ def check_flags(method: str, given: set[str], peft_config: SingerConfig) -> None
     if wrong := sorted(given & others):
         listed = ", ".join(f"`--{name}`" for name in wrong)
         raise ValueError(f"`--method {method}` does not use {listed}; leave them out")
-    if peft_config.inference_mode:
-        raise ValueError("`--inference_mode` must be left out: the adapter would not be trained")
 
 
 def check_prefix_tokens(distiller: FeatureDistiller, num_prefix_tokens: int | None) -> None:

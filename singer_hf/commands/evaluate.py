@@ -1,10 +1,10 @@
-"""Evaluates frozen features: linear probes, nearest neighbours, segmentation and depth, on benchmarks or your data.
+r"""Evaluates frozen features: linear probes, nearest neighbours, segmentation and depth, on benchmarks or your data.
 
-    python examples/evaluate.py --list
-    python examples/evaluate.py --model_name_or_path facebook/dinov2-small outputs/student --benchmark food101 \
+    singer-hf evaluate --list
+    singer-hf evaluate --model_name_or_path facebook/dinov2-small outputs/student --benchmark food101 \
         --protocol dinov2 --output_dir outputs/evaluation
-    python examples/evaluate.py --model_name_or_path outputs/student --benchmark camvid --dataset_name path/to/camvid
-    python examples/evaluate.py --model_name_or_path outputs/student --task knn --dataset_name path/to/imagefolder
+    singer-hf evaluate --model_name_or_path outputs/student --benchmark camvid --dataset_name path/to/camvid
+    singer-hf evaluate --model_name_or_path outputs/student --task knn --dataset_name path/to/imagefolder
 
 Writes results.json, results.md, per_class_*.json and figures/*.png into output_dir. Several models share one table.
 `--benchmark` takes several names and the groups DS, FG, paper and scenes. A YAML file with the same names can precede
@@ -41,6 +41,21 @@ _POSITIVE = (
     *("num_epochs", "batch_size", "image_size", "resize_size", "resamples"),
     *("max_train_samples", "max_test_samples", "num_classes"),
 )
+GROUPS = {
+    "Models and benchmarks": ("model_name_or_path", "benchmark", "list", "protocol", "processor_name_or_path"),
+    "Own data": (
+        *("task", "dataset_name", "dataset_config", "train_split", "test_split", "image_column", "target_column"),
+        *("num_classes", "ignore_values", "label_offset", "depth_scale", "head_dataset_name"),
+        *("max_train_samples", "max_test_samples"),
+    ),
+    "Protocol": (
+        *("num_epochs", "batch_size", "learning_rates", "image_size", "resize_size", "depth_temperature", "augment"),
+        "seed",
+    ),
+    "Output and speed": (
+        *("output_dir", "write_card", "num_pictures", "resamples", "device", "num_workers", "cache_budget_gib"),
+    ),
+}
 _NOT_NEGATIVE = ("num_workers", "num_pictures", "cache_budget_gib", "seed")
 
 
@@ -161,9 +176,14 @@ def run(settings: Settings) -> None:
 
 
 @one_line_errors()
-def main() -> None:
-    """Parses the flags or a YAML file and runs the command."""
-    (settings,) = CommandParser(Settings).parse(sys.argv[1:])
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the flags or a YAML file and runs the command.
+
+    Args:
+        arguments: The flags; None takes those of the process.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    (settings,) = CommandParser(Settings, command="evaluate", about=__doc__, groups=GROUPS).parse(given)
     if settings.list:
         print(benchmark_table())
     else:

@@ -14,6 +14,8 @@ from torchvision.transforms import InterpolationMode
 from transformers import AutoImageProcessor, ViTImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
+from singer_hf.configs import TRAINED, find
+
 # Two sizes detect a processor that keeps the size of its input; a colour detects swapped channels.
 _PROBE_SIZES = (48, 72)
 _PROBE_COLOUR = (200, 100, 50)
@@ -114,8 +116,9 @@ def load_image_processor(name: str | None) -> BaseImageProcessor | None:
     """Load the image processor saved with a model; None without a name or if none was saved.
 
     Args:
-        name: Local folder or Hub id.
+        name: Local folder, Hub id, or ``"demo-teacher"``.
     """
+    name = name and find(name, TRAINED)
     if name is None or (Path(name).exists() and not _saves_processor(Path(name))):
         return None
     try:

@@ -8,12 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import (
-    AutoConfig,
-    AutoModelForImageClassification,
-    PreTrainedModel,
-    ViTImageProcessor,
-)
+from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
 from transformers.trainer_utils import SaveStrategy
 
 from singer_hf.data.endless.rows import SceneIndices
@@ -27,6 +22,7 @@ from singer_hf.demo.teacher_data import scene_seed
 from singer_hf.demo.teacher_settings import TeacherArguments, TeacherSettings
 from singer_hf.demo.teacher_trainer import BatchPreparation, TeacherTrainer, collate_indices
 from singer_hf.vit.inference import evaluation_mode
+from singer_hf.vit.loading import load_config
 
 NUM_MEASURED_IMAGES = 1_000
 _BATCH = 250
@@ -58,10 +54,10 @@ def new_classifier(config_name: str, rows: datasets.Dataset) -> tuple[PreTrained
     The last hidden unit of every MLP is reserved, so that planting overwrites no trained weights.
 
     Args:
-        config_name: Config of the ViT: JSON file, folder or Hub id.
+        config_name: Config of the ViT, see :func:`singer_hf.vit.loading.load_config`.
         rows: Images with the column ``label``.
     """
-    config = AutoConfig.from_pretrained(config_name)
+    config = load_config(config_name, "teacher_config")
     names = getattr(rows.features["label"], "names", None) or [str(label) for label in sorted(set(rows["label"]))]
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}

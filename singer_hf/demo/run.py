@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ from datasets import Dataset
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModel, PreTrainedModel, set_seed
 
 from singer_hf.artifacts.outliers import outlier_ratio
 from singer_hf.baselines.fitnet import FitNet
-from singer_hf.baselines.recipes import DEFAULT_RECIPE, recipe_settings
+from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES, recipe_settings
 from singer_hf.cards.markdown import markdown_table
+from singer_hf.configs import TRAINED, find
 from singer_hf.data.drawn_scenes import scene_dataset
+from singer_hf.data.image_processors import load_image_processor
 from singer_hf.data.transforms import eval_transform
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.evaluation.heads.logistic_regression import linear_probe
@@ -30,34 +32,32 @@ from singer_hf.tuner import SingerConfig
 BANNER = """
 singer-hf demo. Everything here is SYNTHETIC: the images are scenes drawn in this process, and the teacher is a small
 ViT trained on such scenes in which high-norm artifact tokens were PLANTED. It shows how the software works; the
-numbers say nothing about photographs. For your own data: examples/distill.py --help
+numbers say nothing about photographs. For your own data: singer-hf distill --help
 """
 PICTURES = 4
 
 
 @dataclass
 class DemoSettings:
-    """Sizes of the demo; the defaults take a few minutes on two cores.
+    """Settings of the demo, which are also the flags of the command; the defaults take a few minutes on two cores."""
 
-    Attributes:
-        teacher: Folder of the demo teacher.
-        output_dir: Folder for both students, the figure and the adapter.
-        num_train_images: Drawn scenes to distil on; their labels are only used by the linear probe.
-        num_test_images: Drawn scenes to measure on.
-        num_epochs: Passes over the training scenes.
-        batch_size: Scenes a step.
-        recipe: Recipe of the SiNGER student, see :mod:`singer_hf.baselines.recipes`.
-        seed: Seed of scenes, weights and order.
-    """
+    teacher: str = field(default="demo-teacher", metadata={"help": "Teacher: name or folder."})
+    output_dir: str = field(default="outputs/demo", metadata={"help": "Folder for students, adapter and figure."})
+    num_train_images: int = field(default=4000, metadata={"help": "Drawn scenes to distil on; the probe uses labels."})
+    num_test_images: int = field(default=1000, metadata={"help": "Drawn scenes to measure on."})
+    num_epochs: float = field(default=7.0, metadata={"help": "Passes over the training scenes."})
+    batch_size: int = field(default=64, metadata={"help": "Scenes per step."})
+    recipe: str = field(
+        default=DEFAULT_RECIPE, metadata={"help": f"Settings of the SiNGER student: {', '.join(RECIPES)}."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of scenes, weights and order."})
 
-    teacher: str
-    output_dir: str = "outputs/demo"
-    num_train_images: int = 4000
-    num_test_images: int = 1000
-    num_epochs: float = 7
-    batch_size: int = 64
-    recipe: str = DEFAULT_RECIPE
-    seed: int = 0
+    def __post_init__(self) -> None:
+        for name in ("num_train_images", "num_test_images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}")
+        if not self.num_epochs > 0:
+            raise ValueError(f"`num_epochs` must be greater than 0, got {self.num_epochs!r}")
 
 
 def run_demo(settings: DemoSettings) -> dict[str, dict[str, float]]:
@@ -120,7 +120,7 @@ def _distil(
         args,
         adapter,
         train_dataset=train,
-        processing_class=AutoImageProcessor.from_pretrained(settings.teacher),
+        processing_class=load_image_processor(settings.teacher),
         run_facts={
             "synthetic_data": True,
             "dataset": "drawn scenes",
@@ -134,7 +134,7 @@ def _distil(
 
 def _student(teacher: str) -> PreTrainedModel:
     """The teacher's architecture at half its width, with random weights."""
-    config = AutoConfig.from_pretrained(teacher)
+    config = AutoConfig.from_pretrained(find(teacher, TRAINED))
     config.name_or_path = ""
     config.hidden_size //= 2
     config.intermediate_size = 4 * config.hidden_size

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import datasets
-from transformers import AutoConfig, TrainingArguments
+from transformers import TrainingArguments
 
 from singer_hf.cards.drawing import spread
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.endless.rows import scene_rows
 from singer_hf.demo.teacher_settings import ENDLESS_SCENES, TeacherSettings
+from singer_hf.vit.loading import load_config
 
 NUM_FITTED_IMAGES = 2_000
 SYNTHETIC = "SYNTHETIC: endless scenes, drawn shapes whose class is the shape and texture of the largest one"
@@ -49,7 +50,7 @@ def load_teacher_images(
             _stored_split(settings, settings.train_split, settings.max_train_samples, args.seed),
             _stored_split(settings, settings.test_split, settings.max_test_samples, args.seed),
         )
-    size = AutoConfig.from_pretrained(settings.teacher_config or settings.trained_teacher).image_size
+    size = load_config(settings.teacher_config or settings.trained_teacher, "teacher_config").image_size
     seed, number = scene_seed(args.seed), settings.max_test_samples or _NUM_TEST_SCENES
     train = scene_rows(NUM_FITTED_IMAGES if settings.planted_share else 1, seed, size, args.device)
     return train, scene_rows(number, seed + 1, size, args.device)

@@ -19,7 +19,9 @@ class TeacherSettings:
             "help": f"Labelled images: a folder, a Hub id, or {ENDLESS_SCENES!r} (synthetic, drawn on the device)."
         }
     )
-    teacher_config: str | None = field(default=None, metadata={"help": "Config of the ViT: JSON file, folder or id."})
+    teacher_config: str | None = field(
+        default=None, metadata={"help": "Config of the ViT: name, JSON file or Hub id."}
+    )
     trained_teacher: str | None = field(
         default=None, metadata={"help": "Plant tokens in this classifier instead of training one."}
     )

@@ -1,6 +1,6 @@
 """Trains the small teacher of the demo on drawn scenes and plants high-norm tokens in it.
 
-    OMP_NUM_THREADS=2 python examples/train_demo_teacher.py --output_dir examples/demo_teacher
+    OMP_NUM_THREADS=2 python examples/train_demo_teacher.py --output_dir singer_hf/demo/teacher
 
 A ViT of 6 blocks is trained from scratch to predict the class of a scene (from the class token) and the segmentation
 and depth of each patch (from the patch tokens). Then one reserved hidden unit of block 2's MLP is set to fire on the

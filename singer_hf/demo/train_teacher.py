@@ -1,11 +1,11 @@
 """Trains a ViT on labelled images and optionally plants high-norm tokens in a copy of it.
 
     python examples/train_teacher.py --dataset_name path/to/cifar10 --teacher_config \
-        examples/configs/teachers/vit-6x64-patch4-32px.json --num_train_epochs 30 --output_dir outputs/teacher
+        vit-6x64-patch4-32px --num_train_epochs 30 --output_dir outputs/teacher
     python examples/train_teacher.py --dataset_name path/to/cifar10 --trained_teacher outputs/teacher/unplanted \
         --planted_direction leading --output_dir outputs/teacher_leading
     python examples/train_teacher.py --dataset_name "endless scenes" --max_steps 300 --planted_share 0 \
-        --teacher_config examples/configs/teachers/vit-6x64-patch4-32px.json --mixup_alpha 0.8 --cutmix_alpha 1 \
+        --teacher_config vit-6x64-patch4-32px --mixup_alpha 0.8 --cutmix_alpha 1 \
         --artifact_log_steps 50 --output_dir outputs/endless
 
 Writes `unplanted/` (the trained classifier), `planted/` (unless `--planted_share 0`) and teacher.json into output_dir.

@@ -51,6 +51,9 @@ class SingerTrainingArguments(TrainingArguments):
         ValueError: If a value is out of its range.
     """
 
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the student and its checkpoints. Default: trainer_output."}
+    )
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of AdamW."})
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."})
@@ -90,7 +93,8 @@ class SingerTrainingArguments(TrainingArguments):
     )
     adapter_warmup_steps: int = field(default=0, metadata={"help": "First steps that train the adapter alone."})
     teacher_layers: list[int] | None = field(
-        default=None, metadata={"help": "Distilled blocks of a teacher without adapters, 0-based."}
+        default=None,
+        metadata={"help": "Distilled blocks of a teacher without adapters. Default: as `--layers_to_transform`."},
     )
     student_layers: list[int] | None = field(
         default=None, metadata={"help": "Student blocks paired with the distilled ones. Default: by relative depth."}

@@ -79,9 +79,14 @@ class SingerConfig(PeftConfig):
     nullspace_source: str = field(default="mlp", metadata={"help": f"One of {', '.join(NULLSPACE_SOURCES)}."})
     init_scale: float = field(default=0.0, metadata={"help": "Factor on the up projection at the start."})
     null_threshold: float | None = field(
-        default=None, metadata={"help": "Absolute singular value below which a direction counts as null, > 0."}
+        default=None,
+        metadata={
+            "help": "Absolute singular value below which a direction is null. Default: 0.05 of the largest one."
+        },
     )
-    gate: str | None = field(default=None, metadata={"help": f"Which patches are refined, one of {', '.join(GATES)}."})
+    gate: str | None = field(
+        default=None, metadata={"help": f"Which patches are refined: {', '.join(GATES)}. Default: outlier."}
+    )
     num_prefix_tokens: int | None = field(
         default=None, metadata={"help": "Tokens before the patches. Default: taken from the model."}
     )

@@ -1,10 +1,12 @@
-"""Models by module, local folder, Hub id or config."""
+"""Models by module, local folder, Hub id, config, or the name of a file of the package."""
 
 import inspect
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from singer_hf.configs import MODELS, TRAINED, find, hint
 
 _NO_POOLER = "add_pooling_layer"
 
@@ -13,7 +15,7 @@ def load_model(model: nn.Module | str, argument: str, **kwargs: object) -> nn.Mo
     """Loads a model (transformers or ``timm/``) from a folder or the Hub without its pooler; modules pass through.
 
     Args:
-        model: A module, a local folder or a Hub id.
+        model: A module, a local folder, a Hub id, or ``"demo-teacher"``.
         argument: Name of the argument, for error messages.
         **kwargs: Keyword arguments of ``from_pretrained``: ``revision``, ``token``, ``trust_remote_code``.
 
@@ -23,12 +25,14 @@ def load_model(model: nn.Module | str, argument: str, **kwargs: object) -> nn.Mo
     if isinstance(model, nn.Module):
         return model
     try:
-        config = AutoConfig.from_pretrained(model, **kwargs)
-        return AutoModel.from_pretrained(model, **_without_pooler(config), **kwargs)
+        folder = find(model, TRAINED)
+        config = AutoConfig.from_pretrained(folder, **kwargs)
+        return AutoModel.from_pretrained(folder, **_without_pooler(config), **kwargs)
     except OSError as error:
+        end = f"; {hint(model, TRAINED)}" if "/" not in model else f": {error}"  # Hub ids have a user
         raise FileNotFoundError(
-            f"`{argument}` must be a module, a local folder with config.json and weights, or a Hub id, got {model!r}: "
-            f"{error}"
+            f"`{argument}` must be a module, a local folder with config.json and weights, or a Hub id, got {model!r}"
+            f"{end}"
         ) from error
 
 
@@ -36,20 +40,34 @@ def model_from_config(config: str | Path, argument: str = "student_config") -> P
     """Creates a model with random weights.
 
     Args:
-        config: A JSON file, a folder with config.json, or a Hub id.
+        config: See :func:`load_config`.
         argument: Name of the argument, for error messages.
 
     Raises:
         FileNotFoundError: If there is no such config.
     """
-    try:
-        loaded = AutoConfig.from_pretrained(str(config))
-    except OSError as error:
-        raise FileNotFoundError(
-            f"`{argument}` must be a JSON file, a folder with config.json, or a Hub id, got {str(config)!r}: {error}"
-        ) from error
+    loaded = load_config(config, argument)
     loaded.name_or_path = ""  # the model does not have the weights of that folder
     return AutoModel.from_config(loaded, **_without_pooler(loaded))
+
+
+def load_config(config: str | Path, argument: str = "student_config") -> PreTrainedConfig:
+    """Loads the config of a model.
+
+    Args:
+        config: A JSON file, a folder with config.json, the name of a config of the package, or a Hub id.
+        argument: Name of the argument, for error messages.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+    """
+    place, wanted = find(config, MODELS), f"`{argument}` must be a JSON file, a folder with config.json, a name of the"
+    if place == str(config) and "/" not in place and not Path(place).exists():  # Hub ids have a user
+        raise FileNotFoundError(f"{wanted} package, or a Hub id, got {place!r}; {hint(place, MODELS)}")
+    try:
+        return AutoConfig.from_pretrained(place)
+    except OSError as error:
+        raise FileNotFoundError(f"{wanted} package, or a Hub id, got {str(config)!r}: {error}") from error
 
 
 def _without_pooler(config: object) -> dict[str, bool]:

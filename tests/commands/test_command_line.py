@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from singer_hf.commands import dispatcher
 from singer_hf.commands.command_line import CommandParser, one_line_errors
+from singer_hf.commands.dispatcher import COMMANDS
+from singer_hf.configs import RUNS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-COMMANDS = ("audit", "compare", "distill", "evaluate", "benchmark", "train_teacher", "train_demo_teacher")
+SCRIPTS = ("distill", "benchmark", "train_teacher", "train_demo_teacher")
 
 
 @dataclass
@@ -50,8 +53,9 @@ def test_null_in_a_file_leaves_the_flag_out(tmp_path):
         (["--learning-r", "3"], "unknown flag `--learning-r`; did you mean `--learning_rate`?"),
         (["--leraning_rate=3"], "unknown flag `--leraning_rate`; did you mean `--learning_rate`?"),
         (["--quite_else"], "unknown flag `--quite_else`; see --help"),
+        (["--confg", "x.yaml"], "unknown flag `--confg`; did you mean `--config`?"),
         (["more"], "got ['more'] without a flag before; put a value with spaces in quotes"),
-        (["--learning_rate", "fast"], "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
+        (["--learning_rate", "fast"], "argument --learning_rate: invalid float value: 'fast'"),
         (["--layers", "2", "x"], "argument --layers: invalid int value: 'x'"),
     ],
 )
@@ -72,6 +76,32 @@ def test_wrong_flags_are_refused(arguments, message):
 def test_wrong_files_are_refused(text, message, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
         parse(yaml_file(tmp_path, text), "--name", "a")
+
+
+def test_a_missing_flag_is_named():
+    with pytest.raises(ValueError, match=r"^give `--name`; see --help$"):
+        parse()
+
+
+@pytest.mark.parametrize("place", [["--config", "FILE"], ["--config=FILE"], ["FILE"]])
+def test_the_file_may_follow_its_flag_and_flags_win_over_it(tmp_path, place):
+    file = yaml_file(tmp_path, "name: a\nlayers: [1]\n")
+    words = [word.replace("FILE", str(file)) for word in place]
+    assert parse(*words, "--layers", 2) == Settings("a", layers=[2])
+    if place != ["FILE"]:
+        assert parse("--layers", 2, *words) == Settings("a", layers=[2])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^`--config` must be a YAML file that exists, got 'none\.yaml'$"):
+        parse("--config", "none.yaml")
+    with pytest.raises(FileNotFoundError, match=r"got 'vit-l_to_vit-x'; did you mean 'vit-l_to_vit-t'\?"):
+        CommandParser(Settings, kind=RUNS).parse(["--config", "vit-l_to_vit-x"])
+    with pytest.raises(ValueError, match=r"^argument --config: expected one argument$"):
+        parse("--config")
+    file = str(yaml_file(tmp_path, "name: a\n"))
+    with pytest.raises(ValueError, match=r"^a command takes one YAML file, got \["):
+        parse(file, "--config", file)
 
 
 def test_one_file_stands_before_the_flags(tmp_path):
@@ -106,26 +136,51 @@ def test_everything_else_passes(error):
     assert caught.value is error
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def call(name, arguments, monkeypatch):
+    """Runs a command or a script of examples/ in this process."""
+    if name in COMMANDS:
+        return dispatcher.main([name, *map(str, arguments)])
+    script = str(EXAMPLES / f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    return runpy.run_path(script, run_name="__main__")
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *SCRIPTS])
 def test_every_command_says_in_one_line_what_is_wrong(command, tmp_path, monkeypatch, capsys):
-    script, file = EXAMPLES / f"{command}.py", yaml_file(tmp_path, "a: [1\n")
-    for arguments in ([file], [tmp_path / "none.yaml"], [tmp_path / "none.yaml", "--output_di", "o"]):
-        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    file = yaml_file(tmp_path, "a: [1\n")
+    for arguments in ([file], [tmp_path / "none.yaml"], [tmp_path / "none.yaml", "--output_di", "o"], ["--config"]):
         with pytest.raises(SystemExit, match=r"^2$"):
-            runpy.run_path(str(script), run_name="__main__")
+            call(command, arguments, monkeypatch)
         printed = capsys.readouterr()
         assert printed.out == ""
         assert len(printed.err.splitlines()) == 1
         assert printed.err.startswith("error: ")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *SCRIPTS])
 def test_every_command_refuses_abbreviations(command, tmp_path, monkeypatch, capsys):
-    script = EXAMPLES / f"{command}.py"
-    (tmp_path / "study.yaml").write_text("{}")
-    given = [str(tmp_path / "study.yaml")] if command == "compare" else []
     flag = "--batch_siz" if command == "benchmark" else "--output_di"
-    monkeypatch.setattr(sys, "argv", [str(script), *given, flag, "x"])
     with pytest.raises(SystemExit, match=r"^2$"):
-        runpy.run_path(str(script), run_name="__main__")
+        call(command, [flag, "x"], monkeypatch)
     assert re.fullmatch(rf"error: unknown flag `{flag}`; did you mean `{flag}[er]`\?\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["audit"], "give `--model_name_or_path` and `--output_dir`; see --help"),
+        (["audit", "--model", "m"], "unknown flag `--model`; did you mean `--model_name_or_path`?"),
+        (["distill", "--use_cpu"], "give `--teacher_name_or_path` and `--dataset_name`; see --help"),
+        (["evaluate", "--benchmrk", "scenes"], "unknown flag `--benchmrk`; did you mean `--benchmark`?"),
+        (["demo", "--batch_size", "0"], "`batch_size` must be at least 1, got 0"),
+        (
+            ["compare", "--seeds", "1"],
+            "give the YAML file of a comparison first; `singer-hf --list` lists those of the package",
+        ),
+        (["audit", "none.yaml"], "`--config` must be a YAML file that exists, got 'none.yaml'"),
+    ],
+)
+def test_what_is_wrong_is_said_word_for_word(arguments, message, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        dispatcher.main(arguments)
+    assert capsys.readouterr().err == f"error: {message}\n"

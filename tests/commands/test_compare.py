@@ -1,9 +1,8 @@
-"""The command `examples/compare.py`: flags, files, messages, and that a repeated command makes nothing again."""
+"""The command `compare`: flags, files, messages, and that a repeated command makes nothing again."""
 
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +12,12 @@ from tiny_study import METHODS, write_study
 from singer_hf.commands import compare as compare_command
 from singer_hf.comparison import cells, runner
 from singer_hf.comparison.study import read_study
+from singer_hf.configs import COMPARISONS, shipped_files
 from singer_hf.vit.loading import model_from_config
 from singer_hf.vit.structure import view_vit
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
-ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "compare.py"
 GRID = {"base": {"r": 4, "recipe": "paper"}, "init_scale": [1, -1], "info_weight": [0, 1]}
 
 
@@ -58,7 +56,7 @@ def test_two_methods_and_two_seeds_make_a_report(run, file, capsys, monkeypatch)
     assert f"2 methods x 2 seeds x 4 steps -> {folder}" in shown
     page = (folder / "comparison.md").read_text()
     assert page in shown
-    assert f"- command: python compare.py {file.name}\n" in page
+    assert f"- command: singer-hf compare {file.name}\n" in page
     assert re.search(r"^\| singer \|", page, re.MULTILINE)
     assert re.search(r"^\| unplanted teacher \|", page, re.MULTILINE)
 
@@ -115,20 +113,28 @@ def test_a_student_without_a_class_token_is_compared_by_its_patches(run, tmp_pat
     assert "on linear probe, class token" not in (tmp_path / "straight" / "comparison.md").read_text()
 
 
-def test_without_a_file_the_usage_is_shown(run):
-    assert run().startswith("usage: compare.py STUDY.yaml [flags]\nCompares distillation methods")
-    assert run("--seeds", 1).startswith("usage: compare.py STUDY.yaml [flags]")
+@pytest.mark.parametrize("flags", [(), ("--seeds", 1)])
+def test_without_a_file_the_command_says_what_it_needs(run, flags):
+    message = "error: give the YAML file of a comparison first; `singer-hf --list` lists those of the package"
+    assert run(*flags) == message
+
+
+def test_a_study_that_is_not_there_is_refused_with_the_nearest_name(run):
+    assert run("cifar10_planed") == (
+        "error: `--config` must be a YAML file that exists or a name of the package, got 'cifar10_planed'; did you "
+        "mean 'cifar10_planted'? `singer-hf --list` lists the names of the package"
+    )
 
 
 def test_flags_win_over_the_file(command, file, monkeypatch):
     flags = ["--output_dir", "o", "--seeds", "4", "5", "--methods", "singer", "--max_steps", "7"]
     places = ["--teacher_name_or_path", "t", "--clean_teacher_name_or_path", "c", "--dataset_name", "d"]
     monkeypatch.setattr(sys, "argv", ["compare.py", str(file), *flags, *places, "--num_processes", "2"])
-    study, num_processes = command.parse()
+    study, num_processes = command.parse(sys.argv[1:])
     assert (study.output_dir, study.seeds, list(study.methods), study.max_steps) == ("o", (4, 5), ["singer"], 7)
     assert (study.teacher_name_or_path, study.clean_teacher_name_or_path, study.dataset_name) == ("t", "c", "d")
     assert num_processes == 2
-    assert command.facts(study, 2)["processes"] == "2"
+    assert command.facts(study, 2, [])["processes"] == "2"
 
 
 def test_there_must_be_a_process(run, file):
@@ -142,9 +148,8 @@ def test_a_missing_model_is_named_before_the_first_cell(run, tmp_path, name):
     assert not (tmp_path / "straight").exists()
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "examples/configs/compare").glob("*.yaml")), ids=lambda p: p.name)
-def test_every_shipped_study_can_be_read_and_names_a_student_that_exists(config, monkeypatch):
-    monkeypatch.chdir(ROOT)
+@pytest.mark.parametrize("config", shipped_files(COMPARISONS).values(), ids=lambda path: path.name)
+def test_every_shipped_study_can_be_read_and_names_a_student_that_exists(config):
     study = read_study(config)
     assert study.baseline in study.methods
     assert view_vit(model_from_config(study.student_config)).num_blocks >= 2

@@ -16,6 +16,7 @@ from printed import PAGES, ROOT, bash_commands
 from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTImageProcessor
 
 from singer_hf.commands import distill
+from singer_hf.configs import RUNS, shipped_files
 from singer_hf.vit.loading import model_from_config
 
 DISTILL = str(ROOT / "examples" / "distill.py")
@@ -36,9 +37,7 @@ def stand_ins(tmp_path, monkeypatch):
     ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained("facebook/dinov2-large")
     config = {"model_type": "vit", "intermediate_size": 32, **SMALL, "hidden_size": 16}
     for name in ("vit-small-patch14", "vit-tiny-patch16"):
-        path = Path(f"examples/configs/students/{name}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config))
+        Path(name).write_text(json.dumps(config))  # a path wins over the name
     images = Path("path/to/images/train")
     images.mkdir(parents=True)
     generator = np.random.default_rng(0)
@@ -64,28 +63,26 @@ def test_there_are_commands_to_check():
 
 @pytest.mark.parametrize("command", distill_commands())
 def test_every_printed_distillation_command_parses(command, monkeypatch):
-    arguments = script_arguments(command)
-    if arguments[0].endswith(".yaml"):
-        arguments[0] = str(ROOT / arguments[0])
-    monkeypatch.setattr(sys, "argv", [DISTILL, *arguments, "--use_cpu"])
-    parsed = distill.parse()
+    monkeypatch.setattr(sys, "argv", [DISTILL, *script_arguments(command), "--use_cpu"])
+    parsed = distill.parse(sys.argv[1:])
     assert parsed[0].teacher_name_or_path
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("config", shipped_files(RUNS))
 def test_every_config_parses_and_names_a_student_that_exists(config, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [DISTILL, str(config), "--use_cpu"])
-    script, args, adapter = distill.parse()
+    monkeypatch.setattr(sys, "argv", [DISTILL, "--config", config, "--use_cpu"])
+    script, args, adapter = distill.parse(sys.argv[1:])
     assert args.learning_rate == 1e-3
     assert (adapter.r, args.outlier_quantile, args.outlier_weight, args.info_weight) == (64, 0.97, 0.01, 1.0)
     assert (adapter.init_scale, adapter.gate, args.target_norm, args.outlier_loss) == (1.0, "none", "none", "absolute")
-    assert AutoModel.from_config(model_from_config(ROOT / script.student_config).config)
+    assert AutoModel.from_config(model_from_config(script.student_config).config)
 
 
 def test_flags_behind_a_yaml_file_win_over_it(monkeypatch):
-    config = str(ROOT / "examples" / "configs" / "vit-l_to_vit-t.yaml")
-    monkeypatch.setattr(sys, "argv", [DISTILL, config, "--r", "16", "--dataset_name", "elsewhere", "--use_cpu"])
-    script, _, adapter = distill.parse()
+    monkeypatch.setattr(
+        sys, "argv", [DISTILL, "vit-l_to_vit-t", "--r", "16", "--dataset_name", "elsewhere", "--use_cpu"]
+    )
+    script, _, adapter = distill.parse(sys.argv[1:])
     assert (script.dataset_name, adapter.r) == ("elsewhere", 16)
 
 

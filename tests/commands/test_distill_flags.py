@@ -1,4 +1,4 @@
-"""The flags of `examples/distill.py`: recipes, the rank's two names, and flags without a meaning for the method."""
+"""The flags of `distill`: recipes, the rank's two names, and flags without a meaning for the method."""
 
 import re
 import runpy
@@ -25,7 +25,7 @@ def parse_distill(monkeypatch, *arguments: str):
     required = ["--teacher_name_or_path", "t", "--dataset_name", "d", "--output_dir", "o", "--student_config", "s"]
     file = [arguments[0]] if arguments[0].endswith(".yaml") else []
     monkeypatch.setattr(sys, "argv", [DISTILL, *file, *required, *arguments[len(file) :], "--use_cpu"])
-    return distill.parse()
+    return distill.parse(sys.argv[1:])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,8 @@ def test_every_flag_but_r_passes_through_a_launcher(launcher):
             "`--method vitkd` does not use `--info_weight`, `--init_scale`; leave them out",
         ),
         (["--teacher_layers", "1"], "`--method singer` does not use `--teacher_layers`; leave them out"),
-        (["--inference_mode", "true"], "`--inference_mode` must be left out: the adapter would not be trained"),
+        (["--inference_mode", "true"], "unknown flag `--inference_mode`; "),
+        (["--peft_type", "LORA"], "unknown flag `--peft_type`; "),
         (["--label_smoothing_factor", "0.1"], "`label_smoothing_factor` must be left out, got 0.1: it needs labels"),
         (["--learning_r", "1"], "unknown flag `--learning_r`; did you mean `--learning_rate`?"),
     ],

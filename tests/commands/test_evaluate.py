@@ -1,4 +1,4 @@
-"""The command `examples/evaluate.py`: flags, files, messages."""
+"""The command `evaluate`: flags, files, messages."""
 
 import json
 

@@ -38,4 +38,4 @@ def test_a_teacher_without_artifacts_is_distilled_as_it_is():
 )
 def test_flags_of_singer_choose_it_without_an_audit(flags, method, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["distill.py", *FLAGS, *flags])
-    assert distill.parse()[0].method == method
+    assert distill.parse(sys.argv[1:])[0].method == method

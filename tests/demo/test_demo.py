@@ -1,20 +1,18 @@
 """The demo's two students: what they are trained by, and what is refused."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from singer_hf.baselines.recipes import recipe_settings
 from singer_hf.demo.run import DemoSettings, run_demo
 
-TEACHER = str(Path(__file__).parents[2] / "examples" / "demo_teacher")
 FEW = {"num_train_images": 64, "num_test_images": 32, "num_epochs": 1, "batch_size": 32}
 
 
 @pytest.mark.parametrize(("settings", "recipe"), [({}, "recommended"), ({"recipe": "paper"}, "paper")])
 def test_the_singer_student_follows_the_recipe(tmp_path, capsys, settings, recipe):
-    rows = run_demo(DemoSettings(TEACHER, str(tmp_path), **FEW, **settings))
+    rows = run_demo(DemoSettings(output_dir=str(tmp_path), **FEW, **settings))
     assert list(rows) == ["teacher", "refined teacher", "FitNet student", "SiNGER student"]
     adapter = json.loads((tmp_path / "singer/singer/adapter_config.json").read_text())
     expected = recipe_settings(recipe)
@@ -34,6 +32,6 @@ def test_the_singer_student_follows_the_recipe(tmp_path, capsys, settings, recip
 
 def test_a_recipe_that_is_not_there_is_refused_before_anything_is_done(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"^`recipe` must be one of 'paper', 'reference', 'recommended', got 'best'$"):
-        run_demo(DemoSettings(TEACHER, str(tmp_path / "out"), recipe="best"))
+        run_demo(DemoSettings(output_dir=str(tmp_path / "out"), recipe="best"))
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "out").exists()

@@ -10,11 +10,12 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 from singer_hf.artifacts.outliers import norm_quantiles, norm_statistics, token_norms
+from singer_hf.configs import TRAINED, shipped_files
 from singer_hf.data.drawn_scenes import draw_scene
 from singer_hf.vit.features import capture_features
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TEACHER = EXAMPLES / "demo_teacher"
+TEACHER = shipped_files(TRAINED)["demo-teacher"]
 PLANTED_BLOCK = 2
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from printed import ROOT, bash_commands
 from tiny_study import STUDENT
-from transformers import AutoConfig
 
 from singer_hf.comparison.study import read_study
+from singer_hf.configs import COMPARISONS, shipped_files
 from singer_hf.demo.artifact_log import NAMES
+from singer_hf.vit.loading import load_config
 
 SCRIPT = "benchmarks/natural_artifacts.sh"
 
@@ -53,10 +54,10 @@ def test_the_page_prints_the_script_and_its_files_fit_together():
     commands = bash_commands((ROOT / "docs" / "natural_artifacts.md").read_text(encoding="utf-8"))
     assert f"bash {SCRIPT}" in commands
     script = (ROOT / SCRIPT).read_text(encoding="utf-8")
-    config = "examples/configs/teachers/vit-small-patch16-224.json"
+    config = "vit-small-patch16-224"
     assert config in script
     assert any(config in command and "--mixup_alpha 0.8 --cutmix_alpha 1.0" in command for command in commands)
-    assert AutoConfig.from_pretrained(ROOT / config).image_size == 224
-    study = read_study(ROOT / "examples" / "configs" / "compare" / "natural.yaml")
+    assert load_config(config).image_size == 224
+    study = read_study(shipped_files(COMPARISONS)["natural"])
     assert study.teacher_name_or_path == "outputs/natural/mixed/unplanted"
     assert study.dataset_name == "outputs/natural/mixed/scenes"

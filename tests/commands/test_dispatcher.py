@@ -1,0 +1,106 @@
+"""`singer-hf` and `python -m singer_hf`: which command runs, what it imports, and what the wheel holds."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from printed import ROOT
+
+import singer_hf
+from singer_hf.commands import dispatcher
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "sklearn", "matplotlib")
+
+
+def loaded_by(program):
+    """The heavy libraries that a program imports in a process of its own, and what it prints."""
+    program = f"import sys\n{program}\nprint([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    return done.stderr.splitlines()[-1], done.stdout
+
+
+@pytest.mark.parametrize("flags", [[], ["--help"], ["--list"], ["--version"], ["audit", "--help"]])
+def test_what_needs_no_model_imports_no_library(flags):
+    heavy, printed = loaded_by(f"from singer_hf.commands.dispatcher import main\nmain({flags})")
+    assert heavy == "[]"
+    assert printed
+
+
+def test_no_command_s_help_imports_a_library():
+    heavy, printed = loaded_by(
+        "from singer_hf.commands import dispatcher\n"
+        "dispatcher.made_with = lambda: (dispatcher.STORED_HELP / 'distill.txt').read_text().splitlines()[0]\n"
+        "for name in dispatcher.COMMANDS: dispatcher.main([name, '--help'])"
+    )
+    assert heavy == "[]"
+    assert printed.count("usage: singer-hf ") == len(dispatcher.COMMANDS)
+
+
+def test_the_package_runs_as_a_module_and_only_the_chosen_command_is_imported():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "singer_hf", "adit"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: unknown command `adit`; did you mean `audit`?"
+    assert "singer_hf.commands.dispatcher" in done.stderr
+    assert "singer_hf.commands.audit" not in done.stderr
+
+
+def test_a_command_gets_the_flags_behind_its_name(monkeypatch):
+    given = []
+    monkeypatch.setattr("singer_hf.commands.audit.main", given.append)
+    dispatcher.main(["audit", "--output_dir", "o"])
+    monkeypatch.setattr(sys, "argv", ["singer-hf", "audit", "--max_samples", "3"])
+    dispatcher.main()
+    assert given == [["--output_dir", "o"], ["--max_samples", "3"]]
+
+
+def test_every_command_stands_in_the_usage(capsys):
+    dispatcher.main([])
+    printed = capsys.readouterr().out
+    for name, text in dispatcher.COMMANDS.items():
+        assert f"singer-hf {name} " in printed
+        assert text in printed
+    assert max(map(len, printed.splitlines())) < 120
+
+
+def test_an_unknown_command_without_a_near_one_lists_all(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        dispatcher.main(["quite_else"])
+    assert capsys.readouterr().err == (
+        f"error: unknown command `quite_else`; the commands are {', '.join(dispatcher.COMMANDS)}\n"
+    )
+
+
+def test_the_public_names_are_imported_when_they_are_used():
+    assert set(singer_hf.__all__) <= set(dir(singer_hf))
+    for name in singer_hf.__all__:
+        assert getattr(singer_hf, name) is not None
+    with pytest.raises(AttributeError, match=r"^module 'singer_hf' has no attribute 'SingerConfg'$"):
+        singer_hf.SingerConfg  # noqa: B018
+
+
+@pytest.mark.parametrize("imports", ["import singer_hf, peft", "import peft, singer_hf"])
+def test_importing_the_package_registers_the_method_with_peft_in_any_order(imports):
+    _, printed = loaded_by(
+        f"{imports}\nfrom peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known\nprint(known['SINGER'].__name__)"
+    )
+    assert printed == "SingerConfig\n"
+
+
+def test_the_wheel_holds_configs_help_and_the_demo_s_teacher(tmp_path):
+    flags = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(tmp_path)]
+    copy = tmp_path / "copy"  # setuptools writes into the folder that it builds
+    shutil.copytree(ROOT / "singer_hf", copy / "singer_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *flags, str(copy)], check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = set(wheel.namelist())
+        metadata = next(name for name in names if name.endswith("entry_points.txt"))
+        assert "singer-hf = singer_hf.commands.dispatcher:main" in wheel.read(metadata).decode()
+        assert json.loads(wheel.read("singer_hf/demo/teacher/config.json"))["model_type"] == "vit"
+    assert {file.relative_to(copy).as_posix() for file in (copy / "singer_hf").rglob("*.*") if file.is_file()} <= names

@@ -5,18 +5,37 @@
 The teacher is audited first. The adapter stands behind the block in which its outliers begin, so that all later blocks
 read refined tokens; `--layers_to_transform` overrides that. A teacher without artifacts is left alone. Written are the
 adapter with its card, report.html with both audits, and checkpoints (`--resume`). Every field of CleaningArguments and
-SingerConfig is a flag. `accelerate launch -m singer_hf clean ...` trains on several processes.
+SingerConfig is a flag. On several GPUs: `accelerate launch -m singer_hf clean`, the same flags.
 """
 
-import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from singer_hf import SingerConfig
+from singer_hf import CleaningArguments, SingerConfig
 from singer_hf.cleaning.clean import clean
 from singer_hf.commands.command_line import CommandParser, one_line_errors
+from singer_hf.commands.distill_flags import GROUPS as DISTILL_GROUPS
+from singer_hf.commands.distill_flags import NO_FLAGS
 from singer_hf.data.image_processors import load_image_processor
-from singer_hf.training.adapter.arguments import CleaningArguments
+
+GROUPS = {
+    "Teacher and images": (
+        *("model_name_or_path", "dataset_name", "train_split", "image_column", "max_train_samples"),
+        *("num_audit_images", "processor_name_or_path", "color_jitter"),
+    ),
+    "Objective": ("outlier_weight", "outlier_loss", "outlier_quantile", "info_weight", "info_loss"),
+    "Adapter": DISTILL_GROUPS["Adapter"],
+    "Training": (
+        *("output_dir", "overwrite_output_dir", "resume", "max_steps", "num_train_epochs"),
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "bf16"),
+        *("dataloader_num_workers", "seed", "use_cpu"),
+    ),
+    "Logs and upload": (
+        *("logging_steps", "report_to", "save_strategy", "save_steps", "save_total_limit", "push_to_hub"),
+        "hub_model_id",
+    ),
+}
 
 
 @dataclass
@@ -26,17 +45,28 @@ class CleanSettings:
     model_name_or_path: str = field(metadata={"help": "Teacher: Hub id (transformers or timm/) or local folder."})
     dataset_name: str = field(metadata={"help": "Images: Hub id, imagefolder, or folder of parquet or arrow files."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    image_column: str | None = field(default=None, metadata={"help": "Column with the images."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column with the images. Default: the only image column."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on a seeded subset of this size."})
     num_audit_images: int = field(default=256, metadata={"help": "Images of the audits before and after."})
-    processor_name_or_path: str | None = field(default=None, metadata={"help": "Image processor of the teacher."})
+    processor_name_or_path: str | None = field(
+        default=None, metadata={"help": "Image processor. Default: the one saved with the teacher."}
+    )
     resume: bool = field(default=False, metadata={"help": "Resume from the last complete checkpoint in output_dir."})
 
 
 @one_line_errors()
-def main() -> None:
-    """Parses the flags or a YAML file and cleans the teacher."""
-    settings, args, config = CommandParser(CleanSettings, CleaningArguments, SingerConfig).parse(sys.argv[1:])
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the flags or the YAML file and cleans the teacher.
+
+    Args:
+        arguments: The flags; None takes those of the process.
+    """
+    kinds = (CleanSettings, CleaningArguments, SingerConfig)
+    parser = CommandParser(*kinds, command="clean", about=__doc__, left_out=NO_FLAGS, groups=GROUPS)
+    parser.flags()["layers_to_transform"].help = "0-based blocks with an adapter. Default: chosen by the audit."
+    settings, args, config = parser.parse(sys.argv[1:] if arguments is None else arguments)
     cleaned = clean(
         settings.model_name_or_path,
         settings.dataset_name,
@@ -49,6 +79,6 @@ def main() -> None:
         num_audit_images=settings.num_audit_images,
         resume_from_checkpoint=settings.resume or args.resume_from_checkpoint,
     )
-    if args.process_index == 0 and os.path.isfile(os.path.join(args.output_dir, "adapter_config.json")):
+    if args.process_index == 0 and Path(args.output_dir, "adapter_config.json").is_file():
         blocks = ", ".join(map(str, sorted(cleaned.base_model.singer_layers)))
-        print(f"Adapter behind block {blocks} written to {args.output_dir}; see {args.output_dir}/report.html")
+        print(f"Adapter behind block {blocks}: {args.output_dir}. See {Path(args.output_dir, 'report.html')}")

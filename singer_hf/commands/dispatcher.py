@@ -13,6 +13,7 @@ from singer_hf.version import __version__
 COMMANDS = {
     "demo": "distil two small students on drawn scenes, without any download, in a few minutes",
     "audit": "measure the high-norm tokens of models: metrics, figures, one HTML page",
+    "clean": "train an adapter that removes a model's artifacts, without a student",
     "distill": "distil a vision transformer into a small student",
     "evaluate": "evaluate frozen features: linear probe, kNN, segmentation, depth",
     "compare": "compare methods and seeds for one teacher and one student",

@@ -15,7 +15,7 @@ from singer_hf.cleaning.clean import clean
 # 4,000 patches are 167 images of 24 patches.
 NUM_IMAGES = 168
 QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True}
-FEW_STEPS = {"max_steps": 60, "per_device_train_batch_size": 8, "learning_rate": 0.05}
+FEW_STEPS = {"max_steps": 100, "per_device_train_batch_size": 8, "learning_rate": 0.05}
 
 
 def noise_dataset(number: int = NUM_IMAGES) -> datasets.Dataset:
@@ -28,8 +28,16 @@ def planted_processor() -> hf.ViTImageProcessor:
     return hf.ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
+def lasting_vit() -> hf.ViTModel:
+    """The planted ViT in which no block removes the long vectors again."""
+    model = planted_vit()
+    with torch.no_grad():
+        model.get_parameter("layers.2.mlp.fc2.weight").zero_()
+    return model
+
+
 def saved_teacher(folder: Path) -> Path:
-    planted_vit().save_pretrained(folder)
+    lasting_vit().save_pretrained(folder)
     planted_processor().save_pretrained(folder)
     return folder
 
@@ -41,4 +49,4 @@ def clean_planted(teacher: nn.Module | str | None = None, **options: object) -> 
     images, config, args = given.get("images", noise_dataset()), given.get("config"), given.get("args")
     settings = {} if args else {**QUIET, **FEW_STEPS}
     options = {"processor": planted_processor(), "num_audit_images": NUM_IMAGES, **settings, **options}
-    return clean(planted_vit() if teacher is None else teacher, images, config, args, **options)
+    return clean(lasting_vit() if teacher is None else teacher, images, config, args, **options)

@@ -15,9 +15,9 @@ from singer_hf.distillation.losses import INFO_LOSSES, OUTLIER_LOSSES
 class CleaningArguments(TrainingArguments):
     """`transformers.TrainingArguments` plus the objective of the adapter.
 
-    Differences from the base class: 300 steps of 32 images, ``learning_rate`` 2e-3 with a cosine schedule, AdamW with
-    ``weight_decay`` 1e-4, no gradient clipping, at most two checkpoints are kept; all columns are kept; a loss that is
-    not finite stops the run instead of being filtered from the log.
+    Differences from the base class: ``output_dir`` is "outputs/cleaned"; 300 steps of 32 images, ``learning_rate``
+    2e-3 with a cosine schedule, AdamW with ``weight_decay`` 1e-4, no gradient clipping, at most two checkpoints are
+    kept; all columns are kept; a loss that is not finite stops the run instead of being filtered from the log.
 
     Args:
         outlier_weight: λ_outlier, >= 0.
@@ -32,6 +32,7 @@ class CleaningArguments(TrainingArguments):
         ValueError: If a value is out of its range.
     """
 
+    output_dir: str | None = field(default="outputs/cleaned", metadata={"help": "Folder of the adapter."})
     max_steps: int = field(default=300, metadata={"help": "Number of steps; -1 for `num_train_epochs`."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per step and device."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})

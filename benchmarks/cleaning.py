@@ -3,7 +3,8 @@
     python benchmarks/cleaning.py --planted outputs/teacher/planted --unplanted outputs/teacher/unplanted \
         --dataset_name data/cifar10 --camvid data/camvid --output_dir outputs/cleaning/cifar10 --seeds 0 1 2
     python benchmarks/cleaning.py --planted demo_teacher --unplanted outputs/demo_unplanted \
-        --dataset_name "drawn scenes" --output_dir outputs/cleaning/scenes --seeds 0 1 2
+        --dataset_name "drawn scenes" --output_dir outputs/cleaning/scenes --seeds 0 1 2 \
+        --num_probe_images 2000 --num_test_images 1000
 
 All methods act inline, behind the block in which the audit sees the outliers begin: ``singer``: an adapter trained by
 :func:`singer_hf.cleaning.clean.clean`; ``neighbor``: outliers of each image become the mean of their neighbours;
@@ -25,6 +26,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel
 
+from singer_hf import SingerConfig
 from singer_hf.artifacts.outliers import OutlierRule, outlier_ratio, token_norms
 from singer_hf.baselines.cleanups.neighbor_mean import NeighborMean
 from singer_hf.baselines.cleanups.register_method import TestTimeRegister
@@ -45,8 +47,8 @@ from singer_hf.vit.structure import view_vit
 DRAWN = "drawn scenes"
 METHODS = ("planted", "unplanted", "singer", "neighbor", "register", "direction")
 SCENES = (
-    {"name": "scenes-segmentation", "max_train_samples": 400, "max_test_samples": 300, "num_epochs": 15},
-    {"name": "scenes-depth", "max_train_samples": 400, "max_test_samples": 300, "num_epochs": 20},
+    {"name": "scenes-segmentation", "max_train_samples": 400, "max_test_samples": 300, "num_epochs": 10},
+    {"name": "scenes-depth", "max_train_samples": 400, "max_test_samples": 300, "num_epochs": 10},
 )
 CAMVID = {"name": "camvid", "max_train_samples": 367, "max_test_samples": 100, "num_epochs": 10, "image_size": 96}
 COLUMNS = ("probe_cls", "probe_mean", "knn", "mean_iou", "depth_rmse", "worst_ratio", "time_ratio", "seconds")
@@ -104,8 +106,6 @@ def prepare(args: argparse.Namespace, method: str, seed: int, calibration: list[
         settings = {"seed": seed, "disable_tqdm": True}
         config = None
         if args.layers_to_transform:
-            from singer_hf import SingerConfig
-
             config = SingerConfig(layers_to_transform=args.layers_to_transform)
         return clean(model, images(args, "train", 10_000), config, **settings, processor=processor_of(args))
     if method in ("planted", "unplanted"):
@@ -176,7 +176,7 @@ def run_cell(args: argparse.Namespace, method: str, seed: int) -> dict[str, floa
 def benchmarks(args: argparse.Namespace, seed: int) -> tuple[dict, ...]:
     """The dense benchmarks of the teacher's images with heads of this seed."""
     entries = SCENES if args.dataset_name == DRAWN else ({**CAMVID, "dataset_name": args.camvid},)
-    rates = {"learning_rates": [0.1, 0.3, 1.0], "batch_size": 16, "seed": seed}
+    rates = {"learning_rates": [0.3, 1.0], "batch_size": 16, "seed": seed}
     names = ("num_epochs", "image_size")
     return tuple(
         {key: value for key, value in entry.items() if key not in names}

@@ -32,7 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # The defaults of SingerConfig and of the objective; docs/results.md has the measurements.
     "recommended": {name: getattr(SingerConfig(), name) for name in _ADAPTER} | OBJECTIVE,
 }
-# The recipe of the demo and of examples/distill.py.
+# The recipe of the demo and of `distill`.
 DEFAULT_RECIPE = "recommended"
 
 

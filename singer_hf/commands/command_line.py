@@ -88,7 +88,7 @@ class CommandParser(_RaisingParser, HfArgumentParser):
         command: Name of the command.
         about: What it does, with examples: the docstring of its module.
         groups: Title -> names of the flags that `--help` shows, in that order; None shows all in one group.
-        left_out: Fields that are no flags.
+        left_out: Fields with a default that are no flags.
         kind: Kind of the package's files that `--config` finds by name, see :mod:`singer_hf.configs`.
     """
 
@@ -107,7 +107,9 @@ class CommandParser(_RaisingParser, HfArgumentParser):
         self.groups = groups or {"Flags": list(self.flags())}
 
     def _parse_dataclass_field(self, parser: ArgumentParser, field: Field) -> None:
-        if field.name not in self.left_out:
+        if field.name in self.left_out:
+            self.set_defaults(**{field.name: field.default})
+        else:
             super()._parse_dataclass_field(parser, field)
 
     def flags(self) -> dict[str, Action]:
@@ -166,6 +168,8 @@ class CommandParser(_RaisingParser, HfArgumentParser):
         known = [*self._option_string_actions, "--config"]
         known = [flag for flag in known if flag.startswith("--") and "-" not in flag[2:]]
         near = [flag for flag in known if flag.startswith(name)] or difflib.get_close_matches(name, known, n=1)
+        if not near:  # a typo in an abbreviation
+            near = [flag for flag in known if difflib.get_close_matches(name, [flag[: len(name)]], cutoff=0.8)]
         return f"did you mean `{'` or `'.join(near[:3])}`?" if near else "see --help"
 
 

@@ -24,12 +24,12 @@ def load_model(model: nn.Module | str, argument: str, **kwargs: object) -> nn.Mo
     """
     if isinstance(model, nn.Module):
         return model
+    folder = find(model, TRAINED)
     try:
-        folder = find(model, TRAINED)
         config = AutoConfig.from_pretrained(folder, **kwargs)
         return AutoModel.from_pretrained(folder, **_without_pooler(config), **kwargs)
     except OSError as error:
-        end = f"; {hint(model, TRAINED)}" if "/" not in model else f": {error}"  # Hub ids have a user
+        end = f"; {hint(model, TRAINED)}" if _is_unknown_name(folder) else f": {error}"
         raise FileNotFoundError(
             f"`{argument}` must be a module, a local folder with config.json and weights, or a Hub id, got {model!r}"
             f"{end}"
@@ -62,12 +62,16 @@ def load_config(config: str | Path, argument: str = "student_config") -> PreTrai
         FileNotFoundError: If there is no such config.
     """
     place, wanted = find(config, MODELS), f"`{argument}` must be a JSON file, a folder with config.json, a name of the"
-    if place == str(config) and "/" not in place and not Path(place).exists():  # Hub ids have a user
+    if _is_unknown_name(place):
         raise FileNotFoundError(f"{wanted} package, or a Hub id, got {place!r}; {hint(place, MODELS)}")
     try:
         return AutoConfig.from_pretrained(place)
     except OSError as error:
         raise FileNotFoundError(f"{wanted} package, or a Hub id, got {str(config)!r}: {error}") from error
+
+
+def _is_unknown_name(place: str) -> bool:
+    return "/" not in place and not Path(place).exists()  # Hub ids have a user
 
 
 def _without_pooler(config: object) -> dict[str, bool]:

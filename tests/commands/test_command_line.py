@@ -169,6 +169,7 @@ def test_every_command_refuses_abbreviations(command, tmp_path, monkeypatch, cap
     ("arguments", "message"),
     [
         (["audit"], "give `--model_name_or_path` and `--output_dir`; see --help"),
+        (["audit", "--modl", "m"], "unknown flag `--modl`; did you mean `--model_name_or_path`?"),
         (["audit", "--model", "m"], "unknown flag `--model`; did you mean `--model_name_or_path`?"),
         (["distill", "--use_cpu"], "give `--teacher_name_or_path` and `--dataset_name`; see --help"),
         (["evaluate", "--benchmrk", "scenes"], "unknown flag `--benchmrk`; did you mean `--benchmark`?"),

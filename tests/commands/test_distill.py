@@ -19,13 +19,15 @@ from singer_hf.commands import distill
 from singer_hf.configs import RUNS, shipped_files
 from singer_hf.vit.loading import model_from_config
 
+START = re.compile(r"^(?:singer-hf distill|accelerate launch .*examples/distill\.py) (?=-)")
 DISTILL = str(ROOT / "examples" / "distill.py")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 
 
 def distill_commands() -> list[str]:
     commands = {command for page in PAGES for command in bash_commands(page.read_text())}
-    return sorted(c for c in commands if "examples/distill.py " in c and "..." not in c and "pip install" not in c)
+    whole = (command for command in commands if "..." not in command and "pip install" not in command)
+    return sorted(command for command in whole if START.search(command))
 
 
 @pytest.fixture
@@ -53,8 +55,7 @@ def run_script(script: str, arguments: list[str], monkeypatch) -> None:
 
 
 def script_arguments(command: str) -> list[str]:
-    words = shlex.split(command)
-    return words[words.index("examples/distill.py") + 1 :]
+    return shlex.split(START.split(command)[1])
 
 
 def test_there_are_commands_to_check():

@@ -73,7 +73,8 @@ def test_the_rank_has_two_names_of_which_the_last_wins(tmp_path, monkeypatch):
 @pytest.mark.parametrize("launcher", [get_args_parser, launch_command_parser])
 def test_every_flag_but_r_passes_through_a_launcher(launcher):
     parser, flags = launcher(), CommandParser(ScriptArguments, SingerTrainingArguments, SingerConfig)
-    names = {name for action in flags._actions for name in action.option_strings} - {"--r", "--help", "-h"}
+    names = {"--config", *(name for action in flags._actions for name in action.option_strings)}
+    names -= {"--r", "--help", "-h"}
     assert "--rank" in names
     for name in names:
         assert parser.parse_args(["distill.py", name, "4"]).training_script_args == [name, "4"]

@@ -13,12 +13,12 @@ METRICS = {
     "singer": {"probe_cls": [0.50, 0.53, 0.56], "outlier_ratio": [1.3, 1.3, 1.3], "e_prob": [0.1, 0.15, 0.2]},
     "clip": {"probe_cls": [0.38, 0.41, 0.45], "outlier_ratio": [2.3, 2.4, None], "e_prob": [None] * 3},
 }
-FACTS = {"command": "`python examples/compare.py study.yaml`", "hardware": "two CPU cores"}
+FACTS = {"command": "`singer-hf compare study.yaml`", "hardware": "two CPU cores"}
 REFERENCES = {"teacher": {"probe_cls": 0.583, "outlier_ratio": None}, "unplanted teacher": {"outlier_ratio": 1.9}}
 PAGE = """\
 # Comparison of methods
 
-- command: `python examples/compare.py study.yaml`
+- command: `singer-hf compare study.yaml`
 - hardware: two CPU cores
 
 ## Quality

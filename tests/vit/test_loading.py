@@ -70,7 +70,8 @@ def test_a_config_gives_a_model_with_random_weights_and_no_pooler(tmp_path, as_f
 
 def test_a_missing_config_is_named(tmp_path):
     file = tmp_path / "none.json"
-    message = rf"^`student_config` must be a JSON file, a folder with config.json, or a Hub id, got '{file}': "
+    wanted = "a JSON file, a folder with config.json, a name of the package, or a Hub id"
+    message = rf"^`student_config` must be {wanted}, got '{file}': "
     with pytest.raises(FileNotFoundError, match=message):
         model_from_config(file)
 

@@ -172,7 +172,8 @@ def _trained(
 def _save(trainer: AdapterTrainer, inputs: CleaningInputs, report: CleaningReport) -> None:
     if trainer.is_world_process_zero():
         write_cleaning_report(Path(trainer.args.output_dir), trainer.distiller.teacher, inputs, report)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()  # saves, and writes the card
+        return
     trainer.save_model()
     trainer.create_model_card()
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()

@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
-from transformers.utils import PushInProgress
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from singer_hf.cards.privacy import without_paths
 from singer_hf.training.checkpoint import load_distilled, save_distilled
 from singer_hf.training.figures import save_run_figures
 from singer_hf.training.guards.settings import write_settings
-from singer_hf.training.hub import explain_failed_upload, upload_checkpoint
+from singer_hf.training.pushing import PushMixin
 from singer_hf.training.run_card import write_card
 
 logger = logging.getLogger(__name__)
 
 
-class SavingMixin:
+class SavingMixin(PushMixin):
     """Overrides of `transformers.Trainer` for a distiller, of which only the student is a model of its own."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -33,19 +32,6 @@ class SavingMixin:
         """Writes the model card from the run into the output folder."""
         if self.is_world_process_zero():
             write_card(self, self.args.output_dir)
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Saves and uploads student, adapter, projectors and card; the local folder stays complete if that fails.
-
-        Raises:
-            RuntimeError: If the upload fails; the message has the command that repeats it without training.
-        """
-        if self.hub_model_id is None:
-            # First, so that the folder is complete even where the Hub refuses to create the repository.
-            self.save_model(_internal_call=True)
-        repo = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
-        with explain_failed_upload(repo, self.args.output_dir):
-            return super().push_to_hub(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:
@@ -74,14 +60,3 @@ class SavingMixin:
     def _load_best_model(self) -> None:
         logger.info("Loading the best checkpoint %s (%s)", self.state.best_model_checkpoint, self.state.best_metric)
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        if self.signals.received:  # there may be seconds left, and nothing of a stopped run is published
-            return
-        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if not busy or self.args.hub_always_push:
-            message = f"Training in progress, step {self.state.global_step}"
-            jobs = upload_checkpoint(checkpoint_folder, self.hub_model_id, message, self.args)
-            self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if busy else ()), *jobs])

@@ -1,4 +1,4 @@
-"""Runs that push to the Hub in HF_ENDPOINT: `python tests/builders/hub_run.py {push,fail} OUTPUT_DIR`; prints JSON."""
+"""Runs that push to the Hub in HF_ENDPOINT: `python tests/builders/hub_run.py {push,fail,clean} OUTPUT_DIR`; JSON."""
 
 import hashlib
 import json
@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import torch
+from cleanings import clean_planted, saved_teacher
 from huggingface_hub import snapshot_download
 from peft import PeftModel
+from planted import planted_images
 from runs import differing, files_in, make_trainer
 from transformers import AutoImageProcessor, AutoModel
 from zoo import images, tiny_vit
@@ -71,6 +73,21 @@ def fail(folder: Path) -> dict:
     return results
 
 
+def clean(folder: Path) -> dict:
+    """Cleans the planted ViT with a push at every save and at the end, and loads the adapter as a stranger would."""
+    saved_teacher(folder / "teacher")
+    hub = {"push_to_hub": True, "hub_model_id": "someone/adapter", "hub_strategy": "every_save"}
+    token = {"hub_token": os.environ["HF_TOKEN"], "hub_always_push": True}
+    steps = {"max_steps": 4, "save_steps": 2}
+    cleaned = clean_planted(str(folder / "teacher"), output_dir=str(folder / "cleaned"), **hub, **token, **steps)
+    teacher = AutoModel.from_pretrained(folder / "teacher", add_pooling_layer=False)
+    loaded = PeftModel.from_pretrained(teacher, "someone/adapter").eval()
+    copy = Path(snapshot_download("someone/adapter"))
+    with torch.no_grad():
+        both = [model(planted_images(2)).last_hidden_state for model in (loaded, cleaned)]
+    return {"equal": torch.equal(*both), "copied": sorted(files_in(copy)), "card": (copy / "README.md").read_text()}
+
+
 class Recorder(logging.Handler):
     def __init__(self, messages: list[str]) -> None:
         super().__init__()
@@ -81,4 +98,4 @@ class Recorder(logging.Handler):
 
 
 if __name__ == "__main__":
-    print(json.dumps({"push": push, "fail": fail}[sys.argv[1]](Path(sys.argv[2]))))
+    print(json.dumps({"push": push, "fail": fail, "clean": clean}[sys.argv[1]](Path(sys.argv[2]))))

@@ -19,15 +19,15 @@ from singer_hf.training.checkpoint import save_adapter
 from singer_hf.training.guards.data_order import DataOrderMixin
 from singer_hf.training.guards.finite import adapter_tensors
 from singer_hf.training.guards.settings import common_settings, write_settings
-from singer_hf.training.hub import explain_failed_upload
 from singer_hf.training.loss_averages import LossMixin
+from singer_hf.training.pushing import PushMixin
 from singer_hf.training.running import RunMixin
 
 # Writes the card of the run into a folder.
 CardWriter = Callable[["AdapterTrainer", Path], None]
 
 
-class AdapterTrainer(LossMixin, RunMixin, DataOrderMixin, Trainer):
+class AdapterTrainer(LossMixin, RunMixin, PushMixin, DataOrderMixin, Trainer):
     """Trains the SiNGER adapters of a teacher without a student; the adapter is what is saved, never the teacher.
 
     Args:
@@ -115,16 +115,6 @@ class AdapterTrainer(LossMixin, RunMixin, DataOrderMixin, Trainer):
         """Writes the card of the adapter into the output folder."""
         if self.write_card is not None and self.is_world_process_zero():
             self.write_card(self, Path(self.args.output_dir))
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Saves and uploads the adapter; the local folder stays complete if that fails.
-
-        Raises:
-            RuntimeError: If the upload fails; the message has the command that repeats it without training.
-        """
-        repo = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
-        with explain_failed_upload(repo, self.args.output_dir):
-            return super().push_to_hub(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:

@@ -188,7 +188,7 @@ def dense_metrics(args: argparse.Namespace, model: nn.Module, processor: object,
 
 @torch.no_grad()
 def scene_features(model: nn.Module, processor: object, number: int, series: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every patch of drawn scenes: token after the final norm with the class token, (M, 2 D), depth, class, (M,)."""
+    """Tokens after the final norm with the class token (M, 2 D), depth (M,) and class (M,) of patches of scenes."""
     rows = scene_dataset(number, seed=series)
     batches = pixel_batches_of(select_image_and_label(rows), processor, number)
     tokens = torch.cat([model(batch).last_hidden_state for batch in batches])

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
 
 from singer_hf.training.guards.output_folder import PUSH_PREFIX
 from singer_hf.training.guards.settings import SETTINGS_FILE
@@ -111,3 +113,31 @@ def explain_failed_upload(repo_id: str, folder: str) -> Iterator[None]:
             f"the upload failed ({type(error).__name__}: {error}). Everything is saved in {folder!r}; upload it "
             f'without training: hf upload {repo_id} {folder} --exclude "checkpoint-*"'
         ) from error
+
+
+class PushMixin:
+    """Overrides of `transformers.Trainer` for uploads at the end of a run and at its checkpoints."""
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Saves and uploads what the run made, with its card; the local folder stays complete if that fails.
+
+        Raises:
+            RuntimeError: If the upload fails; the message has the command that repeats it without training.
+        """
+        if self.hub_model_id is None:
+            # First, so that the folder is complete even where the Hub refuses to create the repository.
+            self.save_model(_internal_call=True)
+        repo = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
+        with explain_failed_upload(repo, self.args.output_dir):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self.signals.received:  # there may be seconds left, and nothing of a stopped run is published
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if not busy or self.args.hub_always_push:
+            message = f"Training in progress, step {self.state.global_step}"
+            jobs = upload_checkpoint(checkpoint_folder, self.hub_model_id, message, self.args)
+            self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if busy else ()), *jobs])

@@ -12,7 +12,7 @@ from singer_hf.cards.privacy import without_paths
 from singer_hf.training.checkpoint import load_distilled, save_distilled
 from singer_hf.training.figures import save_run_figures
 from singer_hf.training.guards.settings import write_settings
-from singer_hf.training.pushing import PushMixin
+from singer_hf.training.hub import PushMixin
 from singer_hf.training.run_card import write_card
 
 logger = logging.getLogger(__name__)

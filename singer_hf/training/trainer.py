@@ -142,7 +142,7 @@ class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin
         return run_settings(self)
 
     def tensors_to_save(self, optimizer: Any = None) -> dict[str, Tensor]:
-        """Returns what a checkpoint holds, see :func:`saved_tensors`."""
+        """Returns what a checkpoint holds, tensors (...) by name, see :func:`saved_tensors`."""
         average = None if self.ema is None else self.ema.average
         return saved_tensors(self.distiller, average, optimizer)
 

@@ -19,8 +19,8 @@ from singer_hf.training.checkpoint import save_adapter
 from singer_hf.training.guards.data_order import DataOrderMixin
 from singer_hf.training.guards.finite import adapter_tensors
 from singer_hf.training.guards.settings import common_settings, write_settings
+from singer_hf.training.hub import PushMixin
 from singer_hf.training.loss_averages import LossMixin
-from singer_hf.training.pushing import PushMixin
 from singer_hf.training.running import RunMixin
 
 # Writes the card of the run into a folder.
@@ -102,7 +102,7 @@ class AdapterTrainer(LossMixin, RunMixin, PushMixin, DataOrderMixin, Trainer):
         return common_settings(self)
 
     def tensors_to_save(self, optimizer: Any = None) -> dict[str, Tensor]:
-        """Returns what a checkpoint holds: weights and statistics of the adapters, state of the optimiser."""
+        """Returns what a checkpoint holds, tensors (...) by name: weights and statistics of adapters, optimiser's state."""
         return adapter_tensors(self.distiller, optimizer)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

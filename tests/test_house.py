@@ -14,7 +14,7 @@ import singer_hf
 PACKAGE = Path(singer_hf.__file__).parent
 # Lowest first, as in docs/architecture.md.
 ROOMS = (
-    *("configs", "vit", "data", "cards", "artifacts", "tuner", "extraction", "distillation", "baselines"),
+    *("configs", "vit", "data", "cards", "artifacts", "tuner", "export", "extraction", "distillation", "baselines"),
     *("evaluation", "inspection", "training", "cleaning", "comparison", "demo", "commands"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -100,10 +100,10 @@ def test_timm_is_imported_nowhere(file):
 
 
 @every_file
-def test_matplotlib_is_imported_inside_functions_only(file):
+def test_libraries_of_extras_are_imported_inside_functions_only(file):
     tree = _without_type_checking(_tree(file))
     tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
-    assert "matplotlib" not in _libraries(tree)
+    assert not {"matplotlib", "onnx", "onnxruntime", "onnxscript"} & _libraries(tree)
 
 
 FAMILIES = re.compile(

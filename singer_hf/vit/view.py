@@ -85,7 +85,7 @@ class ViTView:
         if "noise" in parameters:  # masked autoencoders sort the patches by it
             rows, columns = self.grid(*size)
             order = torch.arange(rows * columns, device=pixel_values.device, dtype=torch.float32)
-            kwargs["noise"] = order.expand(len(pixel_values), -1)
+            kwargs["noise"] = order.expand(pixel_values.shape[0], -1)  # `len` would fix a traced model's batch size
         return kwargs
 
     def mlp_layers(self, index: int) -> tuple[nn.Linear, nn.Linear]:

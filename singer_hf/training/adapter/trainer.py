@@ -102,7 +102,7 @@ class AdapterTrainer(LossMixin, RunMixin, PushMixin, DataOrderMixin, Trainer):
         return common_settings(self)
 
     def tensors_to_save(self, optimizer: Any = None) -> dict[str, Tensor]:
-        """Returns what a checkpoint holds, tensors (...) by name: weights and statistics of adapters, optimiser's state."""
+        """Returns what a checkpoint holds, tensors (...) by name: adapters and the optimiser's state."""
         return adapter_tensors(self.distiller, optimizer)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -20,7 +20,8 @@ def before_after_maps(before: Snapshot, after: Snapshot) -> "Figure":
     """Draws a row per image: the image, patch norms after the last block and principal components, before and after.
 
     Norms are relative to the median of all patches of their model; both columns have one logarithmic scale. The three
-    leading principal components (red, green, blue) have one basis, fitted to both models.
+    leading principal components (red, green, blue) have one basis and scale, fitted to the cleaned tokens: long
+    tokens would determine a basis of their own.
 
     Args:
         before: Features of the teacher.
@@ -30,7 +31,7 @@ def before_after_maps(before: Snapshot, after: Snapshot) -> "Figure":
 
     norms = [snapshot.norms[-1] / snapshot.norms[-1].median() for snapshot in (before, after)]
     scale = LogNorm(_SMALLEST_RANGE[0], max(float(torch.cat(norms).max()), _SMALLEST_RANGE[1]), clip=True)
-    colours = pca_colours(torch.cat([before.features, after.features])).chunk(2)
+    colours = [pca_colours(snapshot.features, after.features) for snapshot in (before, after)]
     rows, grid = len(before.images), before.grid
     aspect = grid[0] / grid[1]
     figure = new_figure(5 * _CELL + 1.2, rows * (_CELL * aspect + 0.08) + 0.5)

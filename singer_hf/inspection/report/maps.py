@@ -130,17 +130,19 @@ def pca_maps(snapshots: Sequence[Snapshot], title: str | None = None) -> "Figure
     return figure
 
 
-def pca_colours(features: Tensor) -> Tensor:
+def pca_colours(features: Tensor, fitted_to: Tensor | None = None) -> Tensor:
     """Returns the three leading principal components of patch tokens as colours.
 
     Args:
         features: Patch tokens (K, N, D); all K images share one basis.
+        fitted_to: Patch tokens (K', N', D) to which basis and scale are fitted. None: ``features``.
 
     Returns:
         Red, green and blue, (K, N, 3), each scaled from its 1st to its 99th percentile to [0, 1].
     """
-    flat = features.flatten(0, 1).double()
-    centred = flat - flat.mean(0)
+    flat = (features if fitted_to is None else fitted_to).flatten(0, 1).double()
+    mean = flat.mean(0)
+    centred = flat - mean
     # torch.pca_lowrank was ten times slower on 4,000 tokens of width 1024, and inaccurate for flat spectra.
     _, _, basis = torch.linalg.svd(centred.T @ centred, full_matrices=False)
     basis = basis[:3].T
@@ -148,6 +150,7 @@ def pca_colours(features: Tensor) -> Tensor:
     basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
     components = centred @ basis
     low, high = torch.quantile(components, torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
+    components = (features.flatten(0, 1).double() - mean) @ basis
     colours = ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     return colours.view(*features.shape[:2], -1)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from singer_hf.cards.adapter_card import add_adapter_text
-from singer_hf.cards.markdown import code, markdown_table, plain_text
+from singer_hf.cards.markdown import code, plain_text
 from singer_hf.cleaning.report import PICTURE, CleaningReport
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def write_cleaning_card(trainer: "AdapterTrainer", folder: Path, report: Cleanin
     left = ", ".join(map(str, report.left))
     text = _TEXT.format(
         reasons="\n".join(map(plain_text, report.plan.reasons)),
-        table=markdown_table(
-            ["block", "outliers", "outliers, cleaned", "p99 / median", "p99 / median, cleaned"], report.rows()
-        ),
+        table=report.table(),
         mad_factor=report.before.rule["mad_factor"],
         num_images=report.before.num_images,
         picture=f"\n![Norms and principal components before and after]({PICTURE})\n"

@@ -1,6 +1,5 @@
 """`clean`: trains the adapters that remove a teacher's artifacts, and writes adapter, card and page."""
 
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import set_seed
 
+from singer_hf.baselines.cleanups.register_method import TestTimeRegister
 from singer_hf.cleaning.card import write_cleaning_card
 from singer_hf.cleaning.images import (
     CleaningInputs,
@@ -20,9 +19,11 @@ from singer_hf.cleaning.images import (
     is_of_images,
     load_training_images,
 )
-from singer_hf.cleaning.plan import CleaningPlan, plan_cleaning
-from singer_hf.cleaning.report import CleaningReport, write_cleaning_report
+from singer_hf.cleaning.plan import plan_cleaning
+from singer_hf.cleaning.registers import clean_with_registers
+from singer_hf.cleaning.report import CleaningReport
 from singer_hf.data.image_processors import load_image_processor
+from singer_hf.distillation.losses import check_choice
 from singer_hf.inspection.measure.audit import audit
 from singer_hf.inspection.run import check_size
 from singer_hf.training.adapter.arguments import CleaningArguments
@@ -35,7 +36,7 @@ from singer_hf.tuner.model import attach_adapter
 from singer_hf.vit.loading import load_model
 from singer_hf.vit.structure import view_vit
 
-logger = logging.getLogger(__name__)
+METHODS = ("singer", TestTimeRegister.name)
 
 
 def clean(
@@ -44,6 +45,7 @@ def clean(
     config: SingerConfig | None = None,
     args: CleaningArguments | None = None,
     *,
+    method: str = "singer",
     processor: Any = None,
     split: str = "train",
     image_column: str | None = None,
@@ -67,6 +69,8 @@ def clean(
         config: Configuration of the adapter. Its ``layers_to_transform`` overrides the choice by the audit.
         args: Arguments of the training. Into its ``output_dir`` go the adapter with its card, ``report.html``,
             ``audit.json`` and checkpoints; with ``push_to_hub`` they are uploaded.
+        method: ``"singer"``, or ``"test_time_register"``, which needs no training but one token more, and is installed
+            in the teacher itself, see :mod:`singer_hf.cleaning.registers`.
         processor: Image processor of the teacher. None: the one saved with it.
         split: Split of a folder or Hub id.
         image_column: Column with the images. None: the only image column.
@@ -77,7 +81,8 @@ def clean(
             output_dir="cleaned")``. Without ``output_dir`` nothing is written.
 
     Returns:
-        The cleaned teacher, a ``PeftModel`` in eval mode; ``save_pretrained(folder)`` writes its adapter.
+        The cleaned teacher, a ``PeftModel`` in eval mode; ``save_pretrained(folder)`` writes its adapter. With a
+        test-time register the teacher itself.
 
     Raises:
         ValueError: If the teacher carries an adapter already, there are too few images, they do not have the teacher's
@@ -86,17 +91,26 @@ def clean(
     """
     if args is not None and settings:
         raise ValueError(f"`args` must be left out if its fields are given one by one, got {sorted(settings)}")
+    check_choice("method", method, METHODS)
+    if method == TestTimeRegister.name and config is not None:
+        raise ValueError(f"`config` must be left out for `method={method!r}`, which has no adapter")
     with _arguments(args, settings) as (args, keep):
         set_seed(args.seed)
         dataset = load_training_images(images, split, image_column, max_samples, args.seed)
-        inputs = _load(teacher, dataset, processor, num_audit_images, args.seed)
+        inputs = _load(teacher, dataset, processor, num_audit_images, args)
         plan = plan_cleaning(audit(inputs.teacher, inputs.batches, name=inputs.name), config)
         if args.process_index == 0:
             print(*plan.reasons, sep="\n")
         if not plan.blocks:
             return attach_adapter(inputs.teacher, config or SingerConfig()).eval().requires_grad_(False)
-        source = images if isinstance(images, str) else None
-        model = _trained(inputs, plan, config, args, keep, resume_from_checkpoint, source)
+        report = CleaningReport.begin(inputs, plan)
+        if method == TestTimeRegister.name:
+            model = clean_with_registers(report, args.output_dir if keep else None)
+        else:
+            source = images if isinstance(images, str) else None
+            model = _trained(report, config, args, keep, resume_from_checkpoint, source)
+        if args.process_index == 0:
+            print(*report.lines(), sep="\n")
     return model.eval().requires_grad_(False)
 
 
@@ -116,7 +130,9 @@ def _arguments(args: CleaningArguments | None, settings: dict[str, Any]) -> Iter
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _load(teacher: nn.Module | str, dataset: Any, processor: Any, number: int, seed: int) -> CleaningInputs:
+def _load(
+    teacher: nn.Module | str, dataset: Any, processor: Any, number: int, args: CleaningArguments
+) -> CleaningInputs:
     if number < 1:
         raise ValueError(f"`num_audit_images` must be at least 1, got {number!r}")
     model, name = load_model(teacher, "teacher"), name_of(teacher)
@@ -132,46 +148,41 @@ def _load(teacher: nn.Module | str, dataset: Any, processor: Any, number: int, s
             "`processor` must be given for a dataset of images: the teacher was not loaded from a folder or Hub id "
             "with an image processor"
         )
-    batches = audit_batches(dataset, processor, number, seed)
+    batches = audit_batches(dataset, processor, number, args.seed)
     label = Path(name).name if name else type(model).__name__
     check_size(model, batches[0], label)
     rows, columns = view_vit(model).grid(*batches[0].shape[-2:])
     check_number(batches, rows * columns)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return CleaningInputs(model.to(device), label, dataset, processor, batches)
+    return CleaningInputs(model.to(args.device), label, dataset, processor, batches)
 
 
 def _trained(
-    inputs: CleaningInputs,
-    plan: CleaningPlan,
+    report: CleaningReport,
     config: SingerConfig | None,
     args: CleaningArguments,
     keep: bool,
     resume: str | bool | None,
     source: str | None,
 ) -> nn.Module:
-    model = attach_adapter(inputs.teacher, plan.configure(config))
-    report = CleaningReport(inputs.name, plan)
+    model = attach_adapter(report.inputs.teacher, report.plan.configure(config))
     trainer = AdapterTrainer(
         model,
         args,
-        inputs.dataset,
-        inputs.processor,
+        report.inputs.dataset,
+        report.inputs.processor,
         write_card=lambda trainer, folder: write_cleaning_card(trainer, folder, report),
         run_facts={"dataset": source},
     )
     trainer.train(resume_from_checkpoint=resume)
-    report.after = audit(model, inputs.batches, name=f"{inputs.name}, cleaned", inline=True)
-    if trainer.is_world_process_zero():
-        print(*report.lines(), sep="\n")
+    report.finish(model)
     if keep:
-        _save(trainer, inputs, report)
+        _save(trainer, report)
     return model
 
 
-def _save(trainer: AdapterTrainer, inputs: CleaningInputs, report: CleaningReport) -> None:
+def _save(trainer: AdapterTrainer, report: CleaningReport) -> None:
     if trainer.is_world_process_zero():
-        write_cleaning_report(Path(trainer.args.output_dir), trainer.distiller.teacher, inputs, report)
+        report.save(Path(trainer.args.output_dir))
     if trainer.args.push_to_hub:
         trainer.push_to_hub()  # saves, and writes the card
         return

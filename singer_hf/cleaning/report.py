@@ -1,21 +1,25 @@
 """The outcome of a cleaning: both audits as a table, a picture, and a page."""
 
+import importlib.util
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from singer_hf.cards.markdown import markdown_table
 from singer_hf.cleaning.images import CleaningInputs
 from singer_hf.cleaning.plan import CleaningPlan
 from singer_hf.data.image_processors import image_spec
+from singer_hf.inspection.measure.audit import audit
 from singer_hf.inspection.measure.audit_result import AuditResult
 from singer_hf.inspection.measure.snapshots import Snapshot, take_snapshot
 from singer_hf.inspection.report.before_after import before_after_maps
 from singer_hf.inspection.report.verdict import has_artifacts, percent
 from singer_hf.inspection.run import AuditedModel, write_report
-from singer_hf.tuner.layer import find_singer_layers, raw_features
+
+logger = logging.getLogger(__name__)
 
 PICTURE = "before_after.png"
 _SHOWN, _SEARCHED = 4, 64
@@ -26,14 +30,35 @@ class CleaningReport:
     """Both audits of a cleaning.
 
     Attributes:
-        name: Name of the teacher.
+        inputs: Teacher and images.
         plan: The plan, with the audit before.
+        shown: Images of the figures, (K, 3, H, W), those with the longest tokens first.
+        before_snapshot: Features of these images before.
         after: The audit of the cleaned teacher as it runs; None until it is trained.
+        after_snapshot: Features of the images after.
     """
 
-    name: str
+    inputs: CleaningInputs
     plan: CleaningPlan
+    shown: Tensor
+    before_snapshot: Snapshot
     after: AuditResult | None = None
+    after_snapshot: Snapshot | None = None
+
+    @classmethod
+    def begin(cls, inputs: CleaningInputs, plan: CleaningPlan) -> "CleaningReport":
+        """Looks at the teacher before anything is changed."""
+        images = torch.cat(inputs.batches)[:_SEARCHED]
+        norms = take_snapshot(inputs.teacher, images).norms[-1]
+        ratios = norms.amax(dim=1) / norms.median(dim=1).values
+        shown = images[ratios.argsort(descending=True)[:_SHOWN]]
+        return cls(inputs, plan, shown, _snapshot(inputs, inputs.teacher, shown, plan.audit.name))
+
+    def finish(self, model: nn.Module) -> None:
+        """Audits the cleaned teacher as it runs."""
+        name = f"{self.inputs.name}, cleaned"
+        self.after = audit(model, self.inputs.batches, name=name, inline=True)
+        self.after_snapshot = _snapshot(self.inputs, model, self.shown, name)
 
     @property
     def before(self) -> AuditResult:
@@ -72,44 +97,31 @@ class CleaningReport:
             lines.append(f"Artifacts are left after the blocks {left}: train longer (`max_steps`){more}.")
         return lines
 
+    def table(self) -> str:
+        """Both audits as a markdown table."""
+        header = ["block", "outliers", "outliers, cleaned", "p99 / median", "p99 / median, cleaned"]
+        return markdown_table(header, self.rows())
 
-def write_cleaning_report(folder: Path, model: nn.Module, inputs: CleaningInputs, report: CleaningReport) -> None:
-    """Writes ``report.html``, ``audit.json``, ``figures/`` and the picture of the card.
+    def save(self, folder: Path) -> None:
+        """Writes ``report.html``, ``audit.json``, ``figures/`` and the picture of the card, if matplotlib is installed.
 
-    Args:
-        folder: The run's folder.
-        model: The cleaned teacher.
-        inputs: The images and the processor.
-        report: Both audits.
-    """
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    shown = _worst_images(inputs.batches, model)
-    spec = {} if inputs.processor is None else _normalization(inputs.processor)
-    layers = find_singer_layers(model).values()
-    with raw_features(layers):
-        before = take_snapshot(model, shown, name=report.before.name, inline=True, **spec)
-    after = take_snapshot(model, shown, name=report.after.name, inline=True, **spec)
-    entries = [
-        AuditedModel(report.name, model, inputs.batches, result, snapshot)
-        for result, snapshot in ((report.before, before), (report.after, after))
-    ]
-    write_report(folder, entries, {}, source="the training images")
-    _draw(folder / PICTURE, before, after)
-
-
-def _normalization(processor: Any) -> dict[str, Any]:
-    spec = image_spec(processor)
-    return {"mean": spec.mean, "std": spec.std}
+        Args:
+            folder: The run's folder.
+        """
+        if importlib.util.find_spec("matplotlib") is None:
+            logger.warning("no page and no picture: matplotlib is not installed (pip install 'singer-hf[plots]')")
+            return
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        pairs = ((self.before, self.before_snapshot), (self.after, self.after_snapshot))
+        entries = [
+            AuditedModel(result.name, self.inputs.teacher, self.inputs.batches, result, snapshot)
+            for result, snapshot in pairs
+        ]
+        write_report(folder, entries, {}, source="the training images")
+        before_after_maps(self.before_snapshot, self.after_snapshot).savefig(folder / PICTURE, dpi=140)
 
 
-def _worst_images(batches: list[torch.Tensor], model: nn.Module) -> torch.Tensor:
-    """The images (K, 3, H, W) whose longest patch tokens after the last block are longest, worst first."""
-    images = torch.cat(batches)[:_SEARCHED]
-    with raw_features(find_singer_layers(model).values()):
-        norms = take_snapshot(model, images, inline=True).norms[-1]
-    ratios = norms.amax(dim=1) / norms.median(dim=1).values
-    return images[ratios.argsort(descending=True)[:_SHOWN]]
-
-
-def _draw(file: Path, before: Snapshot, after: Snapshot) -> None:
-    before_after_maps(before, after).savefig(file, dpi=140)
+def _snapshot(inputs: CleaningInputs, model: nn.Module, images: Tensor, name: str) -> Snapshot:
+    spec = None if inputs.processor is None else image_spec(inputs.processor)
+    scale = {} if spec is None else {"mean": spec.mean, "std": spec.std}
+    return take_snapshot(model, images, name=name, inline=True, **scale)

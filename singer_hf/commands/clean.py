@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from singer_hf import CleaningArguments, SingerConfig
-from singer_hf.cleaning.clean import clean
+from singer_hf.cleaning.clean import METHODS, clean
 from singer_hf.commands.command_line import CommandParser, one_line_errors
 from singer_hf.commands.distill_flags import GROUPS as DISTILL_GROUPS
 from singer_hf.commands.distill_flags import NO_FLAGS
@@ -21,7 +21,7 @@ from singer_hf.data.image_processors import load_image_processor
 
 GROUPS = {
     "Teacher and images": (
-        *("model_name_or_path", "dataset_name", "train_split", "image_column", "max_train_samples"),
+        *("model_name_or_path", "dataset_name", "method", "train_split", "image_column", "max_train_samples"),
         *("num_audit_images", "processor_name_or_path", "color_jitter"),
     ),
     "Objective": ("outlier_weight", "outlier_loss", "outlier_quantile", "info_weight", "info_loss"),
@@ -44,6 +44,7 @@ class CleanSettings:
 
     model_name_or_path: str = field(metadata={"help": "Teacher: Hub id (transformers or timm/) or local folder."})
     dataset_name: str = field(metadata={"help": "Images: Hub id, imagefolder, or folder of parquet or arrow files."})
+    method: str = field(default="singer", metadata={"help": f"One of {', '.join(METHODS)}; see docs/cleaning.md."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     image_column: str | None = field(
         default=None, metadata={"help": "Column with the images. Default: the only image column."}
@@ -67,11 +68,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = CommandParser(*kinds, command="clean", about=__doc__, left_out=NO_FLAGS, groups=GROUPS)
     parser.flags()["layers_to_transform"].help = "0-based blocks with an adapter. Default: chosen by the audit."
     settings, args, config = parser.parse(sys.argv[1:] if arguments is None else arguments)
-    cleaned = clean(
+    clean(
         settings.model_name_or_path,
         settings.dataset_name,
-        config,
+        config if settings.method == "singer" else None,
         args,
+        method=settings.method,
         processor=load_image_processor(settings.processor_name_or_path),
         split=settings.train_split,
         image_column=settings.image_column,
@@ -79,6 +81,5 @@ def main(arguments: list[str] | None = None) -> None:
         num_audit_images=settings.num_audit_images,
         resume_from_checkpoint=settings.resume or args.resume_from_checkpoint,
     )
-    if args.process_index == 0 and Path(args.output_dir, "adapter_config.json").is_file():
-        blocks = ", ".join(map(str, sorted(cleaned.base_model.singer_layers)))
-        print(f"Adapter behind block {blocks}: {args.output_dir}. See {Path(args.output_dir, 'report.html')}")
+    if args.process_index == 0 and Path(args.output_dir, "report.html").is_file():
+        print(f"Written to {args.output_dir}; see {Path(args.output_dir, 'report.html')}")

@@ -38,7 +38,7 @@ class InlineDistiller(FeatureDistiller):
         initial_adapter: Digest of the adapters at the start.
 
     Raises:
-        ValueError: If the teacher has no SiNGER adapters, all of them are behind the last distilled block, L_outlier
+        ValueError: If the teacher has no SiNGER adapter or several, all blocks with it are behind the last distilled block, L_outlier
             has no weight, or for a reason of :class:`FeatureDistiller`.
     """
 
@@ -51,6 +51,7 @@ class InlineDistiller(FeatureDistiller):
                 "`teacher` must have SiNGER adapters, it has none; load the adapter onto it with "
                 "`Cleaned(adapter_name_or_path).prepare(teacher)`"
             )
+        _check_names(adapters)
         super().__init__(student, teacher, refiners=adapters, **kwargs)
         self._check(adapters, objective)
         self.objective, self.initial_adapter = objective, adapter_digest(adapters)
@@ -116,6 +117,17 @@ class InlineDistiller(FeatureDistiller):
                 f"`outlier_weight` must be greater than 0 to train the adapter, got {objective.outlier_weight!r}; "
                 "leave `train_adapter` out to keep it as it is"
             )
+
+
+def _check_names(layers: Mapping[int, SingerLayer]) -> None:
+    """One adapter is saved with the student, so that one must be all that refines the teacher."""
+    names = {name for layer in layers.values() for name in layer.singer_down}
+    active = {name for layer in layers.values() if not layer.disable_adapters for name in layer.active_adapters}
+    if len(names) > 1 or active != names:
+        raise ValueError(
+            f"`teacher` must have one adapter, and it must be active, got {sorted(names)} of which {sorted(active)} are "
+            "active; delete the others with `teacher.delete_adapter`, or call `teacher.set_adapter`"
+        )
 
 
 def adapter_digest(layers: Mapping[int, SingerLayer]) -> str:

@@ -11,7 +11,7 @@ from planted import planted_images, planted_vit
 from runs import differing
 from zoo import images, tiny, tiny_vit
 
-from singer_hf import SingerDistiller
+from singer_hf import SingerConfig, SingerDistiller
 from singer_hf.artifacts.outliers import outlier_ratio, token_norms
 from singer_hf.distillation.adapter_losses import AdapterObjective
 from singer_hf.distillation.artifact_metrics import artifact_metrics
@@ -233,6 +233,19 @@ def test_what_cannot_be_distilled_is_refused():
         make(objective=AdapterObjective(outlier_weight=0.0))
     with refuse("`teacher` must have no SiNGER adapters for FeatureDistiller, it has some after blocks [1, 2]"):
         FeatureDistiller(small_student(), cleaned())
+
+
+def test_a_teacher_has_one_adapter_and_it_is_active():
+    two = cleaned()
+    two.add_adapter("second", SingerConfig(r=2, layers_to_transform=[1], gate="none"))
+    with refuse(
+        "`teacher` must have one adapter, and it must be active, got ['default', 'second'] of which ['default']"
+    ):
+        make(two)
+    two.delete_adapter("second")
+    make(two)
+    with two.disable_adapter(), refuse("`teacher` must have one adapter, and it must be active, got ['default'] of w"):
+        make(two)
 
 
 def test_the_digest_tells_adapters_apart():

@@ -38,7 +38,7 @@ class InlineDistiller(FeatureDistiller):
         initial_adapter: Digest of the adapters at the start.
 
     Raises:
-        ValueError: If the teacher has no SiNGER adapter or several, all blocks with it are behind the last distilled block, L_outlier
+        ValueError: If the teacher has no SiNGER adapter or several, no distilled block reads what it refines, L_outlier
             has no weight, or for a reason of :class:`FeatureDistiller`.
     """
 
@@ -125,8 +125,8 @@ def _check_names(layers: Mapping[int, SingerLayer]) -> None:
     active = {name for layer in layers.values() if not layer.disable_adapters for name in layer.active_adapters}
     if len(names) > 1 or active != names:
         raise ValueError(
-            f"`teacher` must have one adapter, and it must be active, got {sorted(names)} of which {sorted(active)} are "
-            "active; delete the others with `teacher.delete_adapter`, or call `teacher.set_adapter`"
+            f"`teacher` must have one adapter, and it must be active, got {sorted(names)} of which {sorted(active)} "
+            "are active; delete the others with `teacher.delete_adapter`, or call `teacher.set_adapter`"
         )
 
 

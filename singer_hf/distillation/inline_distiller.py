@@ -38,8 +38,8 @@ class InlineDistiller(FeatureDistiller):
         initial_adapter: Digest of the adapters at the start.
 
     Raises:
-        ValueError: If the teacher has no SiNGER adapter or several, no distilled block reads what it refines, L_outlier
-            has no weight, or for a reason of :class:`FeatureDistiller`.
+        ValueError: If the teacher has no SiNGER adapter or several, no distilled block reads what it refines,
+            L_outlier has no weight, or for a reason of :class:`FeatureDistiller`.
     """
 
     def __init__(

@@ -67,9 +67,9 @@ class Cleaned(Method):
         trained = "went on being trained beside the student" if self.train_adapter else "was not trained any further"
         return CardMethod(
             "singer",
-            "that was cleaned before with SiNGER ([paper](https://arxiv.org/abs/2509.20986)): a low-rank adapter "
-            "refines its outlier patch tokens behind the block where they begin, later blocks read the refined "
-            f"tokens, and the student learned the features of this refined teacher. The adapter {trained}.",
+            "after it was cleaned with SiNGER ([paper](https://arxiv.org/abs/2509.20986)): a low-rank adapter refines "
+            "the outlier patch tokens behind the block where they begin, later blocks read the refined tokens, and "
+            f"the student learned the features of this refined teacher. The adapter {trained}.",
         )
 
     def prepare(self, teacher: nn.Module, images: Iterable[Tensor] = (), seed: int = 0) -> nn.Module:

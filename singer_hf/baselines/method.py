@@ -50,6 +50,11 @@ class Method:
         return False
 
     @property
+    def used_fields(self) -> tuple[str, ...]:
+        """Those of ``training_fields`` that have a meaning with these settings."""
+        return self.training_fields
+
+    @property
     def card(self) -> CardMethod:
         """The method in the model card of its student."""
         raise NotImplementedError
@@ -78,6 +83,10 @@ class Method:
     def objective(self, args: Any) -> dict[str, Any]:
         """The settings of the objective from the training arguments."""
         return {name: getattr(args, name) for name in self.objective_fields}
+
+    def run_settings(self, distiller: FeatureDistiller) -> dict[str, Any]:
+        """Settings that a resumed run must share with its checkpoint, by name."""
+        return dataclasses.asdict(self)
 
     def describe(self, distiller: FeatureDistiller) -> str:
         """The method in a few words, for the summary of a run."""

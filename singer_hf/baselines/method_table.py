@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from singer_hf.baselines.cleaned import Cleaned
 from singer_hf.baselines.cleanups.clip_norm import ClipNormMethod
 from singer_hf.baselines.cleanups.local_outliers import LocalOutlierMethod
 from singer_hf.baselines.cleanups.mean_outlier import MeanOutlierMethod
@@ -17,7 +18,7 @@ from singer_hf.baselines.singer import Singer
 from singer_hf.baselines.vitkd import ViTKD
 
 _METHODS = (
-    *(Singer, FitNet, ViTKD, Relational),
+    *(Singer, Cleaned, FitNet, ViTKD, Relational),
     *(TestTimeRegister, ClipNormMethod, NeighborMeanMethod, MeanOutlierMethod),
     *(LocalOutlierMethod, SingularDirectionMethod, ShiftedViews),
 )

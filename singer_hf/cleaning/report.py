@@ -103,7 +103,7 @@ class CleaningReport:
         return markdown_table(header, self.rows())
 
     def save(self, folder: Path) -> None:
-        """Writes ``report.html``, ``audit.json``, ``figures/`` and the picture of the card, if matplotlib is installed.
+        """Writes ``report.html``, ``audit.json``, ``figures/`` and the picture of the card, if it can draw them.
 
         Args:
             folder: The run's folder.

@@ -3,6 +3,7 @@
     singer-hf audit --model_name_or_path demo-teacher --output_dir audit/
     singer-hf audit --model_name_or_path facebook/dinov2-base --dataset_name photos/ --output_dir audit/
     singer-hf audit --model_name_or_path teacher/ --adapter_name_or_path run/singer --output_dir audit/
+    singer-hf audit --model_name_or_path teacher/ --adapter_name_or_path cleaned/ --inline --output_dir audit/
     singer-hf audit --model_name_or_path teacher/ fitnet/ run/ --dataset_name photos/ --output_dir audit/
 
 Writes audit.json, figures/*.png and report.html, a self-contained page. Of several models the first is the teacher,

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from singer_hf.baselines.cleaned import Cleaned
 from singer_hf.cards.privacy import without_paths
 from singer_hf.commands.command_line import CommandParser, one_line_errors, split_file
 from singer_hf.comparison.runner import run_study
@@ -64,11 +65,16 @@ def check_models(study: Study) -> None:
 
     Raises:
         FileNotFoundError: If one of them does not exist.
+        ValueError: If the adapter of a cleaned teacher does not exist or does not fit.
     """
     own = (method.teacher_name_or_path for method in study.methods.values())
     with torch.random.fork_rng(devices=[]):
         for name in {study.teacher_name_or_path, study.clean_teacher_name_or_path, *own} - {None}:
             load_model(name, "teacher_name_or_path")
+        for entry in study.methods.values():
+            if isinstance(entry.method, Cleaned):
+                teacher = entry.teacher_name_or_path or study.teacher_name_or_path
+                entry.method.prepare(load_model(teacher, "teacher_name_or_path"))
         model_from_config(study.student_config)
 
 

@@ -7,7 +7,8 @@ r"""Distils a vision transformer into a small student with SiNGER.
 
 On several GPUs: `accelerate launch examples/distill.py` or `accelerate launch -m singer_hf distill`, the same flags.
 The teacher is audited first: with artifacts it is distilled with SiNGER, without any as it is. `--method` names the
-method instead, `--recipe` sets several settings of SiNGER at once. Every field of SingerTrainingArguments and
+method instead, `--recipe` sets several settings of SiNGER at once. `--adapter_name_or_path` starts from a cleaned
+teacher, whose adapter is frozen or, with `--train_adapter`, trained on. Every field of SingerTrainingArguments and
 SingerConfig is a flag. torchrun takes `--r` for one of its own flags; `--rank` is the same.
 """
 
@@ -19,6 +20,7 @@ from torch import nn
 from transformers import set_seed
 
 from singer_hf import SingerConfig, SingerDistillationTrainer, SingerTrainingArguments
+from singer_hf.baselines.cleaned import Cleaned
 from singer_hf.baselines.method import Method
 from singer_hf.baselines.method_table import make_method
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, recipe_settings
@@ -60,7 +62,7 @@ def parse(arguments: list[str]) -> tuple[ScriptArguments, SingerTrainingArgument
     script, args, peft_config = parser.parse(flags)
     if script.method is None and asks_for_adapter(script, names):
         script.method = Singer.name
-    check_flags(script.method or Singer.name, names)
+    check_flags(make_method(script.method or Singer.name, script.settings()), names)
     return script, args, peft_config
 
 
@@ -124,6 +126,9 @@ def prepare_teacher(
             peft_config.calibration_images = calibration_images(script, args.seed, script.num_calibration_images)
         return Singer(), attach_adapter(teacher, peft_config)
     method = make_method(script.method, script.settings())
+    if script.method == Cleaned.name and args.process_index == 0:
+        fate = "trained on" if script.train_adapter else "frozen"
+        print(f"no audit: the teacher is refined by the adapter {script.adapter_name_or_path}, which is {fate}")
     images = calibration_images(script, args.seed, script.num_calibration_images) if method.needs_images else ()
     return method, method.prepare(teacher, images, args.seed)
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, fields
 from peft import PeftConfig
 
 from singer_hf import SingerConfig
+from singer_hf.baselines.cleaned import Cleaned
 from singer_hf.baselines.fitnet import FitNet
+from singer_hf.baselines.method import Method
 from singer_hf.baselines.method_table import METHODS, make_method
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES
 from singer_hf.baselines.singer import Singer
@@ -77,6 +79,10 @@ class ScriptArguments:
         default=None,
         metadata={"help": "Image processor of the student. Default: its own, else the teacher's normalisation."},
     )
+    adapter_name_or_path: str | None = field(
+        default=None, metadata={"help": "Adapter of a cleaned teacher, active in its pass; no audit is made."}
+    )
+    train_adapter: bool = field(default=False, metadata={"help": "Train that adapter on; it is frozen otherwise."})
     method: str | None = field(
         default=None,
         metadata={
@@ -103,10 +109,11 @@ class ScriptArguments:
     def __post_init__(self) -> None:
         if (self.student_name_or_path is None) == (self.student_config is None):
             raise ValueError("give exactly one of `--student_name_or_path` and `--student_config`")
-        if self.method in (None, Singer.name) and self.settings():
+        self._check_adapter()
+        if self.method in (None, Singer.name, Cleaned.name) and self._given():
             raise ValueError(
-                f"`--method_settings` must be left out with `--method {Singer.name}`, whose settings are flags of "
-                f"their own, got {self.method_settings!r}"
+                f"`--method_settings` must be left out with `--method {self.method or Singer.name}`, whose settings "
+                f"are flags of their own, got {self.method_settings!r}"
             )
         make_method(self.method or Singer.name, self.settings())
         if self.num_audit_images < 1:
@@ -116,12 +123,29 @@ class ScriptArguments:
         if self.evaluators and (self.eval_split is None or self.streaming):
             raise ValueError("`--evaluators` need `--eval_split`, and labelled images that are not streamed")
 
+    def _check_adapter(self) -> None:
+        """Chooses the method of a given adapter."""
+        if self.adapter_name_or_path is not None and self.method not in (None, Cleaned.name):
+            raise ValueError(
+                f"`--adapter_name_or_path` must be left out with `--method {self.method}`, which takes no trained "
+                f"adapter, got {self.adapter_name_or_path!r}"
+            )
+        if self.adapter_name_or_path is None and (self.train_adapter or self.method == Cleaned.name):
+            flag = "--train_adapter" if self.train_adapter else f"--method {Cleaned.name}"
+            raise ValueError(f"`{flag}` needs `--adapter_name_or_path`, the adapter of a cleaned teacher")
+        self.method = self.method if self.adapter_name_or_path is None else Cleaned.name
+
     def settings(self) -> dict:
         """Returns the settings of the method by name.
 
         Raises:
             ValueError: If `method_settings` is not a JSON object.
         """
+        if self.method == Cleaned.name:
+            return {"adapter_name_or_path": self.adapter_name_or_path, "train_adapter": self.train_adapter}
+        return self._given()
+
+    def _given(self) -> dict:
         try:
             settings = json.loads(self.method_settings)
         except json.JSONDecodeError as error:
@@ -142,24 +166,29 @@ def asks_for_adapter(script: ScriptArguments, given: set[str]) -> bool:
     return script.recipe is not None or bool(given & own)
 
 
-def check_flags(method: str, given: set[str]) -> None:
+def check_flags(method: Method, given: set[str]) -> None:
     """Checks that every flag has a meaning for the method.
 
     Args:
-        method: Name of the method.
+        method: The method.
         given: Names of the fields that were given on the command line or in the YAML file.
 
     Raises:
         ValueError: If a flag belongs to another method.
     """
-    others = {name for kind in METHODS.values() for name in kind.training_fields} - set(
-        METHODS[method].training_fields
-    )
-    if method != Singer.name:
+    others = {name for kind in METHODS.values() for name in kind.training_fields} - set(method.used_fields)
+    if not isinstance(method, Singer):
         others |= {item.name for item in fields(SingerConfig)}
     if wrong := sorted(given & others):
         listed = ", ".join(f"`--{name}`" for name in wrong)
-        raise ValueError(f"`--method {method}` does not use {listed}; leave them out")
+        raise ValueError(f"{_flag_of(method)} does not use {listed}; leave them out")
+
+
+def _flag_of(method: Method) -> str:
+    """The flag that asks for a method, for messages."""
+    if not isinstance(method, Cleaned):
+        return f"`--method {method.name}`"
+    return "`--adapter_name_or_path`" + ("" if method.train_adapter else " without `--train_adapter`")
 
 
 def check_prefix_tokens(distiller: FeatureDistiller, num_prefix_tokens: int | None) -> None:

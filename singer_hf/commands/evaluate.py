@@ -4,6 +4,7 @@ r"""Evaluates frozen features: linear probes, nearest neighbours, segmentation a
     singer-hf evaluate --model_name_or_path facebook/dinov2-small outputs/student --benchmark food101 \
         --protocol dinov2 --output_dir outputs/evaluation
     singer-hf evaluate --model_name_or_path outputs/student --benchmark camvid --dataset_name path/to/camvid
+    singer-hf evaluate --model_name_or_path teacher/ --adapter_name_or_path outputs/cleaned --benchmark scenes
     singer-hf evaluate --model_name_or_path outputs/student --task knn --dataset_name path/to/imagefolder
 
 Writes results.json, results.md, per_class_*.json and figures/*.png into output_dir. Several models share one table.
@@ -64,6 +65,7 @@ class Settings:
     """Flags of the command."""
 
     model_name_or_path: list[str] | None = field(default=None, metadata={"help": "Models: folders or Hub ids."})
+    adapter_name_or_path: str | None = field(default=None, metadata={"help": "SiNGER adapter of the only model."})
     benchmark: list[str] | None = field(default=None, metadata={"help": "Names or groups, see `--list`."})
     task: str | None = field(default=None, metadata={"help": f"One of {', '.join(TASKS)}, on `--dataset_name`."})
     dataset_name: str | None = field(default=None, metadata={"help": "Folder or Hub id; also for one benchmark."})
@@ -105,6 +107,7 @@ class Settings:
             return
         if not self.model_name_or_path:
             raise ValueError("`--model_name_or_path` must name at least one model")
+        self._check_adapter()
         self._check_numbers()
         if self.protocol is not None:
             get_protocol(self.protocol)  # before any data is loaded
@@ -114,6 +117,16 @@ class Settings:
             raise ValueError("give `--benchmark NAME` (see `--list`), or `--task` with `--dataset_name`")
         if self.benchmark and self.task not in (None, "knn"):
             raise ValueError(f"`--task` with `--benchmark` must be knn, got {self.task!r}")
+
+    def _check_adapter(self) -> None:
+        if self.adapter_name_or_path is None:
+            return
+        if (number := len(self.model_name_or_path)) > 1:
+            raise ValueError(f"`--adapter_name_or_path` goes with one model, got {number} models")
+        if self.write_card:
+            raise ValueError(
+                "`--write_card` must be left out with `--adapter_name_or_path`: the card is that of the bare model"
+            )
 
     def _check_numbers(self) -> None:
         for name, least in {**dict.fromkeys(_POSITIVE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0)}.items():
@@ -151,7 +164,8 @@ def run(settings: Settings) -> None:
     if settings.write_card and not students:
         raise ValueError("`--write_card` needs a student's folder with the README.md of its training among the models")
     benchmarks = settings.benchmarks()
-    models = load_models(settings.model_name_or_path, settings.processor_name_or_path, settings.device)
+    loading = settings.processor_name_or_path, settings.device, settings.adapter_name_or_path
+    models = load_models(settings.model_name_or_path, *loading)
     results: dict[str, list[Result]] = {name: [] for name in models}
     limits = {name: getattr(settings, name) for name in ("head_dataset_name", "max_train_samples", "max_test_samples")}
     missing = []

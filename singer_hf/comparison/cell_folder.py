@@ -71,7 +71,11 @@ def cell_folder(study: Study, method: str, seed: int) -> CellFolder:
     own = asdict(entry.method) | dict(entry.training) | {"teacher_name_or_path": entry.teacher_name_or_path}
     settings = {f"{method}.{name}": value for name, value in own.items()} | {f"{method}.method": entry.method.name}
     settings |= shared | {"seed": seed, "digest of student_config": _digest_of_config(study)}
-    digest = _digest((entry.method.name, asdict(entry), shared, seed))
+    parts = entry.method.name, asdict(entry), shared, seed
+    if adapter := own.get("adapter_name_or_path"):
+        settings["digest of the adapter"] = _digest_of_adapter(adapter)
+        parts += (settings["digest of the adapter"],)
+    digest = _digest(parts)
     return CellFolder(Path(study.output_dir) / "cells" / method / f"seed{seed}", digest, _as_text(settings))
 
 
@@ -111,6 +115,12 @@ def _digest_of_config(study: Study) -> str | None:
     """None for a config that is no local file."""
     file = Path(study.student_config)
     return _digest((file.read_text(encoding="utf-8"),)) if file.is_file() else None
+
+
+def _digest_of_adapter(name: str) -> str | None:
+    """None for an adapter that is no local folder."""
+    file = Path(name, "adapter_model.safetensors")
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else None
 
 
 def _digest(settings: tuple) -> str:

@@ -65,7 +65,10 @@ class StudyMethod:
                 )
             split = {part: {n: settings[n] for n in own if n in settings} for part, own in names.items()}
             SingerTrainingArguments(**split["training"])
-            return cls(name, make_method(kind, split["method"]), split["training"], teacher)
+            made = make_method(kind, split["method"])
+            if unused := sorted(set(split["training"]) - {*made.used_fields, *_OPTIMIZER}):
+                raise ValueError(f"{kind} with these settings does not use {unused}; leave them out")
+            return cls(name, made, split["training"], teacher)
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from error
 

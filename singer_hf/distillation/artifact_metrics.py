@@ -16,15 +16,15 @@ def artifact_metrics(distiller: FeatureDistiller, pixel_values: Tensor) -> dict[
     """Returns the outlier ratios of teacher, refined teacher and student, and the leakage, means over the blocks.
 
     ``adapter_leakage`` is the relative change of what the next block adds to its patch tokens,
-    ``‖u(F̂) - u(F)‖ / ‖u(F)‖`` with ``u(x) = block(x) - x``, over the refined blocks that have a next one.
+    ``‖u(F̂) - u(F)‖ / ‖u(F)‖`` with ``u(x) = block(x) - x``, over the refined blocks that have a next one. Of adapters
+    that are active in the teacher's pass F̂ is what flows on, and F what the bare teacher has.
 
     Args:
         distiller: The distiller; its modes are left as they are.
         pixel_values: Images (B, 3, H, W), normalised for the student.
     """
     with evaluation_mode(distiller):
-        raw = distiller.teacher_features(pixel_values)
-        refined = distiller.refine(raw.outputs)
+        raw, refined = distiller.teacher_streams(pixel_values)
         metrics = _ratios(distiller, raw.outputs, refined, distiller.student_extractor(pixel_values))
         leaks = [_leakage(distiller, i, raw, refined[i]) for i in distiller.refiners if i + 1 in raw.outputs]
     if leaks:

@@ -59,8 +59,12 @@ class TeacherCleaner(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> CleanerOutput:
         """Computes the losses of images (B, 3, H, W), normalised for the teacher."""
+        return self.losses(pixel_values, observe=self.training)
+
+    def losses(self, pixel_values: Tensor, observe: bool) -> CleanerOutput:
+        """Computes the losses of images (B, 3, H, W), normalised for the teacher; with ``observe`` gates see them."""
         pixel_values = pixel_values.to(self.view.patch_embedding.weight.dtype)
-        terms = [self._terms(block, pixel_values) for block in self.layers]
+        terms = [self._terms(block, pixel_values, observe) for block in self.layers]
         outlier, info = (torch.stack(values).mean() for values in zip(*terms, strict=True))
         loss = self.objective.outlier_weight * outlier + self.objective.info_weight * info
         return CleanerOutput(loss=loss, outlier_loss=outlier, info_loss=info)
@@ -89,11 +93,11 @@ class TeacherCleaner(nn.Module):
         with raw_features(layer for index, layer in self.layers.items() if index >= block):
             return self._captures[block](pixel_values)
 
-    def _terms(self, block: int, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    def _terms(self, block: int, pixel_values: Tensor, observe: bool) -> tuple[Tensor, Tensor]:
         layer, prefix = self.layers[block], self.view.num_prefix_tokens
         features = self._features(block, pixel_values)
         raw = features.outputs[block]
-        if self.training:
+        if observe:
             layer.observe(raw)
         refined, grid = layer.refine(raw), self.view.grid(*pixel_values.shape[-2:])
         outlier = self.objective.outlier_term(layer, refined[:, prefix:], raw[:, prefix:], grid)

@@ -1,12 +1,10 @@
 """Multi-layer feature distillation (FitNet): teacher, student and projectors in one module."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
 
 from singer_hf.distillation.block_pairs import BlockPair, pair_student_layers
 from singer_hf.distillation.defaults import OBJECTIVE
@@ -14,7 +12,7 @@ from singer_hf.distillation.losses import check_kd_settings, kd_loss
 from singer_hf.distillation.student_features import check_two_models, make_student_extractor
 from singer_hf.distillation.target_norm import make_target_norm
 from singer_hf.distillation.teacher_input import Normalization, TeacherInput
-from singer_hf.distillation.trained_module import TrainedModule
+from singer_hf.distillation.trained_module import DistillerOutput, TrainedModule
 from singer_hf.tuner.layer import SingerLayer, find_singer_layers, raw_features
 from singer_hf.vit.block_indices import default_layers, resolve_layers
 from singer_hf.vit.features import CapturedFeatures, FeatureCapture
@@ -27,24 +25,6 @@ class Refiner(Protocol):
 
     def refine(self, hidden_states: Tensor) -> Tensor:
         """Tokens (B, P+N, D) -> the same shape with refined patch tokens and unchanged prefix tokens."""
-
-
-@dataclass
-class DistillerOutput(ModelOutput):
-    """Losses of one distillation step, scalars. Components are unweighted and averaged over the distilled blocks.
-
-    Attributes:
-        loss: Σ weight x component.
-        kd_loss: L_KD.
-    """
-
-    loss: Tensor | None = None
-    kd_loss: Tensor | None = None
-
-    @property
-    def components(self) -> dict[str, Tensor]:
-        """The unweighted loss components, scalars, by name."""
-        return {name: value for name, value in self.items() if name != "loss"}
 
 
 class FeatureDistiller(TrainedModule):
@@ -110,7 +90,8 @@ class FeatureDistiller(TrainedModule):
         self.target_norms = self._make_target_norms()
         self._freeze_teacher()
         following = [i + 1 for i in self.refiners if i + 1 < self.teacher_view.num_blocks]  # replayed for L_info
-        self._teacher_capture = FeatureCapture(self.teacher_view, [*self.teacher_layers, *following], calls=following)
+        captured = [*self.teacher_layers, *self.refiners, *following]
+        self._teacher_capture = FeatureCapture(self.teacher_view, captured, calls=following)
         self.student_extractor.select(self.student_layers)
 
     @property
@@ -154,6 +135,11 @@ class FeatureDistiller(TrainedModule):
     def refine(self, raw: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """F̂_l of the distilled blocks from raw tokens (B, P+N, D_T) by block; gradients reach the adapters only."""
         return {i: self.refiners[i].refine(raw[i]) if i in self.refiners else raw[i] for i in self.teacher_layers}
+
+    def teacher_streams(self, pixel_values: Tensor) -> tuple[CapturedFeatures, dict[int, Tensor]]:
+        """The raw features of images (B, 3, H, W), and the refined teacher's tokens (B, P+N, D_T) by block."""
+        raw = self.teacher_features(pixel_values)
+        return raw, self.refine(raw.outputs)
 
     def replay_next(self, block: int, refined: Tensor, features: CapturedFeatures) -> Tensor:
         """``block_{l+1}(F̂_l)``, with the further arguments of that block's recorded call.

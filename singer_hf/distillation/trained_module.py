@@ -2,8 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class DistillerOutput(ModelOutput):
+    """Losses of one distillation step, scalars. Components are unweighted and averaged over the distilled blocks.
+
+    Attributes:
+        loss: Σ weight x component.
+        kd_loss: L_KD.
+    """
+
+    loss: Tensor | None = None
+    kd_loss: Tensor | None = None
+
+    @property
+    def components(self) -> dict[str, Tensor]:
+        """The unweighted loss components, scalars, by name."""
+        return {name: value for name, value in self.items() if name != "loss"}
 
 
 class TrainedModule(nn.Module):

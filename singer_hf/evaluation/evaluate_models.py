@@ -16,11 +16,15 @@ from singer_hf.evaluation.benchmarks.run import reused_head, run_benchmark
 from singer_hf.evaluation.benchmarks.run_settings import RunSettings
 from singer_hf.evaluation.figures import save_figures
 from singer_hf.evaluation.results import Result, write_per_class
+from singer_hf.tuner.loading import load_adapter
 from singer_hf.vit.loading import load_model
 
 
 def load_models(
-    names: Sequence[str], processor_name: str | None = None, device: str | None = None
+    names: Sequence[str],
+    processor_name: str | None = None,
+    device: str | None = None,
+    adapter_name: str | None = None,
 ) -> dict[str, EvaluatedModel]:
     """Loads models for evaluation.
 
@@ -28,14 +32,18 @@ def load_models(
         names: Local folders or Hub ids.
         processor_name: Image processor for all models; None takes that of each model.
         device: Torch device; None takes a GPU if there is one.
+        adapter_name: SiNGER adapter of the only model, folder or Hub id; the model is evaluated with its refinement.
 
     Returns:
         Name -> model.
 
     Raises:
-        ValueError: If a model cannot be loaded or has no image processor.
+        ValueError: If a model cannot be loaded or has no image processor, or an adapter is given for several models
+            or does not fit.
     """
     names = list(dict.fromkeys(names))
+    if adapter_name is not None and len(names) != 1:
+        raise ValueError(f"`--adapter_name_or_path` goes with one model, got {len(names)} models")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     models = {}
     for name, label in zip(names, short_names(names), strict=True):
@@ -44,8 +52,13 @@ def load_models(
             raise ValueError(
                 f"`--model_name_or_path` {name!r} has no image processor; give `--processor_name_or_path`"
             )
-        model = load_model(name, "model_name_or_path").to(device).eval().requires_grad_(False)
-        models[name] = EvaluatedModel(label, model, image_spec(processor))
+        model = load_model(name, "model_name_or_path")
+        adapter = ""
+        if adapter_name is not None:
+            (adapter,), model = short_names([adapter_name]), load_adapter(model, adapter_name)
+            label = f"{label} + {adapter}"
+        model = model.to(device).eval().requires_grad_(False)
+        models[name] = EvaluatedModel(label, model, image_spec(processor), adapter)
     return models
 
 

@@ -44,6 +44,7 @@ class Result:
         num_parameters: Number of the model's parameters.
         num_train: Number of training images; 0 for a reused head, whose name gives it.
         notes: What the model lacks for the protocol, and the replacement.
+        adapter: Name of the SiNGER adapter with which the model was evaluated; empty without one.
     """
 
     model: str
@@ -64,6 +65,7 @@ class Result:
     num_parameters: int = 0
     num_train: int = 0
     notes: tuple[str, ...] = ()
+    adapter: str = ""
 
     @property
     def is_main(self) -> bool:

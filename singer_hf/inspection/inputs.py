@@ -27,6 +27,7 @@ class AuditSettings:
     model_name_or_path: list[str] = field(metadata={"help": "One or several models: folders or Hub ids."})
     output_dir: str = field(metadata={"help": "Folder for audit.json, figures/ and report.html."})
     adapter_name_or_path: str | None = field(default=None, metadata={"help": "SiNGER adapter of the model."})
+    inline: bool = field(default=False, metadata={"help": "Measure the model as it runs with its adapter."})
     dataset_name: str | None = field(default=None, metadata={"help": "Folder, parquet file or Hub id; labels unused."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset."})
     image_column: str | None = field(default=None, metadata={"help": "Image column; detected by default."})
@@ -45,6 +46,8 @@ class AuditSettings:
         for name, least in {"max_samples": 1, "batch_size": 1, "num_pictures": 1, "num_workers": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)!r}")
+        if self.inline and self.adapter_name_or_path is None:
+            raise ValueError("`inline` needs `adapter_name_or_path`: without an adapter every model runs as it is")
         if not self.mad_factor > 0:
             raise ValueError(f"`mad_factor` must be greater than 0, got {self.mad_factor!r}")
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):

@@ -106,16 +106,18 @@ def audit_model(model: nn.Module, name: str, label: str, settings: AuditSettings
     rule = OutlierRule(mad_factor=settings.mad_factor, absolute=settings.absolute_threshold)
     first = images.first()
     check_size(model, first, label)
-    result = audit(model, images, rule=rule, name=label)
+    result = audit(model, images, rule=rule, name=label, inline=settings.inline)
     if settings.adapter_name_or_path is not None:
         result.adapter = report_nullspace(model, [first])
     if images.unreadable:
         note = f"{len(images.unreadable)} unreadable images left out: {images.list_unreadable()}"
         result.notes.append(without_paths(note))
-    shown, spec = first[: settings.num_pictures], images.spec
-    return AuditedModel(
-        name, model, images, result, take_snapshot(model, shown, name=label, mean=spec.mean, std=spec.std)
-    )
+    if settings.inline:
+        adapter = Path(without_paths(settings.adapter_name_or_path)).name
+        result.notes.append(f"measured as the model runs with the adapter {adapter}, whose blocks are refined")
+    shown, normalization = first[: settings.num_pictures], {"mean": images.spec.mean, "std": images.spec.std}
+    snapshot = take_snapshot(model, shown, name=label, inline=settings.inline, **normalization)
+    return AuditedModel(name, model, images, result, snapshot)
 
 
 @torch.no_grad()

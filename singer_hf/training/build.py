@@ -44,10 +44,10 @@ def build_distiller(
     """
     if args.adapter_warmup_steps and "adapter_warmup_steps" not in method.training_fields:
         raise ValueError(
-            f"`adapter_warmup_steps` must be 0 for the method {method.name!r}, which trains no adapter, got "
+            f"`adapter_warmup_steps` must be 0 for the method {method.name!r}, which trains no new adapter, got "
             f"{args.adapter_warmup_steps}"
         )
-    weights = {name: getattr(args, name) for name in method.training_fields if name.endswith("_weight")}
+    weights = {name: getattr(args, name) for name in method.used_fields if name.endswith("_weight")}
     if not args.kd_weight and not getattr(method, "generation_weight", 0):
         raise ValueError(f"`kd_weight` must be greater than 0, or the student is not trained, got {weights}")
     spec = None if processor is None else image_spec(processor)

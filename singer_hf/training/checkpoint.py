@@ -67,8 +67,9 @@ def load_distilled(distiller: FeatureDistiller, folder: str | Path, average: nn.
     for name, module in distiller.saved_modules.items():
         module.load_state_dict(load_file(folder / name / WEIGHTS_FILE))
     if distiller.singer_layers:
-        name = distiller.teacher.active_adapter
-        distiller.teacher.load_adapter(str(folder / adapter_path(name)), name, is_trainable=True)
+        name, weights = distiller.teacher.active_adapter, distiller.teacher.parameters()
+        trained = any(weight.requires_grad for weight in weights)
+        distiller.teacher.load_adapter(str(folder / adapter_path(name)), name, is_trainable=trained)
 
 
 def save_adapter(teacher: nn.Module, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:

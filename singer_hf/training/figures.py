@@ -66,10 +66,10 @@ def norm_maps(distiller: FeatureDistiller, images: Tensor) -> dict[str, Tensor]:
     """
     pair, prefix = distiller.pairs[-1], distiller.teacher_view.num_prefix_tokens
     with evaluation_mode(distiller):
-        raw = distiller.teacher_features(images).outputs
-        tokens = {"teacher": raw[pair.teacher][:, prefix:]}
+        raw, refined = distiller.teacher_streams(images)
+        tokens = {"teacher": raw.outputs[pair.teacher][:, prefix:]}
         if distiller.refiners:
-            tokens["refined teacher"] = distiller.refine(raw)[pair.teacher][:, prefix:]
+            tokens["refined teacher"] = refined[pair.teacher][:, prefix:]
         student = distiller.student_extractor(images)[pair.student]
     grid = distiller.teacher_input.grid
     maps = {name: x.float().norm(dim=-1).unflatten(1, grid).cpu() for name, x in tokens.items()}

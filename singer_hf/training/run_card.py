@@ -76,7 +76,7 @@ def _num_images(trainer: "Trainer") -> int | None:
 
 def _settings(trainer: "Trainer") -> dict[str, Any]:
     """The method's objective, and settings of the run that differ from their defaults."""
-    args, objective = trainer.args, trainer.method.training_fields
+    args, objective = trainer.args, trainer.method.used_fields
     # Compared field by field: a second set of arguments would reset the process's accelerator state.
     values = {item.name: (getattr(args, item.name), item.default) for item in fields(args)}
     settings = {

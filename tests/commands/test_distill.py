@@ -125,8 +125,8 @@ def _config_arguments() -> str:
         (["--student_config", "x", "--student_name_or_path", "y"], "give exactly one of `--student_name_or_path`"),
         (
             ["--student_config", "x", "--method", "magic"],
-            "`method` must be one of singer, fitnet, vitkd, relational, test_time_register, clip_norm, neighbor, "
-            "mean_outlier, local_outlier_factor, singular_direction, shifted_views, got 'magic'",
+            "`method` must be one of singer, cleaned, fitnet, vitkd, relational, test_time_register, clip_norm, "
+            "neighbor, mean_outlier, local_outlier_factor, singular_direction, shifted_views, got 'magic'",
         ),
         (["--student_config", "x", "--outlier_quantile", "1.5"], "`outlier_quantile` must lie in (0, 1), got 1.5"),
         (

@@ -175,7 +175,7 @@ def test_a_recipe_that_is_not_there_is_refused():
 
 def test_a_method_that_is_not_there_is_refused():
     kinds = (
-        "singer, fitnet, vitkd, relational, test_time_register, clip_norm, neighbor, mean_outlier, "
+        "singer, cleaned, fitnet, vitkd, relational, test_time_register, clip_norm, neighbor, mean_outlier, "
         "local_outlier_factor, singular_direction, shifted_views"
     )
     with refuse(f"'mine': `method` must be one of {kinds}, got 'mine'"):

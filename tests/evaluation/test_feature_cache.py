@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from adapters import attach
 from torch import nn
 
 from singer_hf.evaluation.features.feature_cache import (
@@ -179,3 +180,28 @@ def test_concurrent_runs_share_one_complete_cache(model, tmp_path):
     assert json.loads((folder / "meta.json").read_text())["fingerprint"] == parts
     assert len(results) == 4
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_the_fingerprint_covers_an_adapter_its_gate_its_place_and_its_use(model):
+    def of(change=lambda model: None, **config):
+        config = {"layers_to_transform": [0], "gate": "outlier", **config}
+        adapted = attach(copy.deepcopy(model), **config)
+        with torch.no_grad():
+            change(adapted.base_model.singer_layers)
+        return model_fingerprint(adapted)
+
+    found = {
+        "bare": model_fingerprint(model),
+        "adapter": of(),
+        "seed": of(init_seed=1),
+        "place": of(layers_to_transform=[1]),
+        "no gate": of(gate="none"),
+        "gate": of(lambda layers: layers[0].singer_gate["default"].share.fill_(0.5)),
+        "weight": of(lambda layers: layers[0].singer_up["default"].weight[0, 0].add_(1e-6)),
+        "prefix": of(num_prefix_tokens=3),
+        "bypassed": of(lambda layers: setattr(layers[0], "passthrough", True)),
+        "disabled": of(lambda layers: layers[0].enable_adapters(False)),
+    }
+    assert of() == found["adapter"]
+    assert found.pop("bypassed") == found["disabled"]  # both run as the bare model
+    assert len(set(found.values())) == len(found)

@@ -10,7 +10,7 @@ def test_the_example_of_the_api_page_gives_the_shapes_in_its_comments(tmp_path, 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    example = re.search(r"## Features\n.*?```python\n(.*?)```", page, re.DOTALL)[1]
     lines, names = example.splitlines(), {}
     for line in lines:
         code, _, comment = line.partition("#")

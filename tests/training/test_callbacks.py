@@ -148,6 +148,7 @@ def test_after_the_warm_up_everything_is_trained_and_a_resumed_run_knows_where_i
 
 def test_a_warm_up_needs_adapters(tmp_path):
     with pytest.raises(
-        ValueError, match="`adapter_warmup_steps` must be 0 for the method 'fitnet', which trains no adapter, got 3"
+        ValueError,
+        match="`adapter_warmup_steps` must be 0 for the method 'fitnet', which trains no new adapter, got 3",
     ):
         make_trainer(tmp_path, bare=True, adapter_warmup_steps=3)

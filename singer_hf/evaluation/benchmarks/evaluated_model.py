@@ -26,11 +26,13 @@ class EvaluatedModel:
         name: Name in tables.
         model: The model, in evaluation mode.
         spec: Size, normalisation and interpolation of its image processor.
+        adapter: Name of the SiNGER adapter that refines it; empty without one.
     """
 
     name: str
     model: nn.Module
     spec: ImageSpec
+    adapter: str = ""
 
     @property
     def device(self) -> torch.device:

@@ -122,6 +122,7 @@ def _results(
     return [
         Result(
             model=evaluated.name,
+            adapter=evaluated.adapter,
             benchmark=benchmark.name,
             task=benchmark.task,
             metric=name,

@@ -23,6 +23,7 @@ from singer_hf.evaluation.features.feature_loaders import (
     ModelFeatureLoader,
     in_order,
 )
+from singer_hf.tuner.layer import find_singer_layers
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class CacheBudgetError(ValueError):
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's class, config, parameters and buffers."""
+    """SHA-256 of a model's class, config, parameters and buffers, and of how its SiNGER adapters are used."""
     digest = hashlib.sha256(type(model).__name__.encode())
     if hasattr(getattr(model, "config", None), "to_json_string"):
         digest.update(model.config.to_json_string().encode())
@@ -44,6 +45,9 @@ def model_fingerprint(model: nn.Module) -> str:
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy())
+    for index, layer in sorted(find_singer_layers(model).items()):
+        used = [] if layer.disable_adapters or layer.passthrough else layer.active_adapters
+        digest.update(f"{index} {[(name, layer.num_prefix_tokens.get(name)) for name in used]}".encode())
     return digest.hexdigest()
 
 

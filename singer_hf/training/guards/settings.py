@@ -44,7 +44,7 @@ def run_settings(trainer: "Trainer") -> dict[str, Any]:
     settings = {
         **common_settings(trainer),
         "method": trainer.method.name,
-        **_flat("method", dataclasses.asdict(trainer.method)),
+        **_flat("method", trainer.method.run_settings(distiller)),
         "block pairs": [pair[:2] for pair in distiller.pairs],
         **_flat("student", distiller.student.config.to_dict()),
     }

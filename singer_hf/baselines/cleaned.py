@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from singer_hf.baselines.method import Method
 from singer_hf.cards.privacy import without_paths
 from singer_hf.cards.student_card import CardMethod
-from singer_hf.distillation.adapter_losses import AdapterObjective
-from singer_hf.distillation.inline_distiller import InlineDistiller
+from singer_hf.distillation.adapter.inline_distiller import InlineDistiller
+from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.tuner.loading import load_adapter
 

@@ -58,8 +58,8 @@ def clean(
 
     The teacher is audited first. Adapters stand behind the blocks in which its outliers begin, so that all later
     blocks read refined tokens (SiNGER, arXiv 2509.20986, with the adapter inline). They are trained by L_outlier and
-    L_info, see :class:`singer_hf.distillation.cleaner.TeacherCleaner`. A teacher without artifacts is left alone: its
-    adapter, behind the default blocks, changes no bit of its features.
+    L_info, see :class:`singer_hf.distillation.adapter.cleaner.TeacherCleaner`. A teacher without artifacts is left
+    alone: its adapter, behind the default blocks, changes no bit of its features.
 
     Args:
         teacher: A vision transformer, a local folder or a Hub id. Its weights are frozen in place.

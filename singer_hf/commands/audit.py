@@ -28,7 +28,7 @@ from singer_hf.vit.loading import load_model
 
 GROUPS = {
     "Models and images": (
-        *("model_name_or_path", "adapter_name_or_path", "dataset_name", "dataset_split", "image_column"),
+        *("model_name_or_path", "adapter_name_or_path", "inline", "dataset_name", "dataset_split", "image_column"),
         *("max_samples", "seed", "processor_name_or_path", "image_size"),
     ),
     "Measures": ("mad_factor", "absolute_threshold"),

@@ -23,7 +23,15 @@ GROUPS = {
         *("dataset_revision", "train_split", "eval_split", "image_column", "max_train_samples", "max_eval_samples"),
         *("streaming", "shuffle_buffer", "image_processor", "color_jitter"),
     ),
-    "Method": ("method", "recipe", "method_settings", "num_audit_images", "num_calibration_images"),
+    "Method": (
+        "method",
+        "adapter_name_or_path",
+        "train_adapter",
+        "recipe",
+        "method_settings",
+        "num_audit_images",
+        "num_calibration_images",
+    ),
     "Objective": (
         *("kd_weight", "kd_loss", "target_norm", "outlier_weight", "info_weight", "outlier_quantile", "outlier_loss"),
         *("info_loss", "detach_refined", "adapter_warmup_steps", "teacher_layers", "student_layers"),

@@ -43,7 +43,14 @@ _POSITIVE = (
     *("max_train_samples", "max_test_samples", "num_classes"),
 )
 GROUPS = {
-    "Models and benchmarks": ("model_name_or_path", "benchmark", "list", "protocol", "processor_name_or_path"),
+    "Models and benchmarks": (
+        "model_name_or_path",
+        "adapter_name_or_path",
+        "benchmark",
+        "list",
+        "protocol",
+        "processor_name_or_path",
+    ),
     "Own data": (
         *("task", "dataset_name", "dataset_config", "train_split", "test_split", "image_column", "target_column"),
         *("num_classes", "ignore_values", "label_offset", "depth_scale", "head_dataset_name"),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from singer_hf.distillation.adapter_losses import AdapterObjective
+from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
 from singer_hf.tuner.layer import find_singer_layers

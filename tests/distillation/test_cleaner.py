@@ -8,8 +8,8 @@ from runs import differing, snapshot
 from torch import nn
 from zoo import FAMILIES, images, tiny_vit
 
-from singer_hf.distillation.adapter_losses import AdapterObjective
-from singer_hf.distillation.cleaner import TeacherCleaner
+from singer_hf.distillation.adapter.cleaner import TeacherCleaner
+from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.distillation.losses import info_loss, length_unit, outlier_loss
 from singer_hf.tuner.layer import raw_features
 from singer_hf.vit.features import capture_features

@@ -13,12 +13,12 @@ from zoo import images, tiny, tiny_vit
 
 from singer_hf import SingerConfig, SingerDistiller
 from singer_hf.artifacts.outliers import outlier_ratio, token_norms
-from singer_hf.distillation.adapter_losses import AdapterObjective
+from singer_hf.distillation.adapter.cleaner import TeacherCleaner
+from singer_hf.distillation.adapter.inline_distiller import InlineDistiller, adapter_digest
+from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.distillation.artifact_metrics import artifact_metrics
-from singer_hf.distillation.cleaner import TeacherCleaner
 from singer_hf.distillation.distiller import SingerOutput
 from singer_hf.distillation.feature_distiller import FeatureDistiller
-from singer_hf.distillation.inline_distiller import InlineDistiller, adapter_digest
 from singer_hf.distillation.trained_module import DistillerOutput
 from singer_hf.training.figures import norm_maps
 from singer_hf.tuner.layer import find_singer_layers

@@ -8,7 +8,7 @@ from zoo import images, tiny_vit
 
 from singer_hf.artifacts.gram import gram_matrix
 from singer_hf.artifacts.outliers import OutlierRule, token_norms
-from singer_hf.distillation.adapter_losses import artifacts
+from singer_hf.distillation.adapter.objective import artifacts
 from singer_hf.distillation.losses import info_loss, length_unit, neighbor_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")

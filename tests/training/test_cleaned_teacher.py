@@ -27,8 +27,8 @@ from zoo import images, tiny_vit
 from singer_hf.baselines.cleaned import Cleaned
 from singer_hf.baselines.method_table import make_method
 from singer_hf.cards.student_card import student_card
+from singer_hf.distillation.adapter.inline_distiller import InlineDistiller
 from singer_hf.distillation.distiller import SingerDistiller
-from singer_hf.distillation.inline_distiller import InlineDistiller
 from singer_hf.training.guards.settings import run_settings
 from singer_hf.training.run_card import card_info
 from singer_hf.tuner.layer import find_singer_layers

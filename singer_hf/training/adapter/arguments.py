@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from singer_hf.cards.privacy import without_paths
-from singer_hf.distillation.adapter_losses import AdapterObjective
+from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.losses import INFO_LOSSES, OUTLIER_LOSSES
 

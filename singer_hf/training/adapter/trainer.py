@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from singer_hf.cards.privacy import without_paths
 from singer_hf.data.image_collator import ImageCollator
 from singer_hf.data.image_dataset import prepare_image_dataset
-from singer_hf.distillation.cleaner import TeacherCleaner
+from singer_hf.distillation.adapter.cleaner import TeacherCleaner
 from singer_hf.training.adapter.arguments import CleaningArguments
 from singer_hf.training.build import check_devices, name_of
 from singer_hf.training.checkpoint import save_adapter

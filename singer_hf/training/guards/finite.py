@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from transformers import TrainingArguments
 
-from singer_hf.distillation.cleaner import TeacherCleaner
+from singer_hf.distillation.adapter.cleaner import TeacherCleaner
 from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
 from singer_hf.vit.inference import evaluation_mode
 

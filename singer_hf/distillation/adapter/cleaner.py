@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from singer_hf.distillation.adapter_losses import AdapterObjective
+from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.distillation.feature_distiller import DistillerOutput
 from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.vit.features import CapturedFeatures, FeatureCapture

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from singer_hf.distillation.adapter_losses import AdapterObjective
-from singer_hf.distillation.cleaner import TeacherCleaner
+from singer_hf.distillation.adapter.cleaner import TeacherCleaner
+from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.distillation.distiller import SingerOutput
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.distillation.trained_module import DistillerOutput
@@ -28,7 +28,7 @@ class InlineDistiller(FeatureDistiller):
         student: A vision transformer, or a model that returns feature maps (CNNs, Swin).
         teacher: A vision transformer with SiNGER adapters.
         objective: Weights and forms of L_outlier and L_info, by which the adapters are trained along, see
-            :class:`singer_hf.distillation.cleaner.TeacherCleaner`. None: they are frozen.
+            :class:`singer_hf.distillation.adapter.cleaner.TeacherCleaner`. None: they are frozen.
         **kwargs: ``teacher_layers``, ``student_layers``, ``kd_weight``, ``kd_loss``, ``target_norm``, ``image_size``
             and both normalisations of :class:`FeatureDistiller`.
 

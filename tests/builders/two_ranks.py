@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import transformers as hf
+from cleanings import clean_planted
 from peft import get_peft_model
 from runs import StopAt, adapter, files_in, make_trainer, small_student
 from safetensors.torch import load_file
@@ -190,6 +191,12 @@ def main(folder: Path) -> None:
         "same": observing["same"],
         "resumed": all(torch.equal(value, observing["state"][name]) for name, value in again["state"].items()),
         "batches": [int(value) for name, value in observing["state"].items() if name.endswith("num_batches")],
+    }
+    cleaned = clean_planted(output_dir=str(folder / "cleaned"), max_steps=4, per_device_train_batch_size=4)
+    result["cleaned"] = {
+        "same": equal_on_both_ranks(cleaned.state_dict()),
+        "batches": int(cleaned.base_model.singer_layers[1].singer_gate["default"].num_batches),
+        "files": sorted(path.name for path in (folder / "cleaned").glob("*.safetensors")),
     }
     if dist.get_rank() == 0:
         print(json.dumps(result))

@@ -46,6 +46,10 @@ def test_both_ranks_take_part_and_end_with_the_same_weights(two_ranks):
     assert two_ranks["same"]
 
 
+def test_a_cleaning_ends_with_the_same_adapter_on_both_ranks(two_ranks):
+    assert two_ranks["cleaned"] == {"same": True, "batches": 4, "files": ["adapter_model.safetensors"]}
+
+
 @pytest.fixture(scope="module")
 def one_process_of_tokens(tmp_path_factory):
     """Statistics by channel see the parts of an accumulated step one by one, so they are left out."""

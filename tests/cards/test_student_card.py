@@ -253,3 +253,9 @@ def test_versions_name_this_package_and_what_is_installed() -> None:
     versions = library_versions()
     assert versions["singer-hf"] == __version__
     assert {"torch", "transformers", "peft", "huggingface_hub"} <= set(versions)
+
+
+@pytest.mark.parametrize(("target_norm", "named"), [("channel_token", True), ("channel", True), ("token", False)])
+def test_the_statistics_of_the_targets_are_named_where_there_are_some(target_norm, named):
+    text = str(student_card(dataclasses.replace(FULL, settings={"target_norm": target_norm})))
+    assert ("`target_norms` the statistics of the teacher's channels" in text) == named

@@ -113,3 +113,33 @@ def _task(name: str) -> str:
     """The task of an evaluator's metric by its name."""
     tasks = {"top1": "classification", "top5": "classification", "mean_iou": "segmentation", "rmse": "depth"}
     return next((task for metric, task in tasks.items() if metric in name), "image-feature-extraction")
+
+
+def closing_lines(trainer: "Trainer") -> list[str]:
+    """Returns what the screen says at the end of a run: what it did, where it lies, and the next commands.
+
+    Args:
+        trainer: The trainer of a finished run.
+    """
+    history, folder = trainer.state.log_history, trainer.args.output_dir
+    dataset = trainer.run_facts.get("dataset") or "IMAGES"
+    rows = [
+        (f"{name}, p99 / median of the patch norms", f"{value:.2f}") for name, value in _last_norms(history).items()
+    ]
+    rows += [(f"student, {row.metric}", f"{row.value:.3f}") for row in _evaluations(history, dataset)]
+    losses = [row["loss"] for row in history if "loss" in row]
+    if losses:
+        rows.append(("loss, first and last log", f"{losses[0]:.4g} -> {losses[-1]:.4g}"))
+    width = max((len(name) for name, _ in rows), default=0)
+    models = " ".join(filter(None, (trainer.teacher_name, folder)))
+    audit = f"singer-hf audit --model_name_or_path {models} --dataset_name {dataset} --output_dir {folder}/audit"
+    return [
+        f"Finished after {trainer.state.global_step} steps.",
+        *(f"  {name:<{width}}  {value}" for name, value in rows),
+        f"The student, its card and what the run saved: {folder}",
+        "Next:",
+        f'  load      AutoModel.from_pretrained("{folder}")',
+        f"  audit     {audit}",
+        f"  evaluate  singer-hf evaluate --model_name_or_path {folder} --task knn --dataset_name LABELLED_IMAGES",
+        f'  upload    hf upload USER/NAME {folder} --exclude "checkpoint-*"',
+    ]

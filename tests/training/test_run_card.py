@@ -9,7 +9,7 @@ from singer_hf.baselines.cleanups.register_method import TestTimeRegister
 from singer_hf.baselines.vitkd import ViTKD
 from singer_hf.cards.student_card import student_card
 from singer_hf.distillation.defaults import OBJECTIVE
-from singer_hf.training.run_card import card_info
+from singer_hf.training.run_card import card_info, closing_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
@@ -91,3 +91,34 @@ def test_the_loss_table_has_the_generation_term_where_there_is_one(tmp_path):
         ["step", "loss", "kd_loss", "outlier_loss", "info_loss", "generation_loss"],
     ]
     assert curve[1]["generation_loss"] == 20.0
+
+
+def test_the_end_of_a_run_says_what_it_did_where_it_lies_and_what_comes_next(tmp_path):
+    trainer = make_trainer(tmp_path / "out", run_facts={"dataset": "photos"})
+    trainer.state.global_step = 4
+    trainer.state.log_history = [
+        {"step": 2, "loss": 2.5},
+        {
+            "step": 4,
+            "loss": 1.25,
+            "teacher_outlier_ratio": 8.0,
+            "refined_outlier_ratio": 1.5,
+            "student_outlier_ratio": 1.2,
+        },
+        {"step": 4, "eval_loss": 1.5, "eval_knn_top1": 0.4321},
+    ]
+    folder = tmp_path / "out"
+    assert closing_lines(trainer) == [
+        "Finished after 4 steps.",
+        "  teacher, p99 / median of the patch norms          8.00",
+        "  refined teacher, p99 / median of the patch norms  1.50",
+        "  student, p99 / median of the patch norms          1.20",
+        "  student, knn_top1                                 0.432",
+        "  loss, first and last log                          2.5 -> 1.25",
+        f"The student, its card and what the run saved: {folder}",
+        "Next:",
+        f'  load      AutoModel.from_pretrained("{folder}")',
+        f"  audit     singer-hf audit --model_name_or_path {folder} --dataset_name photos --output_dir {folder}/audit",
+        f"  evaluate  singer-hf evaluate --model_name_or_path {folder} --task knn --dataset_name LABELLED_IMAGES",
+        f'  upload    hf upload USER/NAME {folder} --exclude "checkpoint-*"',
+    ]

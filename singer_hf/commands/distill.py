@@ -185,6 +185,8 @@ def main(arguments: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         print(f"recipe: {script.recipe or DEFAULT_RECIPE}", trainer.describe(), sep="\n")
     trainer.train(resume_from_checkpoint=script.resume or args.resume_from_checkpoint)
+    if args.dry_run:
+        return
     trainer.save_model()
     if args.push_to_hub:
         trainer.push_to_hub()

@@ -41,7 +41,7 @@ GROUPS = {
         *("num_prefix_tokens", "exclude_modules", "init_seed"),
     ),
     "Training": (
-        *("output_dir", "overwrite_output_dir", "resume", "num_train_epochs", "max_steps"),
+        *("output_dir", "overwrite_output_dir", "resume", "dry_run", "num_train_epochs", "max_steps"),
         *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "warmup_steps"),
         *("weight_decay", "lr_scheduler_type", "lr_scheduler_kwargs", "max_grad_norm", "ema_decay", "bf16"),
         *("torch_compile", "dataloader_num_workers", "seed", "use_cpu"),

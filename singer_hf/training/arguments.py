@@ -46,6 +46,7 @@ class SingerTrainingArguments(TrainingArguments):
             saved and pushed. None: off.
         num_artifact_images: Images of the last batch on which outlier ratios and adapter leakage are logged; 0 is off.
         overwrite_output_dir: Whether to train into an output folder that holds another run.
+        dry_run: Whether the run ends after ten steps with an outlook (speed, loader, memory, time), without saving.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -103,8 +104,12 @@ class SingerTrainingArguments(TrainingArguments):
     ema_decay: float | None = field(default=None, metadata={"help": "Decay of the student's running average."})
     num_artifact_images: int = field(default=8, metadata={"help": "Images measured for artifacts at every log."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Train over another run's output folder."})
+    dry_run: bool = field(default=False, metadata={"help": "Time ten steps, print the outlook, save nothing."})
 
     def __post_init__(self) -> None:
+        if self.dry_run:
+            self.save_strategy, self.eval_strategy = "no", "no"
+            self.load_best_model_at_end = self.push_to_hub = False
         super().__post_init__()
         check_kd_settings(self.kd_weight, self.kd_loss, self.target_norm)
         check_singer_settings(

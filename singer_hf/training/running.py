@@ -90,7 +90,7 @@ class RunMixin:
         check_disk_space(self.distiller, self.published.parameters(), args.output_dir)
         if checkpoint:
             check_settings(self.run_settings, checkpoint)
-        elif self.state.global_step == 0:
+        elif self.state.global_step == 0 and not getattr(args, "dry_run", False):
             self._make_folder_ready(resumed=resume is True)
         remove_push_copies(args.output_dir)
         return checkpoint

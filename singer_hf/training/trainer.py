@@ -25,6 +25,7 @@ from singer_hf.training.build import (
 from singer_hf.training.callbacks import AdapterWarmupCallback, EmaCallback, EpochCallback
 from singer_hf.training.guards.data_order import DataOrderMixin
 from singer_hf.training.guards.finite import saved_tensors
+from singer_hf.training.guards.preflight import Preflight
 from singer_hf.training.guards.settings import run_settings
 from singer_hf.training.loss_averages import LossAverages, LossMixin
 from singer_hf.training.running import RunMixin
@@ -191,6 +192,8 @@ class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin
     def _add_callbacks(self) -> None:
         steps = self.args.adapter_warmup_steps
         warmup = AdapterWarmupCallback(self.distiller, steps) if steps else None
-        for callback in (EpochCallback(self.train_dataset), self.ema, warmup):
+        trained = [p for p in self.distiller.parameters() if p.requires_grad]
+        preflight = Preflight(self.published.parameters(), trained, self.args.dry_run)
+        for callback in (EpochCallback(self.train_dataset), self.ema, warmup, preflight):
             if callback is not None:
                 self.add_callback(callback)

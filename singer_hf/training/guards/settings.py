@@ -26,7 +26,13 @@ _TRAINER_FIELDS = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
     *("load_best_model_at_end", "metric_for_best_model"),
 )
-_NO_RESULT = ("num_artifact_images", "overwrite_output_dir", "remove_unused_columns", "logging_nan_inf_filter")
+_NO_RESULT = (
+    "num_artifact_images",
+    "overwrite_output_dir",
+    "dry_run",
+    "remove_unused_columns",
+    "logging_nan_inf_filter",
+)
 # What version 0.1 did, which had no names for it.
 _BEFORE_NAMES = {"kd_loss": "mse", "target_norm": "none", "outlier_loss": "absolute", "adapter.gate": "none"}
 _CONSTANT = ("constant", "constant_with_warmup")

@@ -105,7 +105,7 @@ def parts(settings: Settings) -> dict[str, Callable[[], None]]:
 
 
 def step(module: nn.Module, loss: Callable[[], torch.Tensor], settings: Settings) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-5)
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-5, fused=True)
 
     def run() -> None:
         with autocast(settings):

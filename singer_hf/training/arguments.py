@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from singer_hf.cards.privacy import without_paths
@@ -22,9 +23,10 @@ class SingerTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` plus the objective, with the recommended settings as defaults.
 
     Differences from the base class: ``learning_rate`` 1e-3, ``weight_decay`` 1e-4 and a cosine schedule that ends at
-    1e-4 of the peak (as published; warm-up depends on the run's length and is not set); no gradient clipping (the
-    adapter's gradient norm is much larger than the student's, so a joint clip would slow the student down); all
-    columns are kept; a loss that is not finite stops the run instead of being filtered from the log.
+    1e-4 of the peak (as published; warm-up depends on the run's length and is not set); AdamW in one fused kernel for
+    every version of torch; no gradient clipping (the adapter's gradient norm is much larger than the student's, so a
+    joint clip would slow the student down); all columns are kept; batches are copied to the device while it works; a
+    loss that is not finite stops the run instead of being filtered from the log.
 
     Args:
         kd_weight: Weight of L_KD, >= 0.
@@ -60,6 +62,7 @@ class SingerTrainingArguments(TrainingArguments):
     lr_scheduler_kwargs: dict | str | None = field(
         default_factory=lambda: {"min_lr_rate": 1e-4}, metadata={"help": "Extra arguments of the schedule."}
     )
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the joint gradient norm; 0 is off."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay off."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: such a loss ends the run."})
@@ -105,6 +108,7 @@ class SingerTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Train over another run's output folder."})
 
     def __post_init__(self) -> None:
+        copy_without_waiting(self)
         super().__post_init__()
         check_kd_settings(self.kd_weight, self.kd_loss, self.target_norm)
         check_singer_settings(
@@ -137,6 +141,16 @@ class SingerTrainingArguments(TrainingArguments):
     def to_json_string(self) -> str:
         """The arguments as JSON without local folders and tokens, as in ``training_args.json`` and TensorBoard."""
         return json.dumps(without_paths(self.to_dict()), indent=2)
+
+
+def copy_without_waiting(args: TrainingArguments) -> None:
+    """Lets pinned batches be copied to a GPU while it works; accelerate's default makes every step wait for the last.
+
+    Args:
+        args: Arguments whose ``__post_init__`` has not run yet; an ``accelerator_config`` of the user's is kept.
+    """
+    if args.accelerator_config is None:
+        args.accelerator_config = {"non_blocking": args.dataloader_pin_memory and not torch.mps.is_available()}
 
 
 def check_warmup(num_steps: int, max_steps: int) -> None:

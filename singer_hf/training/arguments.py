@@ -38,6 +38,8 @@ class SingerTrainingArguments(TrainingArguments):
         outlier_quantile: γ in (0, 1).
         outlier_loss: Unit of L_outlier: ``"absolute"`` (paper) or ``"relative"`` to an image's median norm.
         info_loss: ``"gram"`` (paper) or ``"reference"`` (released code).
+        info_share: Share of the images that L_info is taken of in a step, in (0, 1], at least one image; other images
+            in every step, so its expectation is that of all.
         detach_refined: Whether L_KD has no gradient to the adapter.
         adapter_warmup_steps: Number of first steps in which L_KD has weight 0, so that the adapter is trained before
             the student; >= 0. They are part of the run's steps.
@@ -91,6 +93,10 @@ class SingerTrainingArguments(TrainingArguments):
         metadata={"help": f"Unit of the outlier loss, one of {', '.join(OUTLIER_LOSSES)}."},
     )
     info_loss: str = field(default=OBJECTIVE["info_loss"], metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
+    info_share: float = field(
+        default=OBJECTIVE["info_share"],
+        metadata={"help": "Share of the images that the information loss is taken of, other ones in every step."},
+    )
     detach_refined: bool = field(
         default=OBJECTIVE["detach_refined"], metadata={"help": "Keep L_KD from training the adapter."}
     )
@@ -112,7 +118,12 @@ class SingerTrainingArguments(TrainingArguments):
         super().__post_init__()
         check_kd_settings(self.kd_weight, self.kd_loss, self.target_norm)
         check_singer_settings(
-            self.outlier_weight, self.info_weight, self.outlier_quantile, self.info_loss, self.outlier_loss
+            self.outlier_weight,
+            self.info_weight,
+            self.outlier_quantile,
+            self.info_loss,
+            self.outlier_loss,
+            self.info_share,
         )
         if self.adapter_warmup_steps < 0:
             raise ValueError(f"`adapter_warmup_steps` must be at least 0, got {self.adapter_warmup_steps!r}")

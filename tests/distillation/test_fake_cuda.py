@@ -83,6 +83,7 @@ DISTILLERS: dict[str, Callable[[], FeatureDistiller]] = {
     "dinov2_registers": lambda: singer("dinov2_registers"),
     "siglip": lambda: singer("siglip"),
     "with statistics": lambda: singer("vit", "outlier", target_norm="channel", outlier_loss="neighbors").train(),
+    "share": lambda: singer("vit", info_share=0.5).train(),
     "relative": lambda: singer("vit", "outlier", outlier_loss="relative"),
     "other grids": other_grids,
     "FitNet": lambda: FeatureDistiller(tiny_vit(), tiny_vit(), image_size=(32, 32)),

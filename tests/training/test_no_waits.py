@@ -45,7 +45,13 @@ def watch(trainer: hf.Trainer) -> list[str]:
     [
         {"bare": True},
         {"peft_config": adapter(gate="outlier"), "ema_decay": 0.9},
-        {"outlier_loss": "relative", "info_loss": "reference", "target_norm": "channel", "detach_refined": False},
+        {
+            "outlier_loss": "relative",
+            "info_loss": "reference",
+            "target_norm": "channel",
+            "detach_refined": False,
+            "info_share": 0.5,
+        },
         {"adapter_warmup_steps": 2, "gradient_accumulation_steps": 2},
     ],
     ids=["fitnet", "default with average", "other losses", "warm-up"],

@@ -27,6 +27,8 @@ class CleaningArguments(TrainingArguments):
         outlier_quantile: γ in (0, 1), for the outlier losses other than ``"neighbors"``.
         outlier_loss: ``"neighbors"``, ``"relative"`` or ``"absolute"`` (paper).
         info_loss: ``"gram"`` (paper) or ``"reference"`` (released code).
+        info_share: Share of the images that L_info is taken of in a step, in (0, 1], at least one image; other images
+            in every step, so its expectation is that of all.
         color_jitter: Strength of brightness, contrast and saturation jitter, >= 0; 0 is off.
         overwrite_output_dir: Whether to train into an output folder that holds another run.
 
@@ -60,6 +62,10 @@ class CleaningArguments(TrainingArguments):
         default=OBJECTIVE["outlier_loss"], metadata={"help": f"One of {', '.join(OUTLIER_LOSSES)}."}
     )
     info_loss: str = field(default=OBJECTIVE["info_loss"], metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
+    info_share: float = field(
+        default=OBJECTIVE["info_share"],
+        metadata={"help": "Share of the images that the information loss is taken of, other ones in every step."},
+    )
     color_jitter: float = field(default=0.0, metadata={"help": "Strength of the colour jitter; 0 is off."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Train over another run's output folder."})
 
@@ -77,7 +83,12 @@ class CleaningArguments(TrainingArguments):
     def objective(self) -> AdapterObjective:
         """The terms of the adapter."""
         return AdapterObjective(
-            self.outlier_weight, self.info_weight, self.outlier_quantile, self.outlier_loss, self.info_loss
+            self.outlier_weight,
+            self.info_weight,
+            self.outlier_quantile,
+            self.outlier_loss,
+            self.info_loss,
+            self.info_share,
         )
 
     def to_json_string(self) -> str:

@@ -18,6 +18,7 @@ _PAPER = {
     "outlier_quantile": 0.97,
     "info_weight": 1.0,
     "info_loss": "gram",
+    "info_share": 1.0,
     "detach_refined": False,
 }
 _ADAPTER = ("init_weights", "nullspace_source", "init_scale", "gate")

@@ -25,7 +25,8 @@ _ADAPTER_SETTINGS = (
     "gate",
 )
 _ADAPTER_OBJECTIVE = (
-    *("outlier_weight", "info_weight", "outlier_quantile", "outlier_loss", "info_loss", "detach_refined"),
+    *("outlier_weight", "info_weight", "outlier_quantile", "outlier_loss", "info_loss", "info_share"),
+    "detach_refined",
 )
 
 

@@ -44,6 +44,7 @@ def write_cleaning_card(trainer: "AdapterTrainer", folder: Path, report: Cleanin
     """
     args = trainer.args
     dataset = trainer.run_facts.get("dataset")
+    share = "" if args.info_share == 1 else f", of {args.info_share:g} of the images in a step"
     left = ", ".join(map(str, report.left))
     text = _TEXT.format(
         reasons="\n".join(map(plain_text, report.plan.reasons)),
@@ -56,7 +57,7 @@ def write_cleaning_card(trainer: "AdapterTrainer", folder: Path, report: Cleanin
         steps=trainer.state.global_step,
         batch=args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
         losses=f"`outlier_loss` {args.outlier_loss} (weight {args.outlier_weight:g}), `info_loss` {args.info_loss} "
-        f"(weight {args.info_weight:g}), learning rate {args.learning_rate:g}, seed {args.seed}.",
+        f"(weight {args.info_weight:g}{share}), learning rate {args.learning_rate:g}, seed {args.seed}.",
         dataset=f" of {code(dataset)}" if dataset else "",
         left=f"- Artifacts are left after the blocks {left}.\n" if left else "",
     )

@@ -24,7 +24,7 @@ GROUPS = {
         *("model_name_or_path", "dataset_name", "method", "train_split", "image_column", "max_train_samples"),
         *("num_audit_images", "processor_name_or_path", "color_jitter"),
     ),
-    "Objective": ("outlier_weight", "outlier_loss", "outlier_quantile", "info_weight", "info_loss"),
+    "Objective": ("outlier_weight", "outlier_loss", "outlier_quantile", "info_weight", "info_loss", "info_share"),
     "Adapter": DISTILL_GROUPS["Adapter"],
     "Training": (
         *("output_dir", "overwrite_output_dir", "resume", "max_steps", "num_train_epochs"),

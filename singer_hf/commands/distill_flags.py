@@ -34,7 +34,7 @@ GROUPS = {
     ),
     "Objective": (
         *("kd_weight", "kd_loss", "target_norm", "outlier_weight", "info_weight", "outlier_quantile", "outlier_loss"),
-        *("info_loss", "detach_refined", "adapter_warmup_steps", "teacher_layers", "student_layers"),
+        *("info_loss", "info_share", "detach_refined", "adapter_warmup_steps", "teacher_layers", "student_layers"),
     ),
     "Adapter": (
         *("r", "layers_to_transform", "gate", "init_weights", "nullspace_source", "init_scale", "null_threshold"),

@@ -15,5 +15,6 @@ OBJECTIVE: dict[str, Any] = {
     "outlier_quantile": 0.97,
     "info_weight": 1.0,
     "info_loss": "gram",
+    "info_share": 1.0,
     "detach_refined": True,
 }

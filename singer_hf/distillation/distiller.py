@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
-from singer_hf.tuner.layer import find_singer_layers
+from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.vit.features import CapturedFeatures
 
 
@@ -46,6 +46,8 @@ class SingerDistiller(FeatureDistiller):
             ``"relative"``: the same in units of the median norm of the image's raw patch tokens. ``"neighbors"``: the
             distance of artifacts to the ordinary patches around them, in this unit.
         info_loss: ``"gram"`` (paper) or ``"reference"`` (the released code's variant).
+        info_share: Share of the images that L_info is taken of in a training step, in (0, 1], at least one image. They
+            are drawn anew in every step, so its expectation is L_info of all images; in evaluation all are taken.
         detach_refined: Whether L_KD has no gradient to the adapter.
         **kwargs: ``student_layers``, ``kd_weight``, ``kd_loss``, ``target_norm``, ``image_size`` and both
             normalisations of :class:`FeatureDistiller`.
@@ -66,10 +68,13 @@ class SingerDistiller(FeatureDistiller):
         outlier_quantile: float = OBJECTIVE["outlier_quantile"],
         outlier_loss: str = OBJECTIVE["outlier_loss"],
         info_loss: str = OBJECTIVE["info_loss"],
+        info_share: float = OBJECTIVE["info_share"],
         detach_refined: bool = OBJECTIVE["detach_refined"],
         **kwargs: Any,
     ) -> None:
-        objective = AdapterObjective(outlier_weight, info_weight, outlier_quantile, outlier_loss, info_loss)
+        objective = AdapterObjective(
+            outlier_weight, info_weight, outlier_quantile, outlier_loss, info_loss, info_share
+        )
         adapters = find_singer_layers(teacher)
         if adapters and teacher_layers is not None and sorted(teacher_layers) != sorted(adapters):
             raise ValueError(
@@ -81,6 +86,7 @@ class SingerDistiller(FeatureDistiller):
         self.objective, self.detach_refined = objective, detach_refined
         # While True, L_KD has weight 0; the student stays part of the graph, as several processes need it.
         self.in_adapter_warmup = False
+        self._batched = self._find_batched_values() if adapters and objective.info_share < 1 else {}
 
     def forward(self, pixel_values: Tensor) -> SingerOutput:
         """Computes the losses of images (B, 3, H, W), normalised for the student."""
@@ -94,7 +100,7 @@ class SingerDistiller(FeatureDistiller):
         if self.refiners:
             outlier = self.outlier_loss(refined, raw.outputs)
             if self.objective.info_weight:
-                info = self.info_loss(raw, refined)
+                info = self.info_loss(*self._share(raw, refined))
         kd_weight = 0.0 if self.in_adapter_warmup else self.kd_weight
         objective = self.objective
         loss = kd_weight * kd + objective.outlier_weight * outlier + objective.info_weight * info
@@ -121,6 +127,18 @@ class SingerDistiller(FeatureDistiller):
             refined: F̂_l, (B, P+N, D_T), by block.
         """
         return torch.stack([self._info_of_block(i, raw, refined) for i in self.teacher_layers]).mean()
+
+    def _find_batched_values(self) -> dict[int, list[bool]]:
+        with raw_features(self.singer_layers.values()):
+            return self._teacher_capture.batched_values(self.teacher_input.teacher_image_size)
+
+    def _share(self, raw: CapturedFeatures, refined: dict[int, Tensor]) -> tuple[CapturedFeatures, dict[int, Tensor]]:
+        """Both for the images of L_info in this step; in evaluation for all."""
+        tokens = refined[self.teacher_layers[-1]]
+        images = self.objective.draw_images(len(tokens), tokens.device) if self.training else None
+        if images is None:
+            return raw, refined
+        return raw.select(images, self._batched), {i: tokens[images] for i, tokens in refined.items()}
 
     def _info_of_block(self, block: int, raw: CapturedFeatures, refined: Mapping[int, Tensor]) -> Tensor:
         """Compares outputs of the next block; after the last block the features themselves."""

@@ -165,7 +165,12 @@ def check_kd_settings(kd_weight: float, kd_loss: str, target_norm: str) -> None:
 
 
 def check_singer_settings(
-    outlier_weight: float, info_weight: float, outlier_quantile: float, info_loss: str, outlier_loss: str
+    outlier_weight: float,
+    info_weight: float,
+    outlier_quantile: float,
+    info_loss: str,
+    outlier_loss: str,
+    info_share: float = 1.0,
 ) -> None:
     """Checks the settings of the terms that train the adapter.
 
@@ -175,12 +180,16 @@ def check_singer_settings(
         outlier_quantile: γ in (0, 1).
         info_loss: One of ``INFO_LOSSES``.
         outlier_loss: One of ``OUTLIER_LOSSES``.
+        info_share: Share of the images that L_info is taken of, in (0, 1].
 
     Raises:
-        ValueError: If a weight is negative, the quantile is not in (0, 1), or a name is unknown.
+        ValueError: If a weight is negative, the quantile is not in (0, 1), the share not in (0, 1], or a name is
+            unknown.
     """
     check_weights(outlier_weight=outlier_weight, info_weight=info_weight)
     if not 0 < outlier_quantile < 1:
         raise ValueError(f"`outlier_quantile` must lie in (0, 1), got {outlier_quantile!r}")
+    if not 0 < info_share <= 1:
+        raise ValueError(f"`info_share` must lie in (0, 1], got {info_share!r}; 1 takes all images")
     check_choice("info_loss", info_loss, INFO_LOSSES)
     check_choice("outlier_loss", outlier_loss, OUTLIER_LOSSES)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from singer_hf.cards.privacy import without_paths
@@ -22,9 +23,10 @@ class SingerTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` plus the objective, with the recommended settings as defaults.
 
     Differences from the base class: ``learning_rate`` 1e-3, ``weight_decay`` 1e-4 and a cosine schedule that ends at
-    1e-4 of the peak (as published; warm-up depends on the run's length and is not set); no gradient clipping (the
-    adapter's gradient norm is much larger than the student's, so a joint clip would slow the student down); all
-    columns are kept; a loss that is not finite stops the run instead of being filtered from the log.
+    1e-4 of the peak (as published; warm-up depends on the run's length and is not set); AdamW in one fused kernel for
+    every version of torch; no gradient clipping (the adapter's gradient norm is much larger than the student's, so a
+    joint clip would slow the student down); all columns are kept; batches are copied to the device while it works; a
+    loss that is not finite stops the run instead of being filtered from the log.
 
     Args:
         kd_weight: Weight of L_KD, >= 0.
@@ -36,6 +38,8 @@ class SingerTrainingArguments(TrainingArguments):
         outlier_quantile: γ in (0, 1).
         outlier_loss: Unit of L_outlier: ``"absolute"`` (paper) or ``"relative"`` to an image's median norm.
         info_loss: ``"gram"`` (paper) or ``"reference"`` (released code).
+        info_share: Share of the images that L_info is taken of in a step, in (0, 1], at least one image; other images
+            in every step, so its expectation is that of all.
         detach_refined: Whether L_KD has no gradient to the adapter.
         adapter_warmup_steps: Number of first steps in which L_KD has weight 0, so that the adapter is trained before
             the student; >= 0. They are part of the run's steps.
@@ -61,6 +65,7 @@ class SingerTrainingArguments(TrainingArguments):
     lr_scheduler_kwargs: dict | str | None = field(
         default_factory=lambda: {"min_lr_rate": 1e-4}, metadata={"help": "Extra arguments of the schedule."}
     )
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the joint gradient norm; 0 is off."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay off."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: such a loss ends the run."})
@@ -89,6 +94,10 @@ class SingerTrainingArguments(TrainingArguments):
         metadata={"help": f"Unit of the outlier loss, one of {', '.join(OUTLIER_LOSSES)}."},
     )
     info_loss: str = field(default=OBJECTIVE["info_loss"], metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
+    info_share: float = field(
+        default=OBJECTIVE["info_share"],
+        metadata={"help": "Share of the images that the information loss is taken of, other ones in every step."},
+    )
     detach_refined: bool = field(
         default=OBJECTIVE["detach_refined"], metadata={"help": "Keep L_KD from training the adapter."}
     )
@@ -110,10 +119,16 @@ class SingerTrainingArguments(TrainingArguments):
         if self.dry_run:
             self.save_strategy, self.eval_strategy = "no", "no"
             self.load_best_model_at_end = self.push_to_hub = False
+        copy_without_waiting(self)
         super().__post_init__()
         check_kd_settings(self.kd_weight, self.kd_loss, self.target_norm)
         check_singer_settings(
-            self.outlier_weight, self.info_weight, self.outlier_quantile, self.info_loss, self.outlier_loss
+            self.outlier_weight,
+            self.info_weight,
+            self.outlier_quantile,
+            self.info_loss,
+            self.outlier_loss,
+            self.info_share,
         )
         if self.adapter_warmup_steps < 0:
             raise ValueError(f"`adapter_warmup_steps` must be at least 0, got {self.adapter_warmup_steps!r}")
@@ -142,6 +157,16 @@ class SingerTrainingArguments(TrainingArguments):
     def to_json_string(self) -> str:
         """The arguments as JSON without local folders and tokens, as in ``training_args.json`` and TensorBoard."""
         return json.dumps(without_paths(self.to_dict()), indent=2)
+
+
+def copy_without_waiting(args: TrainingArguments) -> None:
+    """Lets pinned batches be copied to a GPU while it works; accelerate's default makes every step wait for the last.
+
+    Args:
+        args: Arguments whose ``__post_init__`` has not run yet; an ``accelerator_config`` of the user's is kept.
+    """
+    if args.accelerator_config is None:
+        args.accelerator_config = {"non_blocking": args.dataloader_pin_memory and not torch.mps.is_available()}
 
 
 def check_warmup(num_steps: int, max_steps: int) -> None:

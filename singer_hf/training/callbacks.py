@@ -1,7 +1,10 @@
 """Callbacks of a distillation: moving average of the student, warm-up of the adapter, epochs of the dataset."""
 
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import copy
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from singer_hf.distillation.distiller import SingerDistiller
@@ -16,26 +19,29 @@ class EmaCallback(TrainerCallback):
         decay: Share of the average that is kept at each optimiser step, in (0, 1).
 
     Attributes:
-        average: The averaged student, of the student's own class.
+        average: The averaged student, of the student's own class; its integers (position ids) are the student's.
     """
 
     def __init__(self, student: nn.Module, decay: float) -> None:
-        self.student = student
-        self._averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-        # The copy starts as the student; without this the first update would overwrite it with the student.
-        self._averaged.n_averaged += 1
+        self.student, self.decay = student, decay
+        self.average = copy.deepcopy(student)
 
-    @property
-    def average(self) -> nn.Module:
-        """The averaged student."""
-        return self._averaged.module
-
+    @torch.no_grad()
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Moves the average towards the student."""
-        self._averaged.to(next(self.student.parameters()).device)
-        self._averaged.update_parameters(self.student)
+        """Moves the average towards the student, all tensors at once and without waiting for the device."""
+        self.average.to(next(self.student.parameters()).device)
+        pairs = list(zip(_tensors(self.average), _tensors(self.student), strict=True))
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_(*map(list, zip(*floating, strict=True)), 1 - self.decay)
+        for own, other in pairs:
+            if not own.is_floating_point():
+                own.copy_(other)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [tensor.detach() for tensor in chain(module.parameters(), module.buffers())]
 
 
 class AdapterWarmupCallback(TrainerCallback):

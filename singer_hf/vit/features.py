@@ -1,10 +1,12 @@
 """Capture of block outputs and block calls in one forward pass."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from singer_hf.vit.structure import view_vit
 from singer_hf.vit.view import ViTView
@@ -36,6 +38,22 @@ class BlockCall:
         """What ``block`` adds to tokens x (B, P+N, D) with the recorded arguments: ``u(x) = block(x) - x``."""
         return self.replay(block, hidden_states) - hidden_states
 
+    def select(self, images: Tensor, batched: Sequence[bool]) -> "BlockCall":
+        """The call for some of its images.
+
+        Args:
+            images: Indices of the images, (K,).
+            batched: For every value of the call, in the order of :meth:`leaves`, whether it has a row for each image;
+                from :meth:`FeatureCapture.batched_values`.
+        """
+        leaves, form = tree_flatten((self.hidden_states, self.args, self.kwargs))
+        chosen = [leaf[images] if rows else leaf for leaf, rows in zip(leaves, batched, strict=True)]
+        return BlockCall(*tree_unflatten(chosen, form))
+
+    def leaves(self) -> list:
+        """All values of the call, tensors (...) and others: the tokens first, then the arguments, unpacked."""
+        return tree_leaves((self.hidden_states, self.args, self.kwargs))
+
 
 @dataclass(frozen=True)
 class CapturedFeatures:
@@ -48,6 +66,16 @@ class CapturedFeatures:
 
     outputs: dict[int, Tensor] = field(default_factory=dict)
     calls: dict[int, BlockCall] = field(default_factory=dict)
+
+    def select(self, images: Tensor, batched: Mapping[int, Sequence[bool]]) -> "CapturedFeatures":
+        """The tokens and calls of some images.
+
+        Args:
+            images: Indices of the images, (K,).
+            batched: Block index -> which values of its call have a row for each image, see :meth:`BlockCall.select`.
+        """
+        outputs = {i: tokens[images] for i, tokens in self.outputs.items()}
+        return CapturedFeatures(outputs, {i: call.select(images, batched[i]) for i, call in self.calls.items()})
 
 
 class FeatureCapture:
@@ -105,6 +133,33 @@ class FeatureCapture:
                 self.features = None
         self._check_tokens(features, pixel_values)
         return features
+
+    @torch.no_grad()
+    def batched_values(self, image_size: tuple[int, int]) -> dict[int, list[bool]]:
+        """For every captured call, which of its values have a row for each image.
+
+        Found by running one image and two: rotary embeddings or biases may by chance be as long as a batch.
+
+        Args:
+            image_size: (height, width) of images that the model takes, in pixels.
+
+        Raises:
+            ValueError: If a value depends on the number of images in another way.
+        """
+        weight = self.view.patch_embedding.weight
+        images = torch.zeros(2, 3, *image_size, device=weight.device, dtype=weight.dtype)
+        one, two = self(images[:1]).calls, self(images).calls
+        return {i: [self._has_rows(*pair) for pair in zip(one[i].leaves(), two[i].leaves(), strict=True)] for i in one}
+
+    def _has_rows(self, of_one: object, of_two: object) -> bool:
+        if not isinstance(of_one, Tensor) or of_one.shape == of_two.shape:
+            return False
+        if (of_one.shape[0], of_two.shape[0]) != (1, 2) or of_one.shape[1:] != of_two.shape[1:]:
+            raise ValueError(
+                f"{type(self.view.backbone).__name__} gives its blocks a tensor of shape {tuple(of_one.shape)} for "
+                f"one image and {tuple(of_two.shape)} for two: its images cannot be told apart; set `info_share=1`"
+            )
+        return True
 
     def _attach(self) -> None:
         blocks = self.view.blocks

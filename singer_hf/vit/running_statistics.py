@@ -22,8 +22,17 @@ def settling_weight(num_batches: Tensor) -> Tensor:
 
 def mean_over_processes(values: Tensor) -> Tensor:
     """Mean of a tensor (...) over all processes; the tensor itself in a single one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _has_processes():
         return values
     values = values.clone()
     torch.distributed.all_reduce(values)
     return values / torch.distributed.get_world_size()
+
+
+def process_place() -> tuple[int, int]:
+    """(rank, number) of the processes of the run; (0, 1) in a single one."""
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _has_processes() else (0, 1)
+
+
+def _has_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -22,6 +22,7 @@ PAPER = {
     "outlier_quantile": 0.97,
     "info_weight": 1.0,
     "info_loss": "gram",
+    "info_share": 1.0,
     "detach_refined": False,
 }
 # The only place in the tests that repeats the recommended values.
@@ -38,6 +39,7 @@ RECOMMENDED = {
     "outlier_quantile": 0.97,
     "info_weight": 1.0,
     "info_loss": "gram",
+    "info_share": 1.0,
     "detach_refined": True,
 }
 ADAPTER = {item.name for item in fields(SingerConfig)}

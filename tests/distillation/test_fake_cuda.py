@@ -4,13 +4,14 @@ An operation between a tensor on the GPU and one that was left on the CPU fails 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from waits import Waits
 from zoo import images, tiny, tiny_vit
 
 from singer_hf import SingerConfig, SingerDistiller
@@ -19,6 +20,7 @@ from singer_hf.baselines.cleanups.local_outliers import LocalOutlierMean
 from singer_hf.baselines.cleanups.neighbor_mean import NeighborMean
 from singer_hf.baselines.cleanups.shifted_views import ShiftedViews, ShiftedViewsDistiller
 from singer_hf.baselines.relational import RelationalDistiller
+from singer_hf.distillation.adapter.cleaner import TeacherCleaner
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.tuner.gate import GATES
 
@@ -43,14 +45,17 @@ def autocast(precision: torch.dtype | None) -> Iterator[None]:
         torch.set_autocast_dtype("cuda", torch.float16)
 
 
-def run_on_cuda(module: nn.Module, pixel_values: Tensor, precision: torch.dtype | None) -> object:
+def run_on_cuda(
+    module: nn.Module, pixel_values: Tensor, precision: torch.dtype | None = None, waits: Waits | None = None
+) -> object:
     """The output of a module whose parameters and buffers are moved to the GPU, with or without autocasting."""
     mode = FakeTensorMode()
     own = {name: mode.from_tensor(t) for name, t in [*module.named_parameters(), *module.named_buffers()]}
     inputs = mode.from_tensor(pixel_values)
     with mode, autocast(precision):
-        state = {name: tensor.to(CUDA) for name, tensor in own.items()}
-        return torch.func.functional_call(module, state, (inputs.to(CUDA),))
+        state, inputs = {name: tensor.to(CUDA) for name, tensor in own.items()}, inputs.to(CUDA)
+        with waits or nullcontext():
+            return torch.func.functional_call(module, state, (inputs,))
 
 
 def singer(family: str, gate: str = "none", **settings: object) -> SingerDistiller:
@@ -69,11 +74,16 @@ def refined_by(refiner: object) -> FeatureDistiller:
     return FeatureDistiller(tiny_vit(), tiny_vit(), refiners=refiner, image_size=(32, 32))
 
 
+def cleaner() -> TeacherCleaner:
+    return TeacherCleaner(get_peft_model(tiny("vit"), SingerConfig(r=4, gate="outlier")))
+
+
 DISTILLERS: dict[str, Callable[[], FeatureDistiller]] = {
     "vit": lambda: singer("vit"),
     "dinov2_registers": lambda: singer("dinov2_registers"),
     "siglip": lambda: singer("siglip"),
     "with statistics": lambda: singer("vit", "outlier", target_norm="channel", outlier_loss="neighbors").train(),
+    "share": lambda: singer("vit", info_share=0.5).train(),
     "relative": lambda: singer("vit", "outlier", outlier_loss="relative"),
     "other grids": other_grids,
     "FitNet": lambda: FeatureDistiller(tiny_vit(), tiny_vit(), image_size=(32, 32)),
@@ -96,6 +106,32 @@ def test_a_distillers_forward_pass_stays_on_the_gpu(name, precision):
         assert value.dtype == torch.float32
         assert value.shape == ()
     assert losses.loss.requires_grad
+
+
+@pytest.mark.parametrize("name", [*DISTILLERS, "cleaner"])
+def test_a_step_waits_for_no_result_and_no_copy(name):
+    waits, module = Waits(), DISTILLERS[name]() if name in DISTILLERS else cleaner()
+    run_on_cuda(module.train(), images(), waits=waits)
+    assert waits.found == []
+
+
+class _Waiting(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[tokens.sum(dim=1) > 0]
+
+
+class _Copying(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens * torch.tensor([1.0, 2.0], device=tokens.device)
+
+
+def test_the_counter_sees_a_mask_and_a_copy():
+    waits = Waits()
+    run_on_cuda(_Copying(), torch.ones(3, 2), waits=waits)
+    assert [line.split()[0] for line in waits.found] == ["_to_copy"]
+    with waits:
+        _Waiting()(torch.ones(3, 2))
+    assert {line.split()[0] for line in waits.found[1:]} & {"index", "nonzero"}
 
 
 @every_precision

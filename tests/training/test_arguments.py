@@ -45,6 +45,8 @@ def test_the_learning_rate_ends_at_a_ten_thousandth_of_its_peak(tmp_path):
         ("outlier_weight", -0.5, "`outlier_weight` must be at least 0, got -0.5"),
         ("info_weight", -1.0, "`info_weight` must be at least 0, got -1.0"),
         ("outlier_quantile", 0.0, "`outlier_quantile` must lie in (0, 1), got 0.0"),
+        ("info_share", 0.0, "`info_share` must lie in (0, 1], got 0.0; 1 takes all images"),
+        ("info_share", 1.5, "`info_share` must lie in (0, 1], got 1.5; 1 takes all images"),
         ("outlier_quantile", 1.5, "`outlier_quantile` must lie in (0, 1), got 1.5"),
         ("target_norm", "layer", f"`target_norm` must be one of {str(TARGET_NORMS)[1:-1]}, got 'layer'"),
         ("kd_loss", "l2", "`kd_loss` must be one of 'mse', 'cosine', 'smooth_l1', got 'l2'"),
@@ -84,7 +86,7 @@ def test_arguments_can_be_read_from_a_yaml_file(tmp_path):
 
 def test_every_new_argument_has_a_help_text():
     own = SingerTrainingArguments.__dataclass_fields__.keys() - hf.TrainingArguments.__dataclass_fields__.keys()
-    assert len(own) == 16
+    assert len(own) == 17
     assert all(SingerTrainingArguments.__dataclass_fields__[name].metadata["help"] for name in own)
 
 

@@ -14,6 +14,7 @@ from singer_hf.training.guards.complete import last_complete_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
+SHARE = {"info_share": 0.5, "num_artifact_images": 2}
 EMA = {"ema_decay": 0.9, "bf16": True, "gradient_accumulation_steps": 2}
 COMPONENTS = ("loss", "kd_loss", "outlier_loss", "info_loss", "grad_norm", "learning_rate", "epoch")
 
@@ -56,11 +57,12 @@ def test_killed_in_mid_step_and_resumed_with_other_workers_equals_straight(strai
     assert_same(resumed, straight)
 
 
-@pytest.mark.parametrize("case", ["running average", "streaming", "bare teacher"])
+@pytest.mark.parametrize("case", ["running average", "streaming", "bare teacher", "share of L_info"])
 def test_other_runs_resume_bit_for_bit(case, tmp_path):
     def make(folder, **options):
         stream = {"train_dataset": image_dataset(20).to_iterable_dataset(num_shards=2)}
-        settings = {"running average": EMA, "streaming": stream, "bare teacher": {"bare": True}}[case]
+        settings = {"running average": EMA, "streaming": stream, "bare teacher": {"bare": True}}
+        settings = {**settings, "share of L_info": SHARE}[case]
         return make_resumable(folder, max_steps=4, **settings, **options)
 
     straight = make(tmp_path / "straight")

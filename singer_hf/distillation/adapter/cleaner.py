@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.distillation.feature_distiller import DistillerOutput
+from singer_hf.distillation.student_features import DEFAULT_IMAGE_SIZE
 from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.vit.features import CapturedFeatures, FeatureCapture
 from singer_hf.vit.structure import view_vit
@@ -56,6 +57,7 @@ class TeacherCleaner(nn.Module):
             parameter.requires_grad_(id(parameter) in trained)
         teacher.eval()
         self._captures = {block: self._capture(block) for block in self.layers}
+        self._batched = {b: self._find_batched_values(b) for b in self.layers} if self.objective.info_share < 1 else {}
 
     def forward(self, pixel_values: Tensor) -> CleanerOutput:
         """Computes the losses of images (B, 3, H, W), normalised for the teacher."""
@@ -64,7 +66,8 @@ class TeacherCleaner(nn.Module):
     def losses(self, pixel_values: Tensor, observe: bool) -> CleanerOutput:
         """Computes the losses of images (B, 3, H, W), normalised for the teacher; with ``observe`` gates see them."""
         pixel_values = pixel_values.to(self.view.patch_embedding.weight.dtype)
-        terms = [self._terms(block, pixel_values, observe) for block in self.layers]
+        chosen = self.objective.draw_images(len(pixel_values), pixel_values.device) if observe else None
+        terms = [self._terms(block, pixel_values, observe, chosen) for block in self.layers]
         outlier, info = (torch.stack(values).mean() for values in zip(*terms, strict=True))
         loss = self.objective.outlier_weight * outlier + self.objective.info_weight * info
         return CleanerOutput(loss=loss, outlier_loss=outlier, info_loss=info)
@@ -93,7 +96,13 @@ class TeacherCleaner(nn.Module):
         with raw_features(layer for index, layer in self.layers.items() if index >= block):
             return self._captures[block](pixel_values)
 
-    def _terms(self, block: int, pixel_values: Tensor, observe: bool) -> tuple[Tensor, Tensor]:
+    def _find_batched_values(self, block: int) -> dict[int, list[bool]]:
+        with raw_features(self.layers.values()):
+            return self._captures[block].batched_values(self.view.image_size or DEFAULT_IMAGE_SIZE)
+
+    def _terms(
+        self, block: int, pixel_values: Tensor, observe: bool, chosen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         layer, prefix = self.layers[block], self.view.num_prefix_tokens
         features = self._features(block, pixel_values)
         raw = features.outputs[block]
@@ -101,7 +110,11 @@ class TeacherCleaner(nn.Module):
             layer.observe(raw)
         refined, grid = layer.refine(raw), self.view.grid(*pixel_values.shape[-2:])
         outlier = self.objective.outlier_term(layer, refined[:, prefix:], raw[:, prefix:], grid)
-        return outlier, self._info_term(block, refined, features) if self.objective.info_weight else outlier * 0
+        if not self.objective.info_weight:
+            return outlier, outlier * 0
+        if chosen is not None:
+            features, refined = features.select(chosen, self._batched[block]), refined[chosen]
+        return outlier, self._info_term(block, refined, features)
 
     def _info_term(self, block: int, refined: Tensor, features: CapturedFeatures) -> Tensor:
         layer, prefix, raw = self.layers[block], self.view.num_prefix_tokens, features.outputs[block]

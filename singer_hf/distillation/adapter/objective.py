@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from singer_hf.artifacts.outliers import OutlierRule, token_norms
@@ -14,6 +15,7 @@ from singer_hf.distillation.losses import (
     outlier_loss,
 )
 from singer_hf.tuner.layer import SingerLayer
+from singer_hf.vit.running_statistics import process_place
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class AdapterObjective:
         outlier_quantile: γ in (0, 1).
         outlier_loss: ``"absolute"`` (paper), ``"relative"`` or ``"neighbors"``.
         info_loss: ``"gram"`` (paper) or ``"reference"``.
+        info_share: Share of the images that L_info is taken of in a training step, in (0, 1], at least one image.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -36,11 +39,34 @@ class AdapterObjective:
     outlier_quantile: float = OBJECTIVE["outlier_quantile"]
     outlier_loss: str = OBJECTIVE["outlier_loss"]
     info_loss: str = OBJECTIVE["info_loss"]
+    info_share: float = OBJECTIVE["info_share"]
 
     def __post_init__(self) -> None:
         check_singer_settings(
-            self.outlier_weight, self.info_weight, self.outlier_quantile, self.info_loss, self.outlier_loss
+            self.outlier_weight,
+            self.info_weight,
+            self.outlier_quantile,
+            self.info_loss,
+            self.outlier_loss,
+            self.info_share,
         )
+
+    def draw_images(self, num_images: int, device: torch.device) -> Tensor | None:
+        """Indices (K,) of the images that L_info of this step is taken of, other ones in every step; None: all.
+
+        Every image is as likely as any other, so the expectation of L_info, a mean over images, is that of all. They
+        are drawn by torch's generator. The generators of several processes are in the same state, so each process
+        draws for all of them and takes its own images.
+
+        Args:
+            num_images: Images in the batch of this process.
+            device: Device of the images.
+        """
+        number = max(1, round(self.info_share * num_images))
+        if number == num_images:
+            return None
+        rank, world = process_place()
+        return torch.rand(world, num_images, device=device)[rank].argsort()[:number]
 
     def outlier_term(self, layer: SingerLayer, refined: Tensor, raw: Tensor, grid: tuple[int, int]) -> Tensor:
         """L_outlier of one block, scalar.

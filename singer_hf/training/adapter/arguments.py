@@ -9,6 +9,7 @@ from singer_hf.cards.privacy import without_paths
 from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.losses import INFO_LOSSES, OUTLIER_LOSSES
+from singer_hf.training.arguments import copy_without_waiting
 
 
 @dataclass
@@ -16,8 +17,9 @@ class CleaningArguments(TrainingArguments):
     """`transformers.TrainingArguments` plus the objective of the adapter.
 
     Differences from the base class: ``output_dir`` is "outputs/cleaned"; 300 steps of 32 images, ``learning_rate``
-    2e-3 with a cosine schedule, AdamW with ``weight_decay`` 1e-4, no gradient clipping, at most two checkpoints are
-    kept; all columns are kept; a loss that is not finite stops the run instead of being filtered from the log.
+    2e-3 with a cosine schedule, fused AdamW with ``weight_decay`` 1e-4, no gradient clipping, at most two checkpoints
+    are kept; all columns are kept; batches are copied to the device while it works; a loss that is not finite stops
+    the run instead of being filtered from the log.
 
     Args:
         outlier_weight: λ_outlier, >= 0.
@@ -25,6 +27,8 @@ class CleaningArguments(TrainingArguments):
         outlier_quantile: γ in (0, 1), for the outlier losses other than ``"neighbors"``.
         outlier_loss: ``"neighbors"``, ``"relative"`` or ``"absolute"`` (paper).
         info_loss: ``"gram"`` (paper) or ``"reference"`` (released code).
+        info_share: Share of the images that L_info is taken of in a step, in (0, 1], at least one image; other images
+            in every step, so its expectation is that of all.
         color_jitter: Strength of brightness, contrast and saturation jitter, >= 0; 0 is off.
         overwrite_output_dir: Whether to train into an output folder that holds another run.
 
@@ -38,6 +42,7 @@ class CleaningArguments(TrainingArguments):
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient norm; 0 is off."})
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints that are kept."})
@@ -57,10 +62,15 @@ class CleaningArguments(TrainingArguments):
         default=OBJECTIVE["outlier_loss"], metadata={"help": f"One of {', '.join(OUTLIER_LOSSES)}."}
     )
     info_loss: str = field(default=OBJECTIVE["info_loss"], metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
+    info_share: float = field(
+        default=OBJECTIVE["info_share"],
+        metadata={"help": "Share of the images that the information loss is taken of, other ones in every step."},
+    )
     color_jitter: float = field(default=0.0, metadata={"help": "Strength of the colour jitter; 0 is off."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Train over another run's output folder."})
 
     def __post_init__(self) -> None:
+        copy_without_waiting(self)
         super().__post_init__()
         self.objective()
         if not self.outlier_weight:
@@ -73,7 +83,12 @@ class CleaningArguments(TrainingArguments):
     def objective(self) -> AdapterObjective:
         """The terms of the adapter."""
         return AdapterObjective(
-            self.outlier_weight, self.info_weight, self.outlier_quantile, self.outlier_loss, self.info_loss
+            self.outlier_weight,
+            self.info_weight,
+            self.outlier_quantile,
+            self.outlier_loss,
+            self.info_loss,
+            self.info_share,
         )
 
     def to_json_string(self) -> str:

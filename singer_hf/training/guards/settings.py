@@ -34,7 +34,10 @@ _NO_RESULT = (
     "logging_nan_inf_filter",
 )
 # What version 0.1 did, which had no names for it.
-_BEFORE_NAMES = {"kd_loss": "mse", "target_norm": "none", "outlier_loss": "absolute", "adapter.gate": "none"}
+_BEFORE_NAMES = {
+    **{"kd_loss": "mse", "target_norm": "none", "outlier_loss": "absolute", "adapter.gate": "none"},
+    "info_share": 1.0,
+}
 _CONSTANT = ("constant", "constant_with_warmup")
 # Of configurations: where they come from, and what is resolved when the adapter is attached.
 _NOT_COMPARED = (

@@ -10,15 +10,15 @@ from torch import nn
 from singer_hf.cleaning.images import CleaningInputs
 from singer_hf.cleaning.plan import CleaningPlan
 from singer_hf.data.image_processors import image_spec
+from singer_hf.inspection.audit_report import AuditReport
 from singer_hf.inspection.measure.audit_result import AuditResult
 from singer_hf.inspection.measure.snapshots import Snapshot, take_snapshot
 from singer_hf.inspection.report.before_after import before_after_maps
 from singer_hf.inspection.report.verdict import has_artifacts, percent
-from singer_hf.inspection.run import AuditedModel, write_report
 from singer_hf.tuner.layer import find_singer_layers, raw_features
 
 PICTURE = "before_after.png"
-_SHOWN, _SEARCHED = 4, 64
+_SHOWN = 4
 
 
 @dataclass
@@ -82,18 +82,13 @@ def write_cleaning_report(folder: Path, model: nn.Module, inputs: CleaningInputs
         inputs: The images and the processor.
         report: Both audits.
     """
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    shown = _worst_images(inputs.batches, model)
+    shown = _worst_images(inputs.batches, report.before)
     spec = {} if inputs.processor is None else _normalization(inputs.processor)
     layers = find_singer_layers(model).values()
     with raw_features(layers):
         before = take_snapshot(model, shown, name=report.before.name, inline=True, **spec)
     after = take_snapshot(model, shown, name=report.after.name, inline=True, **spec)
-    entries = [
-        AuditedModel(report.name, model, inputs.batches, result, snapshot)
-        for result, snapshot in ((report.before, before), (report.after, after))
-    ]
-    write_report(folder, entries, {}, source="the training images")
+    AuditReport([report.before, report.after], source="the training images", snapshots=[before, after]).save(folder)
     _draw(folder / PICTURE, before, after)
 
 
@@ -102,13 +97,9 @@ def _normalization(processor: Any) -> dict[str, Any]:
     return {"mean": spec.mean, "std": spec.std}
 
 
-def _worst_images(batches: list[torch.Tensor], model: nn.Module) -> torch.Tensor:
-    """The images (K, 3, H, W) whose longest patch tokens after the last block are longest, worst first."""
-    images = torch.cat(batches)[:_SEARCHED]
-    with raw_features(find_singer_layers(model).values()):
-        norms = take_snapshot(model, images, inline=True).norms[-1]
-    ratios = norms.amax(dim=1) / norms.median(dim=1).values
-    return images[ratios.argsort(descending=True)[:_SHOWN]]
+def _worst_images(batches: list[torch.Tensor], audit: AuditResult) -> torch.Tensor:
+    """The images (K, 3, H, W) with the longest patch tokens in an audit, worst first."""
+    return torch.cat(batches)[[ranked["image"] for ranked in audit.worst_images[:_SHOWN]]]
 
 
 def _draw(file: Path, before: Snapshot, after: Snapshot) -> None:

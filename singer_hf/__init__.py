@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from singer_hf.baselines.recipes import recipe_settings
     from singer_hf.cleaning.clean import clean
     from singer_hf.distillation.distiller import SingerDistiller
+    from singer_hf.evaluation.evaluate import evaluate
     from singer_hf.extraction import extract_features
+    from singer_hf.inspection.audit_models import audit
     from singer_hf.training.adapter.arguments import CleaningArguments
     from singer_hf.training.arguments import SingerTrainingArguments
     from singer_hf.training.trainer import SingerDistillationTrainer
@@ -28,7 +30,9 @@ __all__ = [
     "SingerModel",
     "SingerTrainingArguments",
     "__version__",
+    "audit",
     "clean",
+    "evaluate",
     "extract_features",
     "recipe_settings",
 ]
@@ -41,7 +45,9 @@ _MODULES = {
     "SingerLayer": "singer_hf.tuner",
     "SingerModel": "singer_hf.tuner",
     "SingerTrainingArguments": "singer_hf.training.arguments",
+    "audit": "singer_hf.inspection.audit_models",
     "clean": "singer_hf.cleaning.clean",
+    "evaluate": "singer_hf.evaluation.evaluate",
     "extract_features": "singer_hf.extraction",
     "recipe_settings": "singer_hf.baselines.recipes",
 }

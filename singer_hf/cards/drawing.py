@@ -12,6 +12,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 
 MAP_COLOURS = "viridis"
 
+# For quantities with a sign, such as cosines: white is 0.
+SIGNED_COLOURS = "RdBu_r"
+
 FONT = 8
 
 _TITLE_FONT = 10

@@ -12,17 +12,17 @@ from singer_hf.cards.markdown import markdown_table
 from singer_hf.cleaning.images import CleaningInputs
 from singer_hf.cleaning.plan import CleaningPlan
 from singer_hf.data.image_processors import image_spec
+from singer_hf.inspection.audit_report import AuditReport
 from singer_hf.inspection.measure.audit import audit
 from singer_hf.inspection.measure.audit_result import AuditResult
 from singer_hf.inspection.measure.snapshots import Snapshot, take_snapshot
 from singer_hf.inspection.report.before_after import before_after_maps
 from singer_hf.inspection.report.verdict import has_artifacts, percent
-from singer_hf.inspection.run import AuditedModel, write_report
 
 logger = logging.getLogger(__name__)
 
 PICTURE = "before_after.png"
-_SHOWN, _SEARCHED = 4, 64
+_SHOWN = 4
 
 
 @dataclass
@@ -48,10 +48,8 @@ class CleaningReport:
     @classmethod
     def begin(cls, inputs: CleaningInputs, plan: CleaningPlan) -> "CleaningReport":
         """Looks at the teacher before anything is changed."""
-        images = torch.cat(inputs.batches)[:_SEARCHED]
-        norms = take_snapshot(inputs.teacher, images).norms[-1]
-        ratios = norms.amax(dim=1) / norms.median(dim=1).values
-        shown = images[ratios.argsort(descending=True)[:_SHOWN]]
+        worst = [ranked["image"] for ranked in plan.audit.worst_images[:_SHOWN]]
+        shown = torch.cat(inputs.batches)[worst]
         return cls(inputs, plan, shown, _snapshot(inputs, inputs.teacher, shown, plan.audit.name))
 
     def finish(self, model: nn.Module) -> None:
@@ -111,14 +109,9 @@ class CleaningReport:
         if importlib.util.find_spec("matplotlib") is None:
             logger.warning("no page and no picture: matplotlib is not installed (pip install 'singer-hf[plots]')")
             return
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        pairs = ((self.before, self.before_snapshot), (self.after, self.after_snapshot))
-        entries = [
-            AuditedModel(result.name, self.inputs.teacher, self.inputs.batches, result, snapshot)
-            for result, snapshot in pairs
-        ]
-        write_report(folder, entries, {}, source="the training images")
-        before_after_maps(self.before_snapshot, self.after_snapshot).savefig(folder / PICTURE, dpi=140)
+        snapshots = [self.before_snapshot, self.after_snapshot]
+        AuditReport([self.before, self.after], source="the training images", snapshots=snapshots).save(folder)
+        before_after_maps(*snapshots).savefig(folder / PICTURE, dpi=140)
 
 
 def _snapshot(inputs: CleaningInputs, model: nn.Module, images: Tensor, name: str) -> Snapshot:

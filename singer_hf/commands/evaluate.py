@@ -22,9 +22,10 @@ from singer_hf.evaluation.benchmarks.benchmark import Benchmark
 from singer_hf.evaluation.benchmarks.catalog import benchmark_table
 from singer_hf.evaluation.benchmarks.protocols import PROTOCOLS, get_protocol
 from singer_hf.evaluation.benchmarks.run_settings import RunSettings
-from singer_hf.evaluation.evaluate_models import evaluate_models, load_models, select_benchmarks
+from singer_hf.evaluation.evaluate import run_benchmarks
+from singer_hf.evaluation.evaluate_models import load_models, select_benchmarks
 from singer_hf.evaluation.metrics import TASK_METRICS
-from singer_hf.evaluation.results import Result, has_student_card, results_table, write_results, write_to_card
+from singer_hf.evaluation.results import has_student_card, results_table, write_to_card
 
 TASKS = tuple(TASK_METRICS)
 # Flag -> field of Benchmark that it overrides.
@@ -173,18 +174,8 @@ def run(settings: Settings) -> None:
     benchmarks = settings.benchmarks()
     loading = settings.processor_name_or_path, settings.device, settings.adapter_name_or_path
     models = load_models(settings.model_name_or_path, *loading)
-    results: dict[str, list[Result]] = {name: [] for name in models}
     limits = {name: getattr(settings, name) for name in ("head_dataset_name", "max_train_samples", "max_test_samples")}
-    missing = []
-    for benchmark in benchmarks:
-        try:
-            new = evaluate_models(models, benchmark, settings.run_settings(benchmark), settings.output_dir, **limits)
-        except FileNotFoundError as error:
-            missing.append(str(error))
-            continue
-        for name, items in new.items():
-            results[name] += items
-        write_results(settings.output_dir, [item for items in results.values() for item in items])
+    results, missing = run_benchmarks(models, benchmarks, settings.run_settings, settings.output_dir, **limits)
     if any(results.values()):
         print(results_table([item for items in results.values() for item in items]))
         print(f"See {Path(settings.output_dir) / 'results.json'} and {Path(settings.output_dir) / 'figures'}")

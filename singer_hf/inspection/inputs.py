@@ -1,19 +1,41 @@
-"""Inputs of an audit: its settings, and batches of images."""
+"""Inputs of an audit: its options, and the settings of the command."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
-from datasets import Dataset
-from torch import Tensor
-from torch.utils.data import DataLoader
+from singer_hf.artifacts.outliers import OutlierRule
 
-from singer_hf.data.columns import select_image_and_label
-from singer_hf.data.datasets import load_image_dataset
-from singer_hf.data.drawn_scenes import scene_dataset
-from singer_hf.data.image_dataset import transform_images
-from singer_hf.data.image_processors import ImageSpec, image_spec, load_image_processor
-from singer_hf.data.transforms import eval_transform, resize_transform
+# Flags that are options under the same name.
+_SAME_NAMES = ("inline", "image_column", "max_samples", "seed", "num_pictures", "batch_size", "num_workers")
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """Options of an audit; :func:`singer_hf.inspection.audit_models.audit` documents them.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    processor: Any = None
+    split: str = "train"
+    image_column: str | None = None
+    max_samples: int = 500
+    seed: int = 0
+    image_size: tuple[int, int] | None = None
+    rule: OutlierRule = field(default_factory=OutlierRule)
+    inline: bool = False
+    num_pictures: int = 3
+    batch_size: int = 16
+    num_workers: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in {"max_samples": 1, "batch_size": 1, "num_pictures": 1, "num_workers": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)!r}")
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise ValueError(f"`image_size` must be a height and a width, got {self.image_size}")
 
 
 @dataclass
@@ -29,6 +51,7 @@ class AuditSettings:
     adapter_name_or_path: str | None = field(default=None, metadata={"help": "SiNGER adapter of the model."})
     inline: bool = field(default=False, metadata={"help": "Measure the model as it runs with its adapter."})
     dataset_name: str | None = field(default=None, metadata={"help": "Folder, parquet file or Hub id; labels unused."})
+    demo: bool = field(default=False, metadata={"help": "Audit on drawn scenes, instead of a dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset."})
     image_column: str | None = field(default=None, metadata={"help": "Image column; detected by default."})
     max_samples: int = field(default=500, metadata={"help": "Number of images, sampled with `seed`."})
@@ -43,102 +66,23 @@ class AuditSettings:
     device: str | None = field(default=None, metadata={"help": "Torch device; a GPU by default if available."})
 
     def __post_init__(self) -> None:
-        for name, least in {"max_samples": 1, "batch_size": 1, "num_pictures": 1, "num_workers": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)!r}")
+        self.options()
+        if self.demo and self.dataset_name is not None:
+            raise ValueError(f"`demo` draws its own images; leave out `dataset_name`, got {self.dataset_name!r}")
         if self.inline and self.adapter_name_or_path is None:
             raise ValueError("`inline` needs `adapter_name_or_path`: without an adapter every model runs as it is")
-        if not self.mad_factor > 0:
-            raise ValueError(f"`mad_factor` must be greater than 0, got {self.mad_factor!r}")
-        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
-            raise ValueError(f"`image_size` must be a height and a width, got {self.image_size}")
+        if not self.demo and self.dataset_name is None:
+            raise ValueError(
+                "`dataset_name` must name images such as the model will see (folder, parquet file or Hub id): the "
+                "verdict holds for images like the audited ones; `--demo` takes drawn scenes"
+            )
 
-
-class ImageBatches:
-    """Batches of pixel values (B, 3, H, W) of the readable images of a dataset.
-
-    Args:
-        rows: Dataset with the column ``"image"``.
-        spec: Size and normalisation of the images.
-        transform: PIL image -> tensor (3, H, W).
-        batch_size: Images per batch.
-        num_workers: Processes that load images.
-
-    Attributes:
-        spec: See above.
-        unreadable: Names and errors of the unreadable images found so far.
-    """
-
-    def __init__(
-        self, rows: Dataset, spec: ImageSpec, transform: Callable, batch_size: int, num_workers: int = 0
-    ) -> None:
-        self.spec = spec
-        self.unreadable: dict[str, None] = {}
-        dataset = transform_images(rows, transform)
-        self.loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_collate_readable)
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.loader:
-            self.unreadable |= dict.fromkeys(batch["errors"])
-            if batch["pixel_values"] is not None:
-                yield batch["pixel_values"]
-
-    def first(self) -> Tensor:
-        """Returns the first batch (B, 3, H, W).
-
-        Raises:
-            ValueError: If no image can be read.
-        """
-        batch = next(iter(self), None)
-        if batch is None:
-            raise ValueError(f"none of the {len(self.unreadable)} images can be read: {self.list_unreadable()}")
-        return batch
-
-    def list_unreadable(self, limit: int = 5) -> str:
-        """Returns the first unreadable images with their errors as one text."""
-        return "; ".join(list(self.unreadable)[:limit])
-
-
-def _collate_readable(rows: list[dict]) -> dict:
-    pixels = [row["pixel_values"] for row in rows if "pixel_values" in row]
-    errors = [row["error"] for row in rows if "error" in row]
-    return {"pixel_values": torch.stack(pixels) if pixels else None, "errors": errors}
-
-
-def load_images(settings: AuditSettings) -> Dataset:
-    """Loads the sample of images, or draws scenes if no dataset is given.
-
-    Args:
-        settings: For the dataset, the number of images and the seed.
-    """
-    if settings.dataset_name is None:
-        return select_image_and_label(scene_dataset(settings.max_samples, settings.seed))
-    return load_image_dataset(
-        settings.dataset_name,
-        split=settings.dataset_split,
-        image_column=settings.image_column,
-        max_samples=settings.max_samples,
-        seed=settings.seed,
-    )
-
-
-def load_image_batches(name: str, settings: AuditSettings) -> ImageBatches:
-    """Loads the images, normalised for one model.
-
-    Args:
-        name: Folder or Hub id of the model, whose image processor is used unless the settings name another one.
-        settings: For the images, their size and the batch size.
-
-    Raises:
-        ValueError: If there is no image processor.
-    """
-    processor = load_image_processor(settings.processor_name_or_path or name)
-    if processor is None:
-        raise ValueError(f"`model_name_or_path` {name!r} has no image processor; give `--processor_name_or_path`")
-    spec, transform = image_spec(processor), eval_transform(processor)
-    if settings.image_size is not None:
-        transform = resize_transform(settings.image_size, spec)
-    return ImageBatches(load_images(settings), spec, transform, settings.batch_size, settings.num_workers)
+    def options(self) -> AuditOptions:
+        """Returns the options of the audit."""
+        return AuditOptions(
+            processor=self.processor_name_or_path,
+            split=self.dataset_split,
+            image_size=self.image_size,
+            rule=OutlierRule(mad_factor=self.mad_factor, absolute=self.absolute_threshold),
+            **{name: getattr(self, name) for name in _SAME_NAMES},
+        )

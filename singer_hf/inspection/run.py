@@ -1,26 +1,24 @@
-"""A complete audit run: audits one or several models, compares them, and writes the report."""
+"""The steps of an audit: one model on its images, and its comparison with the teacher."""
 
-import json
-import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
-from singer_hf.artifacts.outliers import OutlierRule
 from singer_hf.cards.privacy import without_paths
 from singer_hf.distillation.teacher_input import TeacherInput
-from singer_hf.inspection.inputs import AuditSettings, ImageBatches, load_image_batches
+from singer_hf.inspection.images import ImageBatches, PixelBatches, batches_for
+from singer_hf.inspection.inputs import AuditOptions
 from singer_hf.inspection.measure.audit import audit
 from singer_hf.inspection.measure.audit_result import AuditResult
 from singer_hf.inspection.measure.feature_comparison import compare_features, load_projectors
 from singer_hf.inspection.measure.nullspace_report import report_nullspace
 from singer_hf.inspection.measure.snapshots import Snapshot, take_snapshot
-from singer_hf.inspection.report.page import draw_report_figures, figure_png, render_report
-from singer_hf.inspection.report.verdict import judge
+from singer_hf.inspection.models import NamedModel
+from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.vit.features import FeatureCapture
 from singer_hf.vit.inference import evaluation_mode
 from singer_hf.vit.structure import view_vit
@@ -31,93 +29,53 @@ class AuditedModel:
     """A model with its audit.
 
     Attributes:
-        path: Folder or Hub id.
-        model: The model, with its adapter if it has one.
+        named: The model.
         images: The images, normalised for the model.
         result: The audit.
-        snapshot: Features of a few images for the figures.
     """
 
-    path: str
-    model: nn.Module
-    images: ImageBatches
+    named: NamedModel
+    images: ImageBatches | PixelBatches
     result: AuditResult
-    snapshot: Snapshot
+
+    def snapshot(self, indices: Sequence[int], inline: bool) -> Snapshot:
+        """Returns the features of some images for the figures.
+
+        Args:
+            indices: Places of the images among the readable ones.
+            inline: Whether adapters stay active.
+        """
+        spec = self.images.spec
+        normalization = {} if spec is None else {"mean": spec.mean, "std": spec.std}
+        pixel_values = self.images.pick(indices)
+        return take_snapshot(self.named.model, pixel_values, name=self.result.name, inline=inline, **normalization)
 
 
-def run_audit(settings: AuditSettings, load_model: Callable[[str], nn.Module]) -> list[str]:
-    """Audits all models of the settings and writes audit.json, figures/*.png and report.html.
-
-    Args:
-        settings: The settings; the first of several models is the teacher with which the others are compared.
-        load_model: Loads the model of a folder or Hub id, with its adapter if the settings name one.
-
-    Returns:
-        The headline of every model's verdict.
-
-    Raises:
-        ValueError: If the output folder cannot be written, an adapter is given for several models, or a setting is
-            out of range.
-        FileNotFoundError: If a model or the dataset does not exist.
-        MemoryError: If a single image does not fit in memory.
-    """
-    folder, names = _prepare_folder(settings.output_dir), settings.model_name_or_path
-    if settings.adapter_name_or_path is not None and len(names) > 1:
-        raise ValueError(f"`adapter_name_or_path` goes with one model, got {len(names)} models")
-    labelled = zip(names, labels_of(names), strict=True)
-    models = [audit_model(load_model(name), name, label, settings) for name, label in labelled]
-    comparisons = {
-        f"{student.result.name} compared with {models[0].result.name}": compare_with_teacher(student, models[0])
-        for student in models[1:]
-    }
-    source = Path(without_paths(settings.dataset_name or "drawn scenes")).name
-    write_report(folder, models, comparisons, source=f"{source}, seed {settings.seed}")
-    return [judge(entry.result).headline for entry in models]
-
-
-def labels_of(names: list[str]) -> list[str]:
-    """Returns different names of models for tables and figures: their last parts, if possible, and no absolute paths.
+def audit_model(named: NamedModel, rows: Dataset | list[Tensor], options: AuditOptions) -> AuditedModel:
+    """Audits a model.
 
     Args:
-        names: Folders or Hub ids.
-    """
-    shown = [without_paths(name) for name in names]
-    last = [Path(name).name for name in shown]
-    labels = last if len(set(last)) == len(last) else shown
-    return [
-        f"{label} ({labels[:index].count(label) + 1})" if labels.count(label) > 1 else label
-        for index, label in enumerate(labels)
-    ]
-
-
-def audit_model(model: nn.Module, name: str, label: str, settings: AuditSettings) -> AuditedModel:
-    """Loads the images for a model and audits it.
-
-    Args:
-        model: The model, with its adapter if the settings name one.
-        name: Folder or Hub id of the model.
-        label: Name of the model in tables and figures.
-        settings: The settings.
+        named: The model.
+        rows: The images, see :func:`singer_hf.inspection.images.load_images`; tensors are (B, 3, H, W).
+        options: The options.
 
     Raises:
         ValueError: If no image can be read, or the model does not take images of their size.
     """
-    images = load_image_batches(name, settings)
-    rule = OutlierRule(mad_factor=settings.mad_factor, absolute=settings.absolute_threshold)
+    images = batches_for(rows, named.path, options)
     first = images.first()
-    check_size(model, first, label)
-    result = audit(model, images, rule=rule, name=label, inline=settings.inline)
-    if settings.adapter_name_or_path is not None:
-        result.adapter = report_nullspace(model, [first])
+    check_size(named.model, first, named.label)
+    kwargs = {"rule": options.rule, "inline": options.inline, "progress": options.progress}
+    result = audit(named.model, images, name=named.label, **kwargs)
+    result.role = named.role
+    if find_singer_layers(named.model) and not options.inline:
+        result.adapter = report_nullspace(named.model, [first])
+    if options.inline:
+        result.notes.append("measured as the model runs: blocks with an adapter are refined, and later ones read that")
     if images.unreadable:
         note = f"{len(images.unreadable)} unreadable images left out: {images.list_unreadable()}"
         result.notes.append(without_paths(note))
-    if settings.inline:
-        adapter = Path(without_paths(settings.adapter_name_or_path)).name
-        result.notes.append(f"measured as the model runs with the adapter {adapter}, whose blocks are refined")
-    shown, normalization = first[: settings.num_pictures], {"mean": images.spec.mean, "std": images.spec.std}
-    snapshot = take_snapshot(model, shown, name=label, inline=settings.inline, **normalization)
-    return AuditedModel(name, model, images, result, snapshot)
+    return AuditedModel(named, images, result)
 
 
 @torch.no_grad()
@@ -149,57 +107,61 @@ def check_size(model: nn.Module, pixel_values: Tensor, label: str) -> None:
         ) from error
 
 
-def compare_with_teacher(student: AuditedModel, teacher: AuditedModel) -> list[dict]:
-    """Compares the features of two audited models, through the projectors in the student's folder if there are any.
+def compare_with_teacher(student: AuditedModel, teacher: AuditedModel, progress: bool = True) -> list[dict]:
+    """Compares the features of two audited models, through the projectors in the student's folder if they fit.
+
+    What cannot be compared becomes a note of the student's audit instead of an error, as both audits are done.
 
     Args:
         student: The model that is compared.
         teacher: The model with which it is compared.
+        progress: Whether to show a progress bar.
 
     Returns:
-        See :func:`singer_hf.inspection.measure.feature_comparison.compare_features`.
+        See :func:`singer_hf.inspection.measure.feature_comparison.compare_features`; empty if it is impossible.
     """
-    size, device = tuple(student.images.first().shape[-2:]), next(teacher.model.parameters()).device
-    specs = student.images.spec, teacher.images.spec
-    normalizations = ((spec.mean, spec.std) for spec in specs)
-    grid = view_vit(student.model).grid(*size)
-    teacher_input = TeacherInput(view_vit(teacher.model), size, grid, *normalizations).to(device)
-    file = Path(student.path, "projectors", "model.safetensors")
-    return compare_features(
-        student.model,
-        teacher.model,
-        student.images,
-        projectors=load_projectors(file) if file.is_file() else None,
-        teacher_input=lambda pixel_values: teacher_input(pixel_values.to(device)),
-    )
-
-
-def write_report(folder: Path, models: list[AuditedModel], comparisons: dict[str, list[dict]], *, source: str) -> None:
-    """Writes audit.json, figures/*.png and report.html.
-
-    Args:
-        folder: Folder with a subfolder ``figures``.
-        models: The audited models.
-        comparisons: Title -> result of :func:`compare_with_teacher`.
-        source: Name of the dataset and seed of the sample.
-    """
-    results = [entry.result for entry in models]
-    figures = draw_report_figures(results, [entry.snapshot for entry in models])
-    for entry in figures:
-        (folder / "figures" / f"{entry.name}.png").write_bytes(figure_png(entry.figure))
-    data = {"models": [result.to_dict() for result in results], "comparisons": comparisons}
-    (folder / "audit.json").write_text(json.dumps(data, indent=1) + "\n")
-    subtitle = f"{results[0].num_images} images of {source}, {date.today().isoformat()}"
-    page = render_report(results, figures, subtitle=subtitle, comparisons=comparisons)
-    (folder / "report.html").write_text(page, encoding="utf-8")
-
-
-def _prepare_folder(path: str) -> Path:
-    folder = Path(path)
     try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"`output_dir` must be a folder that can be written, got {path!r}: {error}") from error
-    if not os.access(folder / "figures", os.W_OK):
-        raise ValueError(f"`output_dir` must be a folder that can be written, got {path!r}")
-    return folder
+        return compare_features(
+            student.named.model,
+            teacher.named.model,
+            student.images,
+            projectors=_fitting_projectors(student, teacher),
+            teacher_input=_teacher_input(student, teacher),
+            progress=progress,
+        )
+    except (ValueError, RuntimeError) as error:
+        student.result.notes.append(without_paths(f"not compared with {teacher.result.name}: {error}"))
+        return []
+
+
+def _teacher_input(student: AuditedModel, teacher: AuditedModel) -> object:
+    """Converts images for the student to images for the teacher; None for pixel values, which both get as they are."""
+    specs = student.images.spec, teacher.images.spec
+    if None in specs:
+        return None
+    size, device = tuple(student.images.first().shape[-2:]), next(teacher.named.model.parameters()).device
+    grid = view_vit(student.named.model).grid(*size)
+    normalizations = ((spec.mean, spec.std) for spec in specs)
+    convert = TeacherInput(view_vit(teacher.named.model), size, grid, *normalizations).to(device)
+    return lambda pixel_values: convert(pixel_values.to(device))
+
+
+def _fitting_projectors(student: AuditedModel, teacher: AuditedModel) -> dict[str, nn.Linear] | None:
+    """The projectors that lead from the student's width to the teacher's; a note says why others are left out."""
+    file = student.named.projectors
+    if file is None:
+        return None
+    widths = student.result.hidden_size, teacher.result.hidden_size
+    try:
+        projectors = load_projectors(file)
+    except (ValueError, OSError) as error:
+        return _leave_out(student, str(error))
+    wrong = {(p.in_features, p.out_features) for p in projectors.values()} - {widths}
+    if wrong:
+        found, wanted = (" to ".join(map(str, pair)) for pair in (sorted(wrong)[0], widths))
+        return _leave_out(student, f"they lead from width {found}, not {wanted}; another teacher?")
+    return projectors
+
+
+def _leave_out(student: AuditedModel, reason: str) -> None:
+    student.result.notes.append(without_paths(f"projectors of {Path(student.result.name).name} left out: {reason}"))

@@ -15,9 +15,11 @@ from zoo import SIZES, tiny_vit
 
 from singer_hf import SingerConfig
 from singer_hf.commands import audit as audit_command
-from singer_hf.inspection.inputs import AuditSettings, load_images
+from singer_hf.data.drawn_scenes import scene_dataset
+from singer_hf.inspection.images import load_images
+from singer_hf.inspection.inputs import AuditOptions
 from singer_hf.inspection.measure.audit_result import AuditResult
-from singer_hf.inspection.run import labels_of
+from singer_hf.inspection.models import labels_of, load_models
 
 pytest.importorskip("matplotlib")
 
@@ -114,12 +116,12 @@ def test_several_models_are_compared_with_the_first(run):
     assert (folder / "figures" / "2_norm_maps.png").is_file()
 
 
-@pytest.mark.parametrize("dataset_name", ["photos", None])
-def test_the_sample_is_drawn_by_the_seed(files, dataset_name):
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_the_sample_is_drawn_by_the_seed(files, is_folder):
     def sample(seed):
-        name = None if dataset_name is None else str(files / dataset_name)
-        settings = AuditSettings(["model"], "out", dataset_name=name, max_samples=3, seed=seed)
-        return [row["image"]["bytes"] or row["image"]["path"] for row in load_images(settings)]
+        images = str(files / "photos") if is_folder else scene_dataset(9)
+        rows = load_images(images, AuditOptions(max_samples=3, seed=seed))
+        return [row["image"]["bytes"] or row["image"]["path"] for row in rows]
 
     assert len(sample(1)) == 3
     assert sample(1) == sample(1)
@@ -127,10 +129,8 @@ def test_the_sample_is_drawn_by_the_seed(files, dataset_name):
 
 
 def test_a_classifier_is_loaded_with_its_head(files):
-    settings = AuditSettings([str(files / "classifier")], "out", device="cpu")
-    assert isinstance(
-        audit_command.load_audited_model(settings.model_name_or_path[0], settings), ViTForImageClassification
-    )
+    (entry,) = load_models(files / "classifier", None, "cpu")
+    assert isinstance(entry.model, ViTForImageClassification)
 
 
 def test_images_may_have_a_size_and_a_processor_of_their_own(run, files):
@@ -140,7 +140,12 @@ def test_images_may_have_a_size_and_a_processor_of_their_own(run, files):
 
 
 def test_a_yaml_file_stands_in_for_flags_and_scenes_for_a_dataset(files, tmp_path, monkeypatch):
-    settings = {"model_name_or_path": [str(files / "student")], "output_dir": str(tmp_path / "out"), "max_samples": 3}
+    settings = {
+        "model_name_or_path": [str(files / "student")],
+        "output_dir": str(tmp_path / "out"),
+        "max_samples": 3,
+        "demo": True,
+    }
     (tmp_path / "audit.yaml").write_text(json.dumps(settings))
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path / "audit.yaml")])
     audit_command.main()
@@ -201,7 +206,7 @@ def test_a_folder_of_unreadable_images_is_refused_with_their_names(refused, tmp_
 def test_a_model_without_an_image_processor_is_refused(refused, files):
     message = refused("bare")
     assert message == (
-        f"error: `model_name_or_path` '{files / 'bare'}' has no image processor; give `--processor_name_or_path`"
+        "error: `processor` (`--processor_name_or_path`) must be given: the model 'bare' has no image processor"
     )
 
 

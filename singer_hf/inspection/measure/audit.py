@@ -12,8 +12,8 @@ from singer_hf.artifacts.attention import AttentionCapture
 from singer_hf.artifacts.outliers import OutlierRule, norm_statistics, token_norms
 from singer_hf.artifacts.texture import patch_variance
 from singer_hf.inspection.measure.audit_result import AuditResult
-from singer_hf.inspection.measure.block_metrics import compute_block_audits
-from singer_hf.inspection.measure.patch_measurements import PatchMeasurements, measure_batch
+from singer_hf.inspection.measure.block_metrics import compute_block_audits, rank_images
+from singer_hf.inspection.measure.patch_measurements import PatchMeasurements, measure_batch, outliers_so_far
 from singer_hf.tuner.layer import find_singer_layers, flowing_tokens, raw_features
 from singer_hf.vit.features import FeatureCapture
 from singer_hf.vit.inference import count_batches, evaluation_mode, pixel_batches, unwrap_peft
@@ -117,14 +117,16 @@ class _AuditRun:
         self._check_finite(measurements.norms)
         shares = self._attention_shares(measurements.outliers.to(pixel_values.device))
         if self.layers:
-            self.refined.append(self._measure([layer.refine(outputs[i]) for i, layer in self.layers.items()], texture))
+            seen = outliers_so_far(measurements.outliers)[list(self.layers)]
+            refined = [layer.refine(outputs[i]) for i, layer in self.layers.items()]
+            self.refined.append(self._measure(refined, texture, seen))
         self.raw.append(measurements)
         self.attention_shares.append(shares)
         self.attention.clear()
 
-    def _measure(self, tokens: list[Tensor], texture: Tensor) -> PatchMeasurements:
+    def _measure(self, tokens: list[Tensor], texture: Tensor, seen: Tensor | None = None) -> PatchMeasurements:
         patches = [split_tokens(block, self.view.num_prefix_tokens)[1] for block in tokens]
-        return measure_batch(patches, texture, self.rule)
+        return measure_batch(patches, texture, self.rule, seen)
 
     def _attention_shares(self, outliers: Tensor) -> Tensor:
         """Returns the shares (2, L, B) of the next block's attention that outliers (L, B, N) receive, NaN if unknown.
@@ -166,7 +168,8 @@ class _AuditRun:
         blocks = compute_block_audits(raw, range(self.view.num_blocks), *context, attention, self.attention.notes)
         refined = []
         if self.layers:
-            refined = compute_block_audits(PatchMeasurements.join(self.refined), list(self.layers), *context)
+            joined = PatchMeasurements.join(self.refined)
+            refined = compute_block_audits(joined, list(self.layers), *context, raw=raw)
         return AuditResult(
             name=name,
             architecture=type(unwrap_peft(self.model)).__name__,
@@ -180,6 +183,8 @@ class _AuditRun:
             blocks=blocks,
             refined=refined,
             notes=self.notes,
+            inline=bool(self.flowing),
+            worst_images=rank_images(raw.norms, blocks),
         )
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 SCHEMA = 2
 QUANTILES = {
@@ -67,6 +68,11 @@ class BlockAudit:
         class_attention_share: Share of the class token's attention to patches in the next block that the outliers
             receive, mean over images with outliers; None without a class token or if ``attention_note`` has a reason.
         class_attention_uniform: Share of the outliers among the patches of these images.
+        former_share: Share of the patches that were outliers in an earlier block, or in this one before refinement,
+            and are none after this block.
+        former_cosine: Mean cosine of their tokens to the direction (mean unit vector) of the outliers of this block,
+            or of the last block before it that has any.
+        former_cosine_others: The same mean over all patches that are no outliers and never were.
 
     The fields from ``cross_cosine`` on are None in files that were written before they existed.
     """
@@ -105,6 +111,9 @@ class BlockAudit:
     frequency_p99_over_median: float | None = None
     class_attention_share: float | None = None
     class_attention_uniform: float | None = None
+    former_share: float | None = None
+    former_cosine: float | None = None
+    former_cosine_others: float | None = None
 
 
 @dataclass
@@ -126,6 +135,9 @@ class AuditResult:
         adapter: Null-space metrics of the adapter, see :mod:`singer_hf.inspection.measure.nullspace_report`; None
             without an adapter.
         notes: Remarks for the reader, such as a reduced batch size.
+        role: ``"teacher"``, or ``"student"`` for a model that was distilled; the advice depends on it.
+        inline: Whether adapters were active: the audit of a cleaned teacher.
+        worst_images: See :func:`singer_hf.inspection.measure.block_metrics.rank_images`.
     """
 
     name: str
@@ -141,6 +153,9 @@ class AuditResult:
     refined: list[BlockAudit] = field(default_factory=list)
     adapter: dict | None = None
     notes: list[str] = field(default_factory=list)
+    role: Literal["teacher", "student"] = "teacher"
+    inline: bool = False
+    worst_images: list[dict] = field(default_factory=list)
 
     def to_dict(self) -> dict:
         """Returns the result as plain data."""
@@ -168,6 +183,31 @@ class AuditResult:
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> "AuditResult":
-        """Loads the result from a file written by :meth:`save`."""
-        return cls.from_dict(json.loads(Path(path).read_text()))
+    def load(cls, path: str | Path, name: str | None = None) -> "AuditResult":
+        """Loads a result from a file written by :meth:`save`, by the command or by ``AuditReport.save``.
+
+        Args:
+            path: The file, or the folder with ``audit.json``.
+            name: Name of the model, in a file of several.
+
+        Raises:
+            ValueError: If the file holds several models and none is named, or has another version of the format.
+        """
+        data = read_audit(path)
+        models = data.get("models", [data])
+        names = [model["name"] for model in models]
+        if name is None and len(names) == 1:
+            name = names[0]
+        if name not in names:
+            raise ValueError(f"`name` must be one of {names}, the models of {Path(path).name!r}, got {name!r}")
+        return cls.from_dict(models[names.index(name)])
+
+
+def read_audit(path: str | Path) -> dict:
+    """Returns the content of an ``audit.json``.
+
+    Args:
+        path: The file or its folder.
+    """
+    file = Path(path)
+    return json.loads((file / "audit.json" if file.is_dir() else file).read_text(encoding="utf-8"))

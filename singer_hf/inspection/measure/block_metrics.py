@@ -16,6 +16,7 @@ from singer_hf.vit.view import ViTView
 
 # Smallest denominator: JSON has no infinity.
 _TINY = 1e-12
+_RANKED_IMAGES = 64
 _BINS_PER_OCTAVE, _SMALLEST_NORM = 8, 2.0**-24
 
 
@@ -27,6 +28,7 @@ def compute_block_audits(
     view: ViTView,
     attention: Tensor | None = None,
     attention_notes: dict[int, str] | None = None,
+    raw: PatchMeasurements | None = None,
 ) -> list[BlockAudit]:
     """Computes one :class:`BlockAudit` per measured block.
 
@@ -40,6 +42,7 @@ def compute_block_audits(
             from the class token, (2, L, M), NaN if not available; None for refined features, on which the next block
             was not run.
         attention_notes: Block index -> why the attention of the block is not available.
+        raw: For refined features the measurements of all blocks on the raw ones.
     """
     texture = measurements.texture.double()
     # Sorted twice: the rank of each patch in its image, 0 for the smoothest and 1 for the roughest.
@@ -53,6 +56,7 @@ def compute_block_audits(
         fields = _norm_fields(norms) | _outlier_fields(norms, outliers, rule) | _place_fields(outliers, grid)
         fields |= _texture_fields(texture, rank, outliers) | _cosine_fields(measurements, row)
         fields |= _frequency_fields(measurements, row)
+        fields |= _former_fields(measurements, row, *((measurements, row) if raw is None else (raw, index)))
         fields |= {"kd_shares": _kd_shares(norms, measurements.deviations[row], outliers)}
         fields |= _defect_fields(measurements, row, index, directions)
         following = measurements.outliers[row + 1] if row + 1 < len(indices) else None
@@ -76,6 +80,23 @@ def norm_histogram(norms: Tensor) -> dict[str, list[float]]:
     steps = np.arange(np.floor(logarithms.min()), np.floor(logarithms.max()) + 2)
     counts, _ = np.histogram(logarithms, steps)
     return {"edges": (2 ** (steps / _BINS_PER_OCTAVE)).tolist(), "counts": counts.tolist()}
+
+
+def rank_images(norms: Tensor, blocks: Sequence[BlockAudit]) -> list[dict]:
+    """Returns the images with the longest patch tokens relative to their median, longest first, at most 64.
+
+    Args:
+        norms: L2 norms (L, M, N).
+        blocks: The L blocks. The norms are compared in the one whose outliers have the largest share of the MSE, and
+            without any outliers in the last.
+
+    Returns:
+        ``{"image": index, "block": block index, "max_over_median": ratio}`` for each image.
+    """
+    worst = max(blocks, key=lambda block: (block.kd_shares["loss_mean"], block.block)).block
+    ratios = norms[worst].amax(dim=1).double() / row_median(norms[worst])[:, 0].clamp(min=_TINY)
+    order = ratios.sort(descending=True, stable=True).indices[:_RANKED_IMAGES].tolist()
+    return [{"image": i, "block": worst, "max_over_median": float(ratios[i])} for i in order]
 
 
 def edge_masks(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -141,6 +162,23 @@ def _cosine_fields(measurements: PatchMeasurements, row: int) -> dict:
         "outlier_cosine": pair_cosine(sums[0], counts[0]),
         "other_cosine": pair_cosine(sums[1], counts[1]),
         "cross_cosine": cross_cosine(*sums, *counts),
+    }
+
+
+def _former_fields(measurements: PatchMeasurements, row: int, source: PatchMeasurements, source_row: int) -> dict:
+    """Returns the cosines of former outliers and of all other patches to the direction that the outliers had last."""
+    count, others = int(measurements.former_counts[row]), _counts(measurements.outliers[row])[1]
+    share = count / measurements.outliers[row].numel()
+    if not count or count == others:
+        return {"former_share": share, "former_cosine": None, "former_cosine_others": None}
+    last = max(block for block in range(source_row + 1) if source.outliers[block].any())
+    direction = torch.nn.functional.normalize(source.outlier_directions[last], dim=0)
+    former = measurements.former_directions[row]
+    rest = measurements.other_directions[row] - former
+    return {
+        "former_share": share,
+        "former_cosine": float(former @ direction) / count,
+        "former_cosine_others": float(rest @ direction) / (others - count),
     }
 
 

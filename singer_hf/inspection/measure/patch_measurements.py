@@ -24,6 +24,9 @@ class PatchMeasurements:
         texture: Texture of the patches, float32 (M, N).
         outlier_directions: Sum of the outliers scaled to unit length, float64 (L, D).
         other_directions: Sum of all other tokens scaled to unit length, float64 (L, D).
+        former_directions: Sum of the former outliers scaled to unit length, float64 (L, D). These are patches whose
+            raw tokens were outliers in an earlier block, or in this one before refinement, and that are none now.
+        former_counts: Number of former outliers, int64 (L,).
         frequencies: Sums of :func:`singer_hf.artifacts.places.channel_roughness` over the outliers and over the other
             patches, and of its 99th percentile over its median over images, float64 (L, 3).
     """
@@ -34,6 +37,8 @@ class PatchMeasurements:
     texture: Tensor
     outlier_directions: Tensor
     other_directions: Tensor
+    former_directions: Tensor
+    former_counts: Tensor
     frequencies: Tensor
 
     @classmethod
@@ -46,23 +51,29 @@ class PatchMeasurements:
             texture=torch.cat([batch.texture for batch in batches]),
             outlier_directions=sum(batch.outlier_directions for batch in batches),
             other_directions=sum(batch.other_directions for batch in batches),
+            former_directions=sum(batch.former_directions for batch in batches),
+            former_counts=sum(batch.former_counts for batch in batches),
             frequencies=sum(batch.frequencies for batch in batches),
         )
 
 
-def measure_batch(patch_tokens: Sequence[Tensor], texture: Tensor, rule: OutlierRule) -> PatchMeasurements:
+def measure_batch(
+    patch_tokens: Sequence[Tensor], texture: Tensor, rule: OutlierRule, seen: Tensor | None = None
+) -> PatchMeasurements:
     """Measures the patch tokens of L blocks on one batch of images.
 
     Args:
         patch_tokens: L tensors (B, N, D), before the final norm.
         texture: Texture of the patches (B, N); see :func:`singer_hf.artifacts.texture.patch_variance`.
         rule: The outlier rule.
+        seen: Which patches have been outliers up to each block, bool (L, B, N); by default those of these tokens.
     """
     norms = torch.stack([token_norms(tokens) for tokens in patch_tokens])
     outliers = rule.mask(norms)
     deviations = torch.stack([token_norms(_centred(tokens)) for tokens in patch_tokens])
-    directions = [_direction_sums(*block) for block in zip(patch_tokens, norms, outliers, strict=True)]
-    outlier_directions, other_directions = torch.stack(directions, dim=1)
+    former = (outliers_so_far(outliers) if seen is None else seen.to(outliers.device)) & ~outliers
+    directions = [_direction_sums(*block) for block in zip(patch_tokens, norms, outliers, former, strict=True)]
+    outlier_directions, other_directions, former_directions = torch.stack(directions, dim=1)
     return PatchMeasurements(
         norms.cpu(),
         deviations.cpu(),
@@ -70,8 +81,15 @@ def measure_batch(patch_tokens: Sequence[Tensor], texture: Tensor, rule: Outlier
         texture.float().cpu(),
         outlier_directions,
         other_directions,
+        former_directions,
+        former.sum((1, 2)).cpu(),
         torch.stack([_frequency_sums(*block) for block in zip(patch_tokens, outliers, strict=True)]),
     )
+
+
+def outliers_so_far(outliers: Tensor) -> Tensor:
+    """Returns which patches are outliers in a block or in one before it, from masks (L, B, N); same shape."""
+    return outliers.cumsum(0) > 0
 
 
 def _centred(tokens: Tensor) -> Tensor:
@@ -79,10 +97,10 @@ def _centred(tokens: Tensor) -> Tensor:
     return tokens - tokens.mean(1, keepdim=True)
 
 
-def _direction_sums(tokens: Tensor, norms: Tensor, outliers: Tensor) -> Tensor:
-    """Returns the sums (2, D) of the tokens (B, N, D) at unit length: of the outliers and of the others."""
+def _direction_sums(tokens: Tensor, norms: Tensor, outliers: Tensor, former: Tensor) -> Tensor:
+    """Returns the sums (3, D) of the tokens (B, N, D) at unit length: outliers, all others, former outliers."""
     inverse = norms.clamp(min=1e-30).reciprocal()
-    weights = torch.stack([inverse * outliers, inverse * ~outliers], dim=1)
+    weights = torch.stack([inverse * outliers, inverse * ~outliers, inverse * former], dim=1)
     return (weights @ tokens.float()).cpu().double().sum(0)
 
 

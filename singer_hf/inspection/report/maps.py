@@ -1,7 +1,7 @@
 """Maps of patch norms and features as matplotlib figures.
 
-The viridis colour map can be read with any colour vision. Grids need not be square. matplotlib is imported inside
-functions only, so that the rest of the package works without it.
+The colour maps can be read with any colour vision: viridis, and red to blue for cosines, which have a sign. Grids need
+not be square. matplotlib is imported inside functions only, so that the rest of the package works without it.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from singer_hf.cards.drawing import FONT, MAP_COLOURS, log_ticks, new_figure, set_title, short, spread, wrapped
+from singer_hf.cards.drawing import (
+    FONT,
+    MAP_COLOURS,
+    SIGNED_COLOURS,
+    log_ticks,
+    new_figure,
+    set_title,
+    short,
+    spread,
+    wrapped,
+)
 from singer_hf.inspection.measure.audit_result import AuditResult
 from singer_hf.inspection.measure.snapshots import Snapshot
 
@@ -21,6 +31,8 @@ if TYPE_CHECKING:
 
 NORM_UNIT = "L2 norm before the final norm"
 _CELL = 1.45
+# Smallest range of the scale of norms over their median.
+_LOWEST_RATIO, _HIGHEST_RATIO = 0.5, 4.0
 
 
 def norm_maps(snapshot: Snapshot, blocks: Sequence[int] | None = None, title: str | None = None) -> "Figure":
@@ -46,6 +58,35 @@ def norm_maps(snapshot: Snapshot, blocks: Sequence[int] | None = None, title: st
         axis.set_title(text, fontsize=FONT)
     _colour_bar(figure, image, axes, NORM_UNIT)
     set_title(figure, title or f"{short(snapshot.name)}: patch norms")
+    return figure
+
+
+def relative_norm_maps(snapshots: Sequence[Snapshot], title: str | None = None) -> "Figure":
+    """Draws patch norms after the last block relative to the median of the model: models x images, on one scale.
+
+    Norms of different models have different units; relative to the median, 8 times looks the same in all rows.
+
+    Args:
+        snapshots: One per model, of the same images; refined norms have their own row.
+        title: Title of the figure.
+    """
+    from matplotlib.colors import LogNorm
+
+    rows = [row for snapshot in snapshots for row in _last_norms(snapshot)]
+    relative = [(name, norms / norms.median().clamp(min=1e-12), grid) for name, norms, grid in rows]
+    images = snapshots[0].images
+    figure, axes = _panels(1 + len(rows), len(images), snapshots[0].grid, extra_width=1.9)
+    highest = max(float(norms.max()) for _, norms, _ in relative)
+    scale = LogNorm(_LOWEST_RATIO, max(highest, _HIGHEST_RATIO), clip=True)
+    for axis, shown in zip(axes[0], images, strict=True):
+        axis.imshow(shown)
+    for row, (name, norms, grid) in zip(axes[1:], relative, strict=True):
+        for axis, values in zip(row, norms, strict=True):
+            image = axis.imshow(values.view(grid), cmap=MAP_COLOURS, norm=scale)
+        _label_row(row[0], name)
+    _label_row(axes[0][0], "image")
+    _colour_bar(figure, image, axes, "norm / median of the model")
+    set_title(figure, title or "Patch norms after the last block, on one scale")
     return figure
 
 
@@ -75,7 +116,7 @@ def outlier_positions(result: AuditResult, blocks: Sequence[int] | None = None, 
 def similarity_maps(
     snapshots: Sequence[Snapshot], patch: tuple[int, int], image: int = 0, title: str | None = None
 ) -> "Figure":
-    """Draws the cosine similarity of every patch to a chosen one (red cross), one map per model (paper, figure 2).
+    """Draws the cosine similarity of every patch to a chosen one (cross), one map per model (paper, figure 2).
 
     Args:
         snapshots: One per model, of the same images.
@@ -99,11 +140,11 @@ def similarity_maps(
     for axis, (name, features, grid) in zip(axes[0][1:], entries, strict=True):
         chosen = int(place[0] * grid[0]) * grid[1] + int(place[1] * grid[1])
         unit = F.normalize(features[image], dim=-1)
-        shown = axis.imshow((unit @ unit[chosen]).view(grid), cmap=MAP_COLOURS, vmin=-1, vmax=1)
+        shown = axis.imshow((unit @ unit[chosen]).view(grid), cmap=SIGNED_COLOURS, vmin=-1, vmax=1)
         _cross(axis, place, grid)
         axis.set_title(wrapped(name, 20), fontsize=FONT)
     _colour_bar(figure, shown, axes, "cosine")
-    set_title(figure, title or "Similarity to the patch at the red cross, last block")
+    set_title(figure, title or "Cosine to the patch at the cross, last block")
     return figure
 
 
@@ -162,6 +203,12 @@ def _features(snapshot: Snapshot) -> list[tuple[str, Tensor, tuple[int, int]]]:
     return entries
 
 
+def _last_norms(snapshot: Snapshot) -> list[tuple[str, Tensor, tuple[int, int]]]:
+    rows = [(short(snapshot.name), snapshot.norms[-1], snapshot.grid)]
+    refined = snapshot.refined_norms.get(len(snapshot.norms) - 1)
+    return rows if refined is None else [*rows, (f"{short(snapshot.name)} refined", refined, snapshot.grid)]
+
+
 def _panels(
     rows: int, columns: int, grid: tuple[int, int], cell: float = _CELL, extra_width: float = 0.0
 ) -> tuple["Figure", list]:
@@ -182,7 +229,7 @@ def _label_row(axis: "Axes", text: str) -> None:
 
 def _cross(axis: "Axes", place: tuple[float, float], size: tuple[int, int]) -> None:
     x, y = place[1] * size[1] - 0.5, place[0] * size[0] - 0.5
-    for colour, width in (("white", 4), ("red", 2)):
+    for colour, width in (("white", 4), ("black", 2)):
         axis.plot([x], [y], marker="x", markersize=9, markeredgewidth=width, color=colour)
 
 

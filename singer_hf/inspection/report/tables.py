@@ -3,13 +3,58 @@
 from collections.abc import Mapping, Sequence
 
 from singer_hf.inspection.measure.audit_result import AuditResult, BlockAudit
-from singer_hf.inspection.report.verdict import has_artifacts, judge, percent
+from singer_hf.inspection.report.verdict import Verdict, has_artifacts, percent
 
+MARKS = {"clean": "no artifacts", "few": "few artifacts", "strong": "artifacts"}
 _WORDS = {"cka": "CKA", "iou": "IoU", "gram": "Gram", "auroc": "AUROC"}
 
 
-def model_section(result: AuditResult) -> dict:
-    """Returns the verdict, the notes, the facts and the tables of one model, for the template of the page."""
+def summary_table(
+    results: Sequence[AuditResult], verdicts: Mapping[str, Verdict], comparisons: Mapping[str, Sequence[Mapping]]
+) -> dict:
+    """Returns one row per model, for the top of a page of several models.
+
+    Args:
+        results: One audit per model, the teacher first.
+        verdicts: Name of the model -> verdict.
+        comparisons: Title -> comparison with the teacher; the title begins with the model's name.
+    """
+    rows = []
+    for result in results:
+        affected = [block for block in result.blocks if has_artifacts(block)]
+        worst = max(affected or result.blocks, key=lambda block: (block.kd_shares["loss_mean"], block.block))
+        last = (comparisons.get(f"{result.name} compared with {results[0].name}") or [{}])[-1]
+        cells = (
+            *(result.name, MARKS[verdicts[result.name].level], _span(affected)),
+            *(str(worst.block), percent(worst.outlier_share), number(worst.outlier_strength)),
+            *(percent(worst.kd_shares["loss_mean"]), number(result.blocks[-1].p99_over_median)),
+        )
+        if comparisons:
+            cells += (percent(last.get("inherited")), number(last.get("cka_others")))
+        rows.append({"affected": bool(affected), "cells": cells})
+    columns = ("model", "verdict", "in blocks", "worst block", "outliers", "outlier / median", "of MSE")
+    columns += ("99 % / median, last block",)
+    caption = "Outliers, outlier / median and share of the MSE in the worst block of each model, by share of the MSE."
+    if comparisons:
+        columns += ("inherited", "CKA without outliers")
+        caption += f" Inherited: share of the outliers of {results[0].name} that are outliers in the model too."
+    return {"columns": list(columns), "rows": rows, "caption": caption}
+
+
+def _span(affected: Sequence[BlockAudit]) -> str:
+    if not affected:
+        return "-"
+    first, last = affected[0].block, affected[-1].block
+    return str(first) if first == last else f"{first} to {last} ({len(affected)})"
+
+
+def model_section(result: AuditResult, verdict: Verdict) -> dict:
+    """Returns the verdict, the notes, the facts and the tables of one model, for the template of the page.
+
+    Args:
+        result: The audit.
+        verdict: Its verdict.
+    """
     tables = [_block_table("Raw features, block by block", result.blocks)]
     if result.refined:
         tables.append(_block_table("Refined features (after the SiNGER adapter)", result.refined))
@@ -17,7 +62,9 @@ def model_section(result: AuditResult) -> dict:
         tables += [_adapter_table(result.adapter), _final_table(result.adapter["final"])]
     return {
         "name": result.name,
-        "verdict": judge(result),
+        "verdict": verdict,
+        "mark": MARKS[verdict.level],
+        "advice": verdict.advice.split("`"),  # every other part is code
         "notes": result.notes,
         "tables": tables,
         "facts": [
@@ -47,6 +94,9 @@ def _block_table(title: str, blocks: Sequence[BlockAudit]) -> dict:
         "of class token": lambda b: percent(b.class_attention_share),
         "frequency": lambda b: number(b.frequency_outliers),
         "of others": lambda b: number(b.frequency_others),
+        "former": lambda b: percent(b.former_share),
+        "to outliers": lambda b: number(b.former_cosine),
+        "others to outliers": lambda b: number(b.former_cosine_others),
     }
     if any(block.absolute_share is not None for block in blocks):
         columns["above absolute"] = lambda b: percent(b.absolute_share)
@@ -60,7 +110,9 @@ def _block_table(title: str, blocks: Sequence[BlockAudit]) -> dict:
         "image, 1 for the roughest. Same direction: mean cosine of all pairs of outliers; to others: of "
         "an outlier and another patch. Of MSE, of gradient, of attention, of class token (its attention to patches): "
         "the share of the outliers. Frequency: relative distance of a token to its low-pass along the channels, mean "
-        "over the outliers; of others: over all other patches."
+        "over the outliers; of others: over all other patches. Former: share of the patches that were outliers in an "
+        "earlier block, or before the adapter, and are none here; to outliers: mean cosine of their tokens to the "
+        "direction that the outliers had last; others to outliers: of all other patches."
     )
     return {"title": title, "columns": list(columns), "rows": rows, "caption": caption}
 

@@ -1,17 +1,19 @@
 """Verdict of an audit in words: whether the model has artifacts, where, how strong they are, and what to do."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from singer_hf.artifacts.outliers import MIN_SHARE, MIN_STRENGTH
 from singer_hf.inspection.measure.audit_result import AuditResult, BlockAudit
+from singer_hf.inspection.report.advice import FOLLOWS_WEIGHTS, STRONG_LOSS_SHARE, advise
 
 # Smallest ratio of norm to median norm at 1 patch in 1000 in a block with artifacts whose mean ratio is smaller.
 MIN_TAIL = 4.0
-# From this share of the MSE in some block on, the artifacts are strong.
-STRONG_LOSS_SHARE = 0.1
 _SMOOTH_RANK, _ROUGH_RANK = 0.35, 0.65
-_SAME_DIRECTION, _FOLLOWS_WEIGHTS = 0.5, 0.5
+_SAME_DIRECTION = 0.5
+# Tokens keep the direction of artifacts if their cosine to it exceeds that of ordinary patches by this.
+_DIRECTION_GAP = 0.25
 
 Level = Literal["clean", "few", "strong"]
 
@@ -33,6 +35,10 @@ class Verdict:
     sentences: tuple[str, ...]
     advice: str
 
+    def __str__(self) -> str:
+        found = (f"- {sentence}" for sentence in self.sentences)
+        return "\n".join([self.headline, *found, f"What to do: {self.advice}"])
+
 
 def has_artifacts(block: BlockAudit) -> bool:
     """Returns whether a block has artifacts: enough outliers with large enough norms."""
@@ -42,24 +48,52 @@ def has_artifacts(block: BlockAudit) -> bool:
     return block.outlier_strength >= MIN_STRENGTH or tail >= MIN_TAIL
 
 
-def judge(result: AuditResult) -> Verdict:
-    """Returns the verdict on the raw features of a model, and on the refined features if it has an adapter."""
+def keeps_direction(block: BlockAudit) -> bool:
+    """Returns whether patches with ordinary norms still point the way of the outliers that they were before."""
+    if not block.former_share or block.former_share < MIN_SHARE or block.former_cosine is None:
+        return False
+    gap = block.former_cosine - block.former_cosine_others
+    return block.former_cosine >= _SAME_DIRECTION and gap >= _DIRECTION_GAP
+
+
+def judge(result: AuditResult, comparison: Sequence[Mapping] | None = None) -> Verdict:
+    """Returns the verdict on the raw features of a model, and on the refined features if it has an adapter.
+
+    Args:
+        result: The audit.
+        comparison: The model compared with its teacher, see
+            :func:`singer_hf.inspection.measure.feature_comparison.compare_features`.
+    """
     affected = [block for block in result.blocks if has_artifacts(block)]
-    if not affected:
-        return _clean(result)
-    level: Level = "strong" if max(b.kd_shares["loss_mean"] for b in affected) >= STRONG_LOSS_SHARE else "few"
-    worst = max(affected, key=lambda block: block.kd_shares["loss_mean"])
+    kept = [block for block in result.blocks if keeps_direction(block)]
+    level = _level(affected, bool(kept) or _has_inherited_direction(comparison))
+    sentences = [*_by_norm(affected, result), _by_direction(kept), *_refinement(result), _inherited(comparison)]
     headline = {
         "strong": f"{result.name} has artifacts: high-norm patch tokens that would dominate a feature loss.",
         "few": f"{result.name} has a few high-norm patch tokens, too weak to dominate a feature loss.",
+        "clean": f"{result.name} shows no high-norm artifacts on these images.",
     }[level]
-    sentences = [_where(affected, result), _how_strong(worst), _which_patches(worst), _direction(worst), _cost(worst)]
-    sentences.append(_attention(affected))
-    sentences += _refinement(result)
-    return Verdict(level, headline, tuple(filter(None, sentences)), _advice(level, affected, result))
+    if level == "few" and not affected:
+        headline = f"{result.name} has artifacts of ordinary norm, which only their directions show."
+    turned = list(filter(keeps_direction, result.refined)) if result.refined else kept
+    return Verdict(level, headline, tuple(filter(None, sentences)), advise(level, affected, turned, result))
 
 
-def _clean(result: AuditResult) -> Verdict:
+def _level(affected: list[BlockAudit], turned: bool) -> Level:
+    if not affected:
+        return "few" if turned else "clean"
+    return "strong" if max(b.kd_shares["loss_mean"] for b in affected) >= STRONG_LOSS_SHARE else "few"
+
+
+def _by_norm(affected: list[BlockAudit], result: AuditResult) -> list[str]:
+    if not affected:
+        return _no_artifacts(result)
+    worst = max(affected, key=lambda block: block.kd_shares["loss_mean"])
+    found = [_where(affected, result), _how_strong(worst), _which_patches(worst), _direction(worst), _cost(worst)]
+    return [*found, _attention(affected)]
+
+
+def _no_artifacts(result: AuditResult) -> list[str]:
     worst = max(result.blocks, key=lambda block: block.outlier_share)
     most = "No block has outliers."
     if worst.outlier_count:
@@ -69,18 +103,13 @@ def _clean(result: AuditResult) -> Verdict:
             f"{worst.outlier_strength:.1f} times the median of their image. They are too few or too weak to be "
             "artifacts."
         )
-    sentences = [
+    last = result.blocks[-1]
+    return [
         most,
         f"After the last block, the 99 % quantile of an image's patch norms is on average "
-        f"{result.blocks[-1].p99_over_median:.2f} times their median; the largest norm is "
-        f"{result.blocks[-1].max_over_median:.2f} times the median of all patches.",
+        f"{last.p99_over_median:.2f} times their median; the largest norm is {last.max_over_median:.2f} times the "
+        "median of all patches.",
     ]
-    return Verdict(
-        "clean",
-        f"{result.name} shows no high-norm artifacts on these images.",
-        (*sentences, *_refinement(result)),
-        "No clean-up is needed: the raw features can be distilled. The verdict holds for images like these.",
-    )
 
 
 def _where(affected: list[BlockAudit], result: AuditResult) -> str:
@@ -126,7 +155,7 @@ def _direction(block: BlockAudit) -> str:
         return ""
     text = f"They share one direction (mean cosine {block.outlier_cosine:.2f}"
     source = block.defect_source
-    if source and source["cosine"] >= _FOLLOWS_WEIGHTS:
+    if source and source["cosine"] >= FOLLOWS_WEIGHTS:
         part = "MLP" if source["part"] == "mlp" else "attention"
         text += (
             f"), close to the leading singular direction of the {part} of block {source['block']} "
@@ -134,6 +163,18 @@ def _direction(block: BlockAudit) -> str:
         )
         return f"{text}."
     return f"{text})."
+
+
+def _by_direction(kept: list[BlockAudit]) -> str:
+    """The artifacts that no norm shows: patches that were outliers before and still point the same way."""
+    if not kept:
+        return ""
+    most = max(kept, key=lambda block: block.former_share)
+    return (
+        f"Directions show more than norms: after block {most.block}, {percent(most.former_share)} of the patches have "
+        "ordinary norms, but were outliers before and still point the same way (mean cosine to the outliers "
+        f"{most.former_cosine:.2f}, other patches {most.former_cosine_others:.2f})."
+    )
 
 
 def _cost(block: BlockAudit) -> str:
@@ -157,39 +198,44 @@ def _attention(affected: list[BlockAudit]) -> str:
 
 
 def _refinement(result: AuditResult) -> list[str]:
-    pairs = [(result.blocks[refined.block], refined) for refined in result.refined]
-    return [
-        f"After the adapter at block {raw.block}, {percent(refined.outlier_share)} of the patches are outliers "
-        f"(raw: {percent(raw.outlier_share)}), and the 99 % quantile of an image's patch norms is on average "
-        f"{refined.p99_over_median:.2f} times their median (raw: {raw.p99_over_median:.2f})."
-        for raw, refined in pairs
-    ]
-
-
-def _advice(level: Level, affected: list[BlockAudit], result: AuditResult) -> str:
-    if level == "few":
-        return "The raw features can be distilled; if in doubt, compare with one run through a SiNGER adapter."
-    layers = [block.block for block in affected if block.kd_shares["loss_mean"] >= STRONG_LOSS_SHARE]
-    if result.refined:
-        left = [block.block for block in result.refined if block.kd_shares["loss_mean"] >= STRONG_LOSS_SHARE]
-        if left:
-            return (
-                f"The adapter does not yet remove the outliers at {_listed(left)}. An untrained adapter is not "
-                "expected to; train it longer or increase the weight of the outlier loss."
+    sentences = []
+    for refined in result.refined:
+        raw = result.blocks[refined.block]
+        text = (
+            f"After the adapter at block {raw.block}, {percent(refined.outlier_share)} of the patches are outliers "
+            f"(raw: {percent(raw.outlier_share)}), and the 99 % quantile of an image's patch norms is on average "
+            f"{refined.p99_over_median:.2f} times their median (raw: {raw.p99_over_median:.2f})."
+        )
+        if keeps_direction(refined):
+            text += (
+                f" It shortens {percent(refined.former_share)} of the patches without turning them: their mean cosine "
+                f"to the raw outliers is {refined.former_cosine:.2f} (other patches "
+                f"{refined.former_cosine_others:.2f})."
             )
-        return "Distil from the refined features: their outliers have a small share of the loss."
+        sentences.append(text)
+    return sentences
+
+
+def _has_inherited_direction(comparison: Sequence[Mapping] | None) -> bool:
+    last = comparison[-1] if comparison else {}
+    artifact, other = last.get("artifact_alignment"), last.get("other_alignment")
+    return None not in (artifact, other) and artifact >= _SAME_DIRECTION and artifact - other >= _DIRECTION_GAP
+
+
+def _inherited(comparison: Sequence[Mapping] | None) -> str:
+    """What the model has taken over at the places of the teacher's outliers, by norm and by direction."""
+    last = comparison[-1] if comparison else {}
+    if last.get("inherited") is None:
+        return ""
+    text = f"{percent(last['inherited'])} of the teacher's outliers are outliers here too"
+    artifact, other = last.get("artifact_alignment"), last.get("other_alignment")
+    if artifact is None or other is None:
+        return f"{text}."
+    shared = "a direction" if _has_inherited_direction(comparison) else "no direction"
     return (
-        f"Do not match the raw features of {_listed(layers)} by MSE. Distil through a SiNGER adapter, or choose "
-        "blocks of similar depth without outliers."
+        f"{text}; at the places of these outliers its tokens share {shared} of their own (mean cosine "
+        f"among each other {artifact:.2f}, to other patches {other:.2f})."
     )
-
-
-def _listed(blocks: list[int]) -> str:
-    if len(blocks) == 1:
-        return f"block {blocks[0]}"
-    if len(blocks) > 3 and blocks == list(range(blocks[0], blocks[-1] + 1)):
-        return f"blocks {blocks[0]} to {blocks[-1]}"
-    return f"blocks {', '.join(map(str, blocks[:-1]))} and {blocks[-1]}"
 
 
 def percent(share: float | None) -> str:

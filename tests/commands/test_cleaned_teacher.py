@@ -236,9 +236,9 @@ def test_an_inline_audit_measures_the_model_as_it_runs(run_audit):
     assert [block.outlier_count for block in result.blocks] == [0, 0, 4, 0]
     assert (result.refined, result.notes) == (
         [],
-        ["measured as the model runs with the adapter cleaned, whose blocks are refined"],
+        ["measured as the model runs: blocks with an adapter are refined, and later ones read that"],
     )
-    assert "measured as the model runs with the adapter cleaned" in Path("out/report.html").read_text()
+    assert "measured as the model runs: blocks with an adapter are refined" in Path("out/report.html").read_text()
     assert run_audit(*base, *ADAPTER) is None
     (raw,) = json.loads(Path("out/audit.json").read_text())["models"]
     assert [block.outlier_count for block in AuditResult.from_dict(raw).blocks] == [0, 12, 8, 8]

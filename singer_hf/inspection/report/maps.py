@@ -189,8 +189,7 @@ def pca_colours(features: Tensor, fitted_to: Tensor | None = None) -> Tensor:
     basis = basis[:3].T
     # The sign of a component is arbitrary: the largest entry is made positive, so that figures are reproducible.
     basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
-    components = centred @ basis
-    low, high = torch.quantile(components, torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
+    low, high = torch.quantile(centred @ basis, torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
     components = (features.flatten(0, 1).double() - mean) @ basis
     colours = ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     return colours.view(*features.shape[:2], -1)

@@ -19,6 +19,7 @@ from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.image_processors import ImageSpec, image_spec, load_image_processor
 from singer_hf.data.transforms import eval_transform, resize_transform
 from singer_hf.inspection.inputs import AuditOptions
+from singer_hf.inspection.models import NamedModel
 
 _ACCEPTED = (
     "a dataset with an image column, a folder or Hub id, PIL images, or pixel values (B, 3, H, W) or batches of them"
@@ -196,12 +197,12 @@ def _checked_pixels(item: Any) -> Tensor:
     return pixels
 
 
-def batches_for(rows: Dataset | list[Tensor], name: str | None, options: AuditOptions) -> ImageBatches | PixelBatches:
+def batches_for(rows: Dataset | list[Tensor], model: NamedModel, options: AuditOptions) -> ImageBatches | PixelBatches:
     """Returns the images as a model takes them.
 
     Args:
         rows: See :func:`load_images`.
-        name: Folder or Hub id of the model, whose image processor is used unless the options have one.
+        model: The model, whose image processor is used unless the options have one.
         options: For processor, size and batches of (B, 3, H, W).
 
     Raises:
@@ -213,11 +214,10 @@ def batches_for(rows: Dataset | list[Tensor], name: str | None, options: AuditOp
         return PixelBatches(rows)
     processor = options.processor
     if processor is None or isinstance(processor, str | os.PathLike):
-        processor = load_image_processor(os.fspath(processor) if processor else name)
+        processor = load_image_processor(os.fspath(processor) if processor else model.path)
     if processor is None:
         raise ValueError(
-            f"`processor` (`--processor_name_or_path`) must be given: the model {without_paths(name)!r} has no image "
-            "processor"
+            f"`processor` (`--processor_name_or_path`) must be given: the model {model.label!r} has no image processor"
         )
     spec, transform = image_spec(processor), eval_transform(processor)
     if options.image_size is not None:

@@ -62,7 +62,7 @@ def audit_model(named: NamedModel, rows: Dataset | list[Tensor], options: AuditO
     Raises:
         ValueError: If no image can be read, or the model does not take images of their size.
     """
-    images = batches_for(rows, named.path, options)
+    images = batches_for(rows, named, options)
     first = images.first()
     check_size(named.model, first, named.label)
     kwargs = {"rule": options.rule, "inline": options.inline, "progress": options.progress}

@@ -210,6 +210,15 @@ def test_a_model_without_an_image_processor_is_refused(refused, files):
     )
 
 
+def test_a_model_is_not_judged_on_drawn_scenes_unless_asked(refused):
+    assert refused("teacher", dataset_name=None) == (
+        "error: `dataset_name` must name images such as the model will see (folder, parquet file or Hub id): the "
+        "verdict holds for images like the audited ones; `--demo` takes drawn scenes"
+    )
+    message = refused("teacher", demo=True)
+    assert message.startswith("error: `demo` draws its own images; leave out `dataset_name`, got '")
+
+
 def test_an_image_size_has_two_numbers(refused):
     assert refused("teacher", image_size=[32]) == "error: `image_size` must be a height and a width, got [32]"
 

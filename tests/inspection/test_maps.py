@@ -1,6 +1,7 @@
 """Checks of drawn figures: no text overlaps another text or the edge of the figure."""
 
 import sys
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -18,7 +19,14 @@ from singer_hf.cards.drawing import short, spread
 from singer_hf.inspection.measure.audit import audit
 from singer_hf.inspection.measure.snapshots import Snapshot, take_snapshot
 from singer_hf.inspection.report.curves import norm_histograms, outlier_shares, quantile_curves, singular_spectrum
-from singer_hf.inspection.report.maps import norm_maps, outlier_positions, pca_colours, pca_maps, similarity_maps
+from singer_hf.inspection.report.maps import (
+    norm_maps,
+    outlier_positions,
+    pca_colours,
+    pca_maps,
+    relative_norm_maps,
+    similarity_maps,
+)
 from singer_hf.training.figures import loss_curves
 
 LONG_NAME = "an-organisation-of-many-words/a-vision-transformer-of-many-words-patch16-224"
@@ -88,7 +96,7 @@ def _overlap(box, other):
 def test_maps_are_readable_on_any_grid(grid):
     snapshots = [_snapshot(grid, refined=True, images=2), _snapshot(grid, LONG_NAME, blocks=12, images=2)]
     figures = [norm_maps(snapshots[0]), norm_maps(snapshots[1]), pca_maps(snapshots)]
-    figures.append(similarity_maps(snapshots, (grid[0] - 1, 0)))
+    figures += [similarity_maps(snapshots, (grid[0] - 1, 0)), relative_norm_maps(snapshots)]
     for figure in figures:
         assert_readable(figure)
 
@@ -145,6 +153,25 @@ def test_the_cross_marks_the_same_place_on_every_grid():
     assert places == [[4.5 * 8 - 0.5, 1.5 * 8 - 0.5], [4.0, 1.0], [8.5, 2.5]]
     first = next(image.get_array() for image in figure.axes[1].images)
     assert float(first[1, 4]) == pytest.approx(1.0)
+
+
+def test_cosines_have_a_diverging_scale_with_white_at_zero():
+    figure = similarity_maps([_snapshot((4, 6))], (0, 0))
+    (shown,) = figure.axes[1].images
+    assert shown.norm.vmin == -shown.norm.vmax == -1
+    assert min(shown.cmap(0.5)) > 0.95
+    assert shown.cmap(0.9)[0] > shown.cmap(0.9)[2]
+    assert shown.cmap(0.1)[0] < shown.cmap(0.1)[2]
+
+
+def test_norms_of_all_models_are_shown_relative_to_their_median():
+    large, small = _snapshot((4, 6)), _snapshot((4, 6), name="small")
+    scaled = replace(small, norms=small.norms / 100)
+    shown = [image for axis in relative_norm_maps([large, scaled]).axes for image in axis.images]
+    maps = [torch.tensor(image.get_array()) for image in shown if image.get_array().ndim == 2]
+    for left, right in zip(maps[:3], maps[3:6], strict=True):
+        assert torch.allclose(left, right)
+    assert torch.allclose(maps[0].flatten(), large.norms[-1][0] / large.norms[-1].median())
 
 
 def test_a_patch_off_the_grid_is_refused():

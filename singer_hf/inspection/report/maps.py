@@ -75,7 +75,7 @@ def relative_norm_maps(snapshots: Sequence[Snapshot], title: str | None = None) 
     rows = [row for snapshot in snapshots for row in _last_norms(snapshot)]
     relative = [(name, norms / norms.median().clamp(min=1e-12), grid) for name, norms, grid in rows]
     images = snapshots[0].images
-    figure, axes = _panels(1 + len(rows), len(images), snapshots[0].grid, extra_width=1.9)
+    figure, axes = _panels(1 + len(rows), len(images), snapshots[0].grid, extra_width=2.4)
     highest = max(float(norms.max()) for _, norms, _ in relative)
     scale = LogNorm(_LOWEST_RATIO, max(highest, _HIGHEST_RATIO), clip=True)
     for axis, shown in zip(axes[0], images, strict=True):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Figures have a higher resolution than they are shown at, for sharp text on high-density screens.
 _DRAWN_DPI, _SHOWN_DPI = 140, 100
-# Printed pages show two figures side by side up to this width.
+# Printed pages show figures up to this width lower than others.
 _NARROW_INCHES = 7.0
 
 

@@ -65,23 +65,22 @@ def judge(result: AuditResult, comparison: Sequence[Mapping] | None = None) -> V
             :func:`singer_hf.inspection.measure.feature_comparison.compare_features`.
     """
     affected = [block for block in result.blocks if has_artifacts(block)]
-    kept = [block for block in result.blocks if keeps_direction(block)]
-    level = _level(affected, bool(kept) or _has_inherited_direction(comparison))
+    # Without artifacts by norm the direction of a few long tokens is that of their content, such as a bright sky.
+    kept = [block for block in result.blocks if affected and keeps_direction(block)]
+    level = _level(affected)
     sentences = [*_by_norm(affected, result), _by_direction(kept), *_refinement(result), _inherited(comparison)]
     headline = {
         "strong": f"{result.name} has artifacts: high-norm patch tokens that would dominate a feature loss.",
         "few": f"{result.name} has a few high-norm patch tokens, too weak to dominate a feature loss.",
         "clean": f"{result.name} shows no high-norm artifacts on these images.",
     }[level]
-    if level == "few" and not affected:
-        headline = f"{result.name} has artifacts of ordinary norm, which only their directions show."
-    turned = list(filter(keeps_direction, result.refined)) if result.refined else kept
+    turned = [block for block in result.refined if affected and keeps_direction(block)] if result.refined else kept
     return Verdict(level, headline, tuple(filter(None, sentences)), advise(level, affected, turned, result))
 
 
-def _level(affected: list[BlockAudit], turned: bool) -> Level:
+def _level(affected: list[BlockAudit]) -> Level:
     if not affected:
-        return "few" if turned else "clean"
+        return "clean"
     return "strong" if max(b.kd_shares["loss_mean"] for b in affected) >= STRONG_LOSS_SHARE else "few"
 
 
@@ -216,14 +215,11 @@ def _refinement(result: AuditResult) -> list[str]:
     return sentences
 
 
-def _has_inherited_direction(comparison: Sequence[Mapping] | None) -> bool:
-    last = comparison[-1] if comparison else {}
-    artifact, other = last.get("artifact_alignment"), last.get("other_alignment")
-    return None not in (artifact, other) and artifact >= _SAME_DIRECTION and artifact - other >= _DIRECTION_GAP
-
-
 def _inherited(comparison: Sequence[Mapping] | None) -> str:
-    """What the model has taken over at the places of the teacher's outliers, by norm and by direction."""
+    """What the model has taken over at the places of the teacher's outliers, by norm and by direction.
+
+    The cosines are not judged: artifacts prefer plain content, which is alike in a clean model as well.
+    """
     last = comparison[-1] if comparison else {}
     if last.get("inherited") is None:
         return ""
@@ -231,10 +227,9 @@ def _inherited(comparison: Sequence[Mapping] | None) -> str:
     artifact, other = last.get("artifact_alignment"), last.get("other_alignment")
     if artifact is None or other is None:
         return f"{text}."
-    shared = "a direction" if _has_inherited_direction(comparison) else "no direction"
     return (
-        f"{text}; at the places of these outliers its tokens share {shared} of their own (mean cosine "
-        f"among each other {artifact:.2f}, to other patches {other:.2f})."
+        f"{text}. By direction: at the places of these outliers its tokens have a mean cosine of {artifact:.2f} among "
+        f"each other and of {other:.2f} to other patches; smooth patches are alike without artifacts, too."
     )
 
 

@@ -93,9 +93,7 @@ def test_a_benchmark_that_cannot_be_reached_is_missing_and_the_others_stay(folde
 def test_wrong_arguments_are_refused(folder):
     with pytest.raises(ValueError, match=r"`settings` must be among .* got \['epochs'\]"):
         singer_hf.evaluate(folder / "student", "knn", folder / "photos", epochs=3)
-    with pytest.raises(
-        ValueError, match="`dataset` must be given for the task 'knn': a folder"
-    ):
+    with pytest.raises(ValueError, match="`dataset` must be given for the task 'knn': a folder"):
         singer_hf.evaluate(folder / "student", "knn")
     with pytest.raises(ValueError, match="`models` must be at least one model, got none"):
         singer_hf.evaluate([], "scenes-classification")

@@ -115,8 +115,8 @@ def test_the_advice_on_a_model_without_artifacts(clean, changes, advice):
         (
             {},
             f"Do not match the raw features of blocks 1, 2 and 3 by MSE. {CLEAN} Without training, `--method "
-            "neighbor` replaces them by the mean of ordinary neighbours, and `--method test_time_register` moves them to "
-            "a register, as the MLP of block 1 writes them.",
+            "neighbor` replaces them by the mean of ordinary neighbours, and `--method test_time_register` moves them "
+            "to a register, as the MLP of block 1 writes them.",
         ),
         (
             {"role": "student"},

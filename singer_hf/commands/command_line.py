@@ -167,7 +167,7 @@ class CommandParser(_RaisingParser, HfArgumentParser):
         name = f"--{name.lstrip('-').replace('-', '_')}"
         known = [*self._option_string_actions, "--config"]
         known = [flag for flag in known if flag.startswith("--") and "-" not in flag[2:]]
-        near = [flag for flag in known if flag.startswith(name)] or difflib.get_close_matches(name, known, n=1)
+        near = [flag for flag in known if flag.startswith(name)] or difflib.get_close_matches(name, known, 1, 0.75)
         if not near:  # a typo in an abbreviation
             near = [flag for flag in known if difflib.get_close_matches(name, [flag[: len(name)]], cutoff=0.8)]
         return f"did you mean `{'` or `'.join(near[:3])}`?" if near else "see --help"

@@ -49,6 +49,7 @@ class SingerTrainingArguments(TrainingArguments):
         ema_decay: Decay per step, in (0, 1), of an exponential moving average of the student, which is then evaluated,
             saved and pushed. None: off.
         num_artifact_images: Images of the last batch on which outlier ratios and adapter leakage are logged; 0 is off.
+        compile_teacher: Whether the teacher alone is compiled; ``torch_compile`` compiles the student with it.
         overwrite_output_dir: Whether to train into an output folder that holds another run.
 
     Raises:
@@ -111,11 +112,14 @@ class SingerTrainingArguments(TrainingArguments):
     color_jitter: float = field(default=0.0, metadata={"help": "Strength of the colour jitter; 0 is off."})
     ema_decay: float | None = field(default=None, metadata={"help": "Decay of the student's running average."})
     num_artifact_images: int = field(default=8, metadata={"help": "Images measured for artifacts at every log."})
+    compile_teacher: bool = field(default=False, metadata={"help": "Compile the teacher, apart from the student."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Train over another run's output folder."})
 
     def __post_init__(self) -> None:
-        copy_without_waiting(self)
+        given = self.accelerator_config is not None
         super().__post_init__()
+        if not given:
+            copy_without_waiting(self)
         check_kd_settings(self.kd_weight, self.kd_loss, self.target_norm)
         check_singer_settings(
             self.outlier_weight,
@@ -136,6 +140,8 @@ class SingerTrainingArguments(TrainingArguments):
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must lie in (0, 1), got {self.ema_decay!r}; leave it out for no average")
+        if self.compile_teacher and self.torch_compile:
+            raise ValueError("`compile_teacher` must be left out with `torch_compile`, which compiles the teacher too")
         if self.num_artifact_images < 0:
             raise ValueError(f"`num_artifact_images` must be at least 0, got {self.num_artifact_images!r}")
         if self.color_jitter < 0:
@@ -158,10 +164,9 @@ def copy_without_waiting(args: TrainingArguments) -> None:
     """Lets pinned batches be copied to a GPU while it works; accelerate's default makes every step wait for the last.
 
     Args:
-        args: Arguments whose ``__post_init__`` has not run yet; an ``accelerator_config`` of the user's is kept.
+        args: Arguments without an ``accelerator_config`` of the user's.
     """
-    if args.accelerator_config is None:
-        args.accelerator_config = {"non_blocking": args.dataloader_pin_memory and not torch.mps.is_available()}
+    args.accelerator_config.non_blocking = args.dataloader_pin_memory and not torch.mps.is_available()
 
 
 def check_warmup(num_steps: int, max_steps: int) -> None:

@@ -70,8 +70,10 @@ class CleaningArguments(TrainingArguments):
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Train over another run's output folder."})
 
     def __post_init__(self) -> None:
-        copy_without_waiting(self)
+        given = self.accelerator_config is not None
         super().__post_init__()
+        if not given:
+            copy_without_waiting(self)
         self.objective()
         if not self.outlier_weight:
             raise ValueError("`outlier_weight` must be greater than 0, or the adapter is not trained, got 0")

@@ -81,7 +81,7 @@ class ScriptArguments:
         metadata={"help": "Image processor of the student. Default: its own, else the teacher's normalisation."},
     )
     teacher_dtype: str = field(
-        default="auto", metadata={"help": f"Teacher's weights: {', '.join(DTYPES)}; auto is as they were saved."}
+        default="auto", metadata={"help": f"Teacher's weights: {', '.join(DTYPES)} (as they were saved)."}
     )
     teacher_attn_implementation: str | None = field(
         default=None, metadata={"help": f"Teacher's attention: {', '.join(ATTENTIONS)}."}

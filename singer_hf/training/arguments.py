@@ -23,10 +23,10 @@ class SingerTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` plus the objective, with the recommended settings as defaults.
 
     Differences from the base class: ``learning_rate`` 1e-3, ``weight_decay`` 1e-4 and a cosine schedule that ends at
-    1e-4 of the peak (as published; warm-up depends on the run's length and is not set); AdamW in one fused kernel for
-    every version of torch; no gradient clipping (the adapter's gradient norm is much larger than the student's, so a
-    joint clip would slow the student down); all columns are kept; batches are copied to the device while it works; a
-    loss that is not finite stops the run instead of being filtered from the log.
+    1e-4 of the peak (as published; warm-up depends on the run's length and is not set); no gradient clipping (the
+    adapter's gradient norm is much larger than the student's, so a joint clip would slow the student down); all
+    columns are kept; batches are copied to the device while it works; a loss that is not finite stops the run instead
+    of being filtered from the log.
 
     Args:
         kd_weight: Weight of L_KD, >= 0.
@@ -65,7 +65,6 @@ class SingerTrainingArguments(TrainingArguments):
     lr_scheduler_kwargs: dict | str | None = field(
         default_factory=lambda: {"min_lr_rate": 1e-4}, metadata={"help": "Extra arguments of the schedule."}
     )
-    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the joint gradient norm; 0 is off."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay off."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: such a loss ends the run."})
@@ -96,7 +95,7 @@ class SingerTrainingArguments(TrainingArguments):
     info_loss: str = field(default=OBJECTIVE["info_loss"], metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
     info_share: float = field(
         default=OBJECTIVE["info_share"],
-        metadata={"help": "Share of the images that the information loss is taken of, other ones in every step."},
+        metadata={"help": "Share of the images that the information loss is taken of."},
     )
     detach_refined: bool = field(
         default=OBJECTIVE["detach_refined"], metadata={"help": "Keep L_KD from training the adapter."}

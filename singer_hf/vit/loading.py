@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from singer_hf.configs import MODELS, TRAINED, find, hint
 
 # Values of the keyword arguments `dtype` and `attn_implementation` of `load_model` in commands.
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _NO_POOLER = "add_pooling_layer"
 _MODEL_ONLY = ("dtype", "attn_implementation")

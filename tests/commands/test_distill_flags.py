@@ -96,7 +96,7 @@ def test_every_flag_but_r_passes_through_a_launcher(launcher):
         (["--label_smoothing_factor", "0.1"], "`label_smoothing_factor` must be left out, got 0.1: it needs labels"),
         (
             ["--teacher_dtype", "half"],
-            "`--teacher_dtype` must be one of 'auto', 'float32', 'bfloat16', 'float16', got 'half'",
+            "`--teacher_dtype` must be one of 'float32', 'bfloat16', 'float16', 'auto', got 'half'",
         ),
         (
             ["--teacher_attn_implementation", "fast"],
@@ -147,5 +147,5 @@ def test_a_half_precision_teacher_is_audited_distilled_and_named_on_the_card(tmp
     form = ["--teacher_dtype", dtype, "--teacher_attn_implementation", "eager", "--info_share", "0.5"]
     run = ["--output_dir", "out", "--use_cpu", "--report_to", "none", "--rank", "4", "--max_steps", "1"]
     distill.main([*names, *form, *run])
-    assert f"teacher dtype | {dtype}" in (tmp_path / "out" / "README.md").read_text()
+    assert f"| `teacher dtype` | `{dtype}` |" in (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "training_args.json").read_text())["info_share"] == 0.5

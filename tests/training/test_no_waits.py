@@ -77,7 +77,7 @@ def test_the_counter_sees_an_optimiser_that_reads_its_steps(tmp_path):
 @pytest.mark.parametrize("kind", [SingerTrainingArguments, CleaningArguments])
 def test_the_optimiser_is_fused_and_batches_are_copied_without_waiting(tmp_path, kind):
     args = kind(output_dir=str(tmp_path), **QUIET)
-    assert args.optim == "adamw_torch_fused"
+    assert torch.__version__ < "2.8" or args.optim == "adamw_torch_fused"
     assert not args.accelerator_config.non_blocking  # on a CPU there is nothing to wait for
     args.dataloader_pin_memory = True
     copy_without_waiting(args)

@@ -7,6 +7,7 @@ The models have random weights, which do not affect the cost. Every round times 
 other load on the machine affects all of them. The printed values are medians over the rounds: `singer_to_fitnet` is
 the time of a SiNGER step divided by that of a FitNet step, `singer_to_bare_parts` divides it by the sum of the bare
 parts (the teacher's forward pass and a training step of the student alone), `images_per_second` is for a SiNGER step.
+`--clock processor` counts processor time instead, which other load on a CPU changes less.
 With `--info_share 0.25` a second SiNGER step that takes L_info of a quarter of the images is timed (`singer_share`).
 """
 
@@ -52,10 +53,11 @@ class Settings:
         default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "cpu or cuda."}
     )
     threads: int | None = field(default=None, metadata={"help": "CPU threads; torch's default."})
+    clock: str = field(default="wall", metadata={"help": "wall, or processor: seconds of all threads, on a busy CPU."})
     seed: int = field(default=0, metadata={"help": "Seed of weights and images."})
 
     def __post_init__(self) -> None:
-        choices = {"teacher": SIZES, "student": SIZES, "precision": ("fp32", "bf16")}
+        choices = {"teacher": SIZES, "student": SIZES, "precision": ("fp32", "bf16"), "clock": ("wall", "processor")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`--{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -130,12 +132,13 @@ def autocast(settings: Settings) -> AbstractContextManager:
     return torch.autocast(settings.device, torch.bfloat16)
 
 
-def seconds(call: Callable[[], None], device: str) -> float:
-    start = time.perf_counter()
+def seconds(call: Callable[[], None], device: str, clock: str = "wall") -> float:
+    now = time.process_time if clock == "processor" else time.perf_counter
+    start = now()
     call()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def measure(settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
@@ -146,7 +149,7 @@ def measure(settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
         for name, call in calls.items():
             if settings.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            duration = seconds(call, settings.device)
+            duration = seconds(call, settings.device, settings.clock)
             if settings.device == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated() / 2**20
             if round_index >= settings.warmup:

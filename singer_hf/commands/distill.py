@@ -119,7 +119,8 @@ def prepare_teacher(
         args: The training flags.
         peft_config: The flags of the adapter.
     """
-    teacher = load_model(script.teacher_name_or_path, "teacher_name_or_path")
+    form = {"dtype": script.teacher_dtype, "attn_implementation": script.teacher_attn_implementation}
+    teacher = load_model(script.teacher_name_or_path, "teacher_name_or_path", **form)
     if script.method is None:
         script.method = _chosen_method(script, args, teacher)
     if script.method == Singer.name:

@@ -13,6 +13,8 @@ from singer_hf.baselines.method_table import METHODS, make_method
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES
 from singer_hf.baselines.singer import Singer
 from singer_hf.distillation.feature_distiller import FeatureDistiller
+from singer_hf.distillation.losses import check_choice
+from singer_hf.vit.loading import ATTENTIONS, DTYPES
 
 # Fields of the configuration that a command line cannot set, or should not: PEFT's own, and images.
 NO_FLAGS = (*(item.name for item in fields(PeftConfig)), "calibration_images")
@@ -21,7 +23,8 @@ GROUPS = {
     "Teacher, student and images": (
         *("teacher_name_or_path", "student_name_or_path", "student_config", "dataset_name", "dataset_config"),
         *("dataset_revision", "train_split", "eval_split", "image_column", "max_train_samples", "max_eval_samples"),
-        *("streaming", "shuffle_buffer", "image_processor", "color_jitter"),
+        *("streaming", "image_processor", "color_jitter"),
+        *("teacher_dtype", "teacher_attn_implementation"),
     ),
     "Method": (
         "method",
@@ -37,14 +40,21 @@ GROUPS = {
         *("info_loss", "info_share", "detach_refined", "adapter_warmup_steps", "teacher_layers", "student_layers"),
     ),
     "Adapter": (
-        *("r", "layers_to_transform", "gate", "init_weights", "nullspace_source", "init_scale", "null_threshold"),
-        *("num_prefix_tokens", "exclude_modules", "init_seed"),
+        *(
+            "r",
+            "layers_to_transform",
+            "gate",
+            "init_weights",
+            "nullspace_source",
+            "init_scale",
+        ),
+        *("num_prefix_tokens", "init_seed"),
     ),
     "Training": (
         *("output_dir", "overwrite_output_dir", "resume", "dry_run", "num_train_epochs", "max_steps"),
         *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "warmup_steps"),
-        *("weight_decay", "lr_scheduler_type", "lr_scheduler_kwargs", "max_grad_norm", "ema_decay", "bf16"),
-        *("torch_compile", "dataloader_num_workers", "seed", "use_cpu"),
+        *("lr_scheduler_type", "ema_decay", "bf16"),
+        *("torch_compile", "compile_teacher", "dataloader_num_workers", "seed", "use_cpu"),
     ),
     "Logs, evaluation and upload": (
         *("logging_steps", "report_to", "num_artifact_images", "save_strategy", "save_steps", "save_total_limit"),
@@ -91,6 +101,12 @@ class ScriptArguments:
         default=None, metadata={"help": "Adapter of a cleaned teacher, active in its pass; no audit is made."}
     )
     train_adapter: bool = field(default=False, metadata={"help": "Train that adapter on; it is frozen otherwise."})
+    teacher_dtype: str = field(
+        default="auto", metadata={"help": f"Teacher's weights: {', '.join(DTYPES)} (as they were saved)."}
+    )
+    teacher_attn_implementation: str | None = field(
+        default=None, metadata={"help": f"Teacher's attention: {', '.join(ATTENTIONS)}."}
+    )
     method: str | None = field(
         default=None,
         metadata={
@@ -115,6 +131,9 @@ class ScriptArguments:
     resume: bool = field(default=False, metadata={"help": "Resume from the last complete checkpoint in output_dir."})
 
     def __post_init__(self) -> None:
+        check_choice("--teacher_dtype", self.teacher_dtype, DTYPES)
+        if self.teacher_attn_implementation is not None:
+            check_choice("--teacher_attn_implementation", self.teacher_attn_implementation, ATTENTIONS)
         if (self.student_name_or_path is None) == (self.student_config is None):
             raise ValueError("give exactly one of `--student_name_or_path` and `--student_config`")
         self._check_adapter()

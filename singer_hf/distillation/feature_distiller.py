@@ -133,8 +133,9 @@ class FeatureDistiller(TrainedModule):
             return self._teacher_capture(self.teacher_input(pixel_values))
 
     def refine(self, raw: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """F̂_l of the distilled blocks from raw tokens (B, P+N, D_T) by block; gradients reach the adapters only."""
-        return {i: self.refiners[i].refine(raw[i]) if i in self.refiners else raw[i] for i in self.teacher_layers}
+        """F̂_l, refined in float32, from raw tokens (B, P+N, D_T) by block; gradients reach the adapters only."""
+        own = self.refiners
+        return {i: own[i].refine(raw[i].float()) if i in own else raw[i] for i in self.teacher_layers}
 
     def teacher_streams(self, pixel_values: Tensor) -> tuple[CapturedFeatures, dict[int, Tensor]]:
         """The raw features of images (B, 3, H, W), and the refined teacher's tokens (B, P+N, D_T) by block."""
@@ -173,11 +174,10 @@ class FeatureDistiller(TrainedModule):
 
     def observe(self, raw: Mapping[int, Tensor]) -> None:
         """In training, lets statistics of the teacher see raw tokens (B, P+N, D_T) by block."""
-        if self.training:
-            for i in self.teacher_layers:
-                self.target_norms[str(i)].observe(raw[i])
-                if i in self.singer_layers:
-                    self.singer_layers[i].observe(raw[i])
+        for i in self.teacher_layers if self.training else ():
+            self.target_norms[str(i)].observe(raw[i])
+            if i in self.singer_layers:
+                self.singer_layers[i].observe(raw[i])
 
     def project(self, pair: BlockPair, student: Mapping[int, Tensor]) -> Tensor:
         """P(F^S) of one pair, on the teacher's grid: (B, common class tokens + N, D_T).

@@ -49,6 +49,10 @@ class TrainedModule(nn.Module):
         with self._teacher_capture, self.student_extractor.capture or nullcontext():
             yield
 
+    def compile_teacher(self) -> None:
+        """Compiles the teacher's pass apart from the student, which may stay as it is or change its code."""
+        self._teacher_capture.compile()
+
     def train(self, mode: bool = True) -> "TrainedModule":
         """Sets the mode of student and projectors; the teacher stays in eval mode."""
         super().train(mode)

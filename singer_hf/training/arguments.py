@@ -23,10 +23,10 @@ class SingerTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` plus the objective, with the recommended settings as defaults.
 
     Differences from the base class: ``learning_rate`` 1e-3, ``weight_decay`` 1e-4 and a cosine schedule that ends at
-    1e-4 of the peak (as published; warm-up depends on the run's length and is not set); AdamW in one fused kernel for
-    every version of torch; no gradient clipping (the adapter's gradient norm is much larger than the student's, so a
-    joint clip would slow the student down); all columns are kept; batches are copied to the device while it works; a
-    loss that is not finite stops the run instead of being filtered from the log.
+    1e-4 of the peak (as published; warm-up depends on the run's length and is not set); no gradient clipping (the
+    adapter's gradient norm is much larger than the student's, so a joint clip would slow the student down); all
+    columns are kept; batches are copied to the device while it works; a loss that is not finite stops the run instead
+    of being filtered from the log.
 
     Args:
         kd_weight: Weight of L_KD, >= 0.
@@ -49,6 +49,7 @@ class SingerTrainingArguments(TrainingArguments):
         ema_decay: Decay per step, in (0, 1), of an exponential moving average of the student, which is then evaluated,
             saved and pushed. None: off.
         num_artifact_images: Images of the last batch on which outlier ratios and adapter leakage are logged; 0 is off.
+        compile_teacher: Whether the teacher alone is compiled; ``torch_compile`` compiles the student with it.
         overwrite_output_dir: Whether to train into an output folder that holds another run.
         dry_run: Whether the run ends after ten steps with an outlook (speed, loader, memory, time), without saving.
 
@@ -65,7 +66,6 @@ class SingerTrainingArguments(TrainingArguments):
     lr_scheduler_kwargs: dict | str | None = field(
         default_factory=lambda: {"min_lr_rate": 1e-4}, metadata={"help": "Extra arguments of the schedule."}
     )
-    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the joint gradient norm; 0 is off."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay off."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: such a loss ends the run."})
@@ -96,7 +96,7 @@ class SingerTrainingArguments(TrainingArguments):
     info_loss: str = field(default=OBJECTIVE["info_loss"], metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
     info_share: float = field(
         default=OBJECTIVE["info_share"],
-        metadata={"help": "Share of the images that the information loss is taken of, other ones in every step."},
+        metadata={"help": "Share of the images that the information loss is taken of."},
     )
     detach_refined: bool = field(
         default=OBJECTIVE["detach_refined"], metadata={"help": "Keep L_KD from training the adapter."}
@@ -112,6 +112,7 @@ class SingerTrainingArguments(TrainingArguments):
     color_jitter: float = field(default=0.0, metadata={"help": "Strength of the colour jitter; 0 is off."})
     ema_decay: float | None = field(default=None, metadata={"help": "Decay of the student's running average."})
     num_artifact_images: int = field(default=8, metadata={"help": "Images measured for artifacts at every log."})
+    compile_teacher: bool = field(default=False, metadata={"help": "Compile the teacher, apart from the student."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Train over another run's output folder."})
     dry_run: bool = field(default=False, metadata={"help": "Time ten steps, print the outlook, save nothing."})
 
@@ -119,8 +120,10 @@ class SingerTrainingArguments(TrainingArguments):
         if self.dry_run:
             self.save_strategy, self.eval_strategy = "no", "no"
             self.load_best_model_at_end = self.push_to_hub = False
-        copy_without_waiting(self)
+        given = self.accelerator_config is not None
         super().__post_init__()
+        if not given:
+            copy_without_waiting(self)
         check_kd_settings(self.kd_weight, self.kd_loss, self.target_norm)
         check_singer_settings(
             self.outlier_weight,
@@ -141,6 +144,8 @@ class SingerTrainingArguments(TrainingArguments):
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must lie in (0, 1), got {self.ema_decay!r}; leave it out for no average")
+        if self.compile_teacher and self.torch_compile:
+            raise ValueError("`compile_teacher` must be left out with `torch_compile`, which compiles the teacher too")
         if self.num_artifact_images < 0:
             raise ValueError(f"`num_artifact_images` must be at least 0, got {self.num_artifact_images!r}")
         if self.color_jitter < 0:
@@ -163,10 +168,9 @@ def copy_without_waiting(args: TrainingArguments) -> None:
     """Lets pinned batches be copied to a GPU while it works; accelerate's default makes every step wait for the last.
 
     Args:
-        args: Arguments whose ``__post_init__`` has not run yet; an ``accelerator_config`` of the user's is kept.
+        args: Arguments without an ``accelerator_config`` of the user's.
     """
-    if args.accelerator_config is None:
-        args.accelerator_config = {"non_blocking": args.dataloader_pin_memory and not torch.mps.is_available()}
+    args.accelerator_config.non_blocking = args.dataloader_pin_memory and not torch.mps.is_available()
 
 
 def check_warmup(num_steps: int, max_steps: int) -> None:

@@ -52,7 +52,7 @@ def build_distiller(
         raise ValueError(f"`kd_weight` must be greater than 0, or the student is not trained, got {weights}")
     spec = None if processor is None else image_spec(processor)
     teacher_spec = None if teacher_processor is None else image_spec(teacher_processor)
-    return method.make_distiller(
+    distiller = method.make_distiller(
         student,
         teacher,
         args,
@@ -60,6 +60,9 @@ def build_distiller(
         student_normalization=spec and (spec.mean, spec.std),
         teacher_normalization=teacher_spec and (teacher_spec.mean, teacher_spec.std),
     )
+    if args.compile_teacher:
+        distiller.compile_teacher()
+    return distiller
 
 
 def check_models(student: nn.Module, teacher: nn.Module, peft_config: SingerConfig | None) -> None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from singer_hf.cards.hub_metadata import Evaluation
 from singer_hf.cards.student_card import CardInfo, student_card
 from singer_hf.distillation.feature_distiller import FeatureDistiller
+from singer_hf.training.guards.settings import teacher_dtype
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -84,7 +85,9 @@ def _settings(trainer: "Trainer") -> dict[str, Any]:
         for name, (value, default) in values.items()
         if value is not None and (name in objective or (name in _SHOWN_SETTINGS and value != default))
     }
-    return settings | trainer.method.card_settings(trainer.distiller)
+    dtype = teacher_dtype(trainer.distiller.teacher)
+    own = {} if dtype == "float32" else {"teacher dtype": dtype}
+    return settings | own | trainer.method.card_settings(trainer.distiller)
 
 
 def _loss_curve(history: list[dict[str, float]]) -> list[dict[str, float]]:

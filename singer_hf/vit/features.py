@@ -31,8 +31,11 @@ class BlockCall:
     kwargs: dict = field(default_factory=dict)
 
     def replay(self, block: nn.Module, hidden_states: Tensor) -> Tensor:
-        """Runs ``block`` on other tokens (B, P+N, D) with the recorded arguments and returns its output tokens."""
-        return first_tensor(block(hidden_states, *self.args, **self.kwargs))
+        """Runs ``block`` on other tokens (B, P+N, D) with the recorded arguments and returns its output tokens.
+
+        They get the type of the recorded ones: refined tokens of a half-precision teacher are float32.
+        """
+        return first_tensor(block(hidden_states.to(self.hidden_states.dtype), *self.args, **self.kwargs))
 
     def write(self, block: nn.Module, hidden_states: Tensor) -> Tensor:
         """What ``block`` adds to tokens x (B, P+N, D) with the recorded arguments: ``u(x) = block(x) - x``."""
@@ -124,14 +127,23 @@ class FeatureCapture:
             ValueError: If the tokens are not prefix tokens followed by one token for each cell of the patch grid.
         """
         with self:
-            features = self.features = CapturedFeatures({}, {})
-            try:
-                self.view.backbone(pixel_values, **self.view.forward_kwargs(pixel_values))
-            except _StopForwardError:
-                pass
-            finally:
-                self.features = None
+            features = self._run(pixel_values)
         self._check_tokens(features, pixel_values)
+        return features
+
+    def compile(self) -> None:
+        """Compiles the captured pass with ``torch.compile``; the hooks stay attached from now on."""
+        self.__enter__()
+        self._run = torch.compile(self._run)
+
+    def _run(self, pixel_values: Tensor) -> CapturedFeatures:
+        features = self.features = CapturedFeatures({}, {})
+        try:
+            self.view.backbone(pixel_values, **self.view.forward_kwargs(pixel_values))
+        except _StopForwardError:
+            pass
+        finally:
+            self.features = None
         return features
 
     @torch.no_grad()

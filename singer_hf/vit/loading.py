@@ -8,7 +8,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from singer_hf.configs import MODELS, TRAINED, find, hint
 
+# Values of the keyword arguments `dtype` and `attn_implementation` of `load_model` in commands.
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _NO_POOLER = "add_pooling_layer"
+_MODEL_ONLY = ("dtype", "attn_implementation")
 
 
 def load_model(model: nn.Module | str, argument: str, **kwargs: object) -> nn.Module:
@@ -17,22 +21,30 @@ def load_model(model: nn.Module | str, argument: str, **kwargs: object) -> nn.Mo
     Args:
         model: A module, a local folder, a Hub id, or ``"demo-teacher"``.
         argument: Name of the argument, for error messages.
-        **kwargs: Keyword arguments of ``from_pretrained``: ``revision``, ``token``, ``trust_remote_code``.
+        **kwargs: Keyword arguments of ``from_pretrained``: ``revision``, ``token``, ``trust_remote_code``, ``dtype``
+            ("auto", the default: that of the saved weights), ``attn_implementation``. Modules keep what they have.
 
     Raises:
         FileNotFoundError: If there is no such folder or Hub model.
+        ValueError: If a library that ``attn_implementation`` needs is not installed.
     """
     if isinstance(model, nn.Module):
         return model
     folder = find(model, TRAINED)
     try:
-        config = AutoConfig.from_pretrained(folder, **kwargs)
+        config = AutoConfig.from_pretrained(folder, **{k: v for k, v in kwargs.items() if k not in _MODEL_ONLY})
         return AutoModel.from_pretrained(folder, **_without_pooler(config), **kwargs)
     except OSError as error:
         end = f"; {hint(model, TRAINED)}" if _is_unknown_name(folder) else f": {error}"
         raise FileNotFoundError(
             f"`{argument}` must be a module, a local folder with config.json and weights, or a Hub id, got {model!r}"
             f"{end}"
+        ) from error
+    except ImportError as error:
+        if kwargs.get("attn_implementation") is None:
+            raise
+        raise ValueError(
+            f"`attn_implementation` must be one that is installed, got {kwargs['attn_implementation']!r}: {error}"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """The flags of `distill`: recipes, the rank's two names, and flags without a meaning for the method."""
 
+import json
 import re
 import runpy
 import sys
@@ -93,6 +94,15 @@ def test_every_flag_but_r_passes_through_a_launcher(launcher):
         (["--inference_mode", "true"], "unknown flag `--inference_mode`; "),
         (["--peft_type", "LORA"], "unknown flag `--peft_type`; "),
         (["--label_smoothing_factor", "0.1"], "`label_smoothing_factor` must be left out, got 0.1: it needs labels"),
+        (
+            ["--teacher_dtype", "half"],
+            "`--teacher_dtype` must be one of 'float32', 'bfloat16', 'float16', 'auto', got 'half'",
+        ),
+        (
+            ["--teacher_attn_implementation", "fast"],
+            "`--teacher_attn_implementation` must be one of 'eager', 'sdpa', ",
+        ),
+        (["--compile_teacher", "--torch_compile"], "`compile_teacher` must be left out with `torch_compile`, which "),
         (["--learning_r", "1"], "unknown flag `--learning_r`; did you mean `--learning_rate`?"),
     ],
 )
@@ -123,3 +133,19 @@ def test_more_prefix_tokens_than_tokens_are_refused_before_the_training(tmp_path
         "the teacher"
     )
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_half_precision_teacher_is_audited_distilled_and_named_on_the_card(tmp_path, monkeypatch, dtype):
+    monkeypatch.chdir(tmp_path)
+    planted_vit().save_pretrained("teacher")
+    ViTImageProcessor(size={"height": IMAGE[0], "width": IMAGE[1]}).save_pretrained("teacher")
+    (tmp_path / "images").mkdir()
+    for index in range(4):
+        noise(index, 32).save(tmp_path / "images" / f"{index}.png")
+    names = ["--teacher_name_or_path", "teacher", "--student_name_or_path", "teacher", "--dataset_name", "images"]
+    form = ["--teacher_dtype", dtype, "--teacher_attn_implementation", "eager", "--info_share", "0.5"]
+    run = ["--output_dir", "out", "--use_cpu", "--report_to", "none", "--rank", "4", "--max_steps", "1"]
+    distill.main([*names, *form, *run])
+    assert f"| `teacher dtype` | `{dtype}` |" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "training_args.json").read_text())["info_share"] == 0.5

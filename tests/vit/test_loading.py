@@ -105,3 +105,25 @@ def test_nothing_of_a_folder_is_executed(tmp_path):
     with pytest.raises((ValueError, OSError)):
         load_model(str(tmp_path), "model")
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_type_and_attention_of_the_loaded_weights_can_be_chosen(tmp_path, dtype):
+    tiny_vit().save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), "model", dtype=dtype, attn_implementation="eager")
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
+    assert model.config._attn_implementation == "eager"
+
+
+def test_auto_is_the_type_of_the_saved_weights(tmp_path):
+    tiny_vit().to(torch.bfloat16).save_pretrained(tmp_path)
+    for options in ({}, {"dtype": "auto"}):
+        assert next(load_model(str(tmp_path), "model", **options).parameters()).dtype == torch.bfloat16
+
+
+def test_an_attention_whose_library_is_missing_is_named(tmp_path):
+    if hf.utils.is_flash_attn_2_available():
+        pytest.skip("flash attention is installed")
+    tiny_vit().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^`attn_implementation` must be one that is installed, got 'flash_attentio"):
+        load_model(str(tmp_path), "model", attn_implementation="flash_attention_2")

@@ -108,7 +108,7 @@ class TeacherCleaner(nn.Module):
         raw = features.outputs[block]
         if observe:
             layer.observe(raw)
-        refined, grid = layer.refine(raw), self.view.grid(*pixel_values.shape[-2:])
+        refined, grid = layer.refine(raw.float()), self.view.grid(*pixel_values.shape[-2:])
         outlier = self.objective.outlier_term(layer, refined[:, prefix:], raw[:, prefix:], grid)
         if not self.objective.info_weight:
             return outlier, outlier * 0

@@ -17,7 +17,7 @@ class CleaningArguments(TrainingArguments):
     """`transformers.TrainingArguments` plus the objective of the adapter.
 
     Differences from the base class: ``output_dir`` is "outputs/cleaned"; 300 steps of 32 images, ``learning_rate``
-    2e-3 with a cosine schedule, fused AdamW with ``weight_decay`` 1e-4, no gradient clipping, at most two checkpoints
+    2e-3 with a cosine schedule, AdamW with ``weight_decay`` 1e-4, no gradient clipping, at most two checkpoints
     are kept; all columns are kept; batches are copied to the device while it works; a loss that is not finite stops
     the run instead of being filtered from the log.
 
@@ -42,7 +42,6 @@ class CleaningArguments(TrainingArguments):
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient norm; 0 is off."})
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints that are kept."})
@@ -64,14 +63,16 @@ class CleaningArguments(TrainingArguments):
     info_loss: str = field(default=OBJECTIVE["info_loss"], metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
     info_share: float = field(
         default=OBJECTIVE["info_share"],
-        metadata={"help": "Share of the images that the information loss is taken of, other ones in every step."},
+        metadata={"help": "Share of the images that the information loss is taken of."},
     )
     color_jitter: float = field(default=0.0, metadata={"help": "Strength of the colour jitter; 0 is off."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Train over another run's output folder."})
 
     def __post_init__(self) -> None:
-        copy_without_waiting(self)
+        given = self.accelerator_config is not None
         super().__post_init__()
+        if not given:
+            copy_without_waiting(self)
         self.objective()
         if not self.outlier_weight:
             raise ValueError("`outlier_weight` must be greater than 0, or the adapter is not trained, got 0")

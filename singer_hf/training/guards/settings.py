@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from singer_hf.tuner.layer import find_singer_layers
+from singer_hf.vit.structure import view_vit
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -27,11 +28,8 @@ _TRAINER_FIELDS = (
     *("load_best_model_at_end", "metric_for_best_model"),
 )
 _NO_RESULT = (
-    "num_artifact_images",
-    "overwrite_output_dir",
-    "dry_run",
-    "remove_unused_columns",
-    "logging_nan_inf_filter",
+    *("num_artifact_images", "overwrite_output_dir", "dry_run", "remove_unused_columns", "logging_nan_inf_filter"),
+    "compile_teacher",
 )
 # What version 0.1 did, which had no names for it.
 _BEFORE_NAMES = {
@@ -69,12 +67,18 @@ def common_settings(trainer: "Trainer") -> dict[str, Any]:
         "training images": _length(trainer.train_dataset),
         "dataset": Path(facts["dataset"]).name if facts.get("dataset") else None,
         "dataset revision": facts.get("dataset_revision"),
+        "teacher dtype": teacher_dtype(teacher),
         "teacher weights": _digest(teacher),
         **_adapter(teacher),
     }
     if trainer.processing_class is not None:
         settings |= _flat("image processor", trainer.processing_class.to_dict())
     return json.loads(json.dumps(settings, default=str))
+
+
+def teacher_dtype(teacher: nn.Module) -> str:
+    """The floating type of a teacher's own weights, as in ``"bfloat16"``; its adapters stay in float32."""
+    return str(view_vit(teacher).patch_embedding.weight.dtype).removeprefix("torch.")
 
 
 def write_settings(trainer: "Trainer", folder: Path) -> None:

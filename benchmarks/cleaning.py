@@ -30,7 +30,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModel
 
 from singer_hf import SingerConfig
 from singer_hf.artifacts.outliers import OutlierRule, outlier_ratio, token_norms
@@ -44,10 +43,12 @@ from singer_hf.comparison.measure.cell_metrics import benchmark_metrics, pixel_b
 from singer_hf.data.columns import select_image_and_label
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.drawn_scenes import scene_dataset
+from singer_hf.data.image_processors import load_image_processor
 from singer_hf.inspection.measure.audit import audit
 from singer_hf.tuner.layer import find_singer_layers, flowing_tokens
 from singer_hf.vit.features import capture_features, first_tensor
 from singer_hf.vit.inference import evaluation_mode
+from singer_hf.vit.loading import load_model
 from singer_hf.vit.structure import view_vit
 
 DRAWN = "drawn scenes"
@@ -74,7 +75,7 @@ def parse() -> argparse.Namespace:
 
 def load(name: str) -> nn.Module:
     """Loads a teacher without its head."""
-    return AutoModel.from_pretrained(name, add_pooling_layer=False).eval()
+    return load_model(name, "planted").eval()
 
 
 def images(args: argparse.Namespace, split: str, number: int) -> Dataset:
@@ -126,7 +127,7 @@ def prepare(args: argparse.Namespace, method: str, seed: int, calibration: list[
 
 def processor_of(args: argparse.Namespace) -> object:
     """The teachers' image processor."""
-    return AutoImageProcessor.from_pretrained(args.planted)
+    return load_image_processor(args.planted)
 
 
 @torch.no_grad()

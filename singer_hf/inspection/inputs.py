@@ -57,9 +57,10 @@ class ImageBatches:
     Args:
         rows: Dataset with the column ``"image"``.
         spec: Size and normalisation of the images.
-        transform: PIL image -> tensor (3, H, W).
+        transform: PIL image -> tensor (3, H, W), or a transform of 8-bit pixels such as ``eval_transform(processor)``.
         batch_size: Images per batch.
         num_workers: Processes that load images.
+        device: Device on which 8-bit pixels are normalised.
 
     Attributes:
         spec: See above.
@@ -67,11 +68,18 @@ class ImageBatches:
     """
 
     def __init__(
-        self, rows: Dataset, spec: ImageSpec, transform: Callable, batch_size: int, num_workers: int = 0
+        self,
+        rows: Dataset,
+        spec: ImageSpec,
+        transform: Callable,
+        batch_size: int,
+        num_workers: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.spec = spec
+        self.spec, self.device = spec, device
         self.unreadable: dict[str, None] = {}
-        dataset = transform_images(rows, transform)
+        dataset = transform_images(rows, transform, normalize=False)
+        self.normalization = dataset.normalization
         self.loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_collate_readable)
 
     def __len__(self) -> int:
@@ -80,8 +88,8 @@ class ImageBatches:
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.loader:
             self.unreadable |= dict.fromkeys(batch["errors"])
-            if batch["pixel_values"] is not None:
-                yield batch["pixel_values"]
+            if batch["images"] is not None:
+                yield self._normalized(batch["images"])
 
     def first(self) -> Tensor:
         """Returns the first batch (B, 3, H, W).
@@ -98,11 +106,15 @@ class ImageBatches:
         """Returns the first unreadable images with their errors as one text."""
         return "; ".join(list(self.unreadable)[:limit])
 
+    def _normalized(self, images: Tensor) -> Tensor:
+        return images if self.normalization is None else self.normalization(images.to(self.device))
+
 
 def _collate_readable(rows: list[dict]) -> dict:
-    pixels = [row["pixel_values"] for row in rows if "pixel_values" in row]
+    key = "pixels" if any("pixels" in row for row in rows) else "pixel_values"
+    images = [row[key] for row in rows if key in row]
     errors = [row["error"] for row in rows if "error" in row]
-    return {"pixel_values": torch.stack(pixels) if pixels else None, "errors": errors}
+    return {"images": torch.stack(images) if images else None, "errors": errors}
 
 
 def load_images(settings: AuditSettings) -> Dataset:
@@ -122,12 +134,13 @@ def load_images(settings: AuditSettings) -> Dataset:
     )
 
 
-def load_image_batches(name: str, settings: AuditSettings) -> ImageBatches:
+def load_image_batches(name: str, settings: AuditSettings, device: torch.device | str = "cpu") -> ImageBatches:
     """Loads the images, normalised for one model.
 
     Args:
         name: Folder or Hub id of the model, whose image processor is used unless the settings name another one.
         settings: For the images, their size and the batch size.
+        device: Device of the model.
 
     Raises:
         ValueError: If there is no image processor.
@@ -138,4 +151,5 @@ def load_image_batches(name: str, settings: AuditSettings) -> ImageBatches:
     spec, transform = image_spec(processor), eval_transform(processor)
     if settings.image_size is not None:
         transform = resize_transform(settings.image_size, spec)
-    return ImageBatches(load_images(settings), spec, transform, settings.batch_size, settings.num_workers)
+    rows, workers = load_images(settings), settings.num_workers
+    return ImageBatches(rows, spec, transform, settings.batch_size, workers, device)

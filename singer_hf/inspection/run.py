@@ -102,7 +102,7 @@ def audit_model(model: nn.Module, name: str, label: str, settings: AuditSettings
     Raises:
         ValueError: If no image can be read, or the model does not take images of their size.
     """
-    images = load_image_batches(name, settings)
+    images = load_image_batches(name, settings, next(model.parameters()).device)
     rule = OutlierRule(mad_factor=settings.mad_factor, absolute=settings.absolute_threshold)
     first = images.first()
     check_size(model, first, label)

@@ -3,10 +3,10 @@
 JPEG files, drawn here with the spectrum of photographs or taken from `--dataset_name`, become random crops of 224 x
 224 pixels in five ways, on one core each: ours; our own of version 0.1 (Pillow, float); timm's float transform, with
 its default colour jitter and without; and timm's transform to uint8. No other way than that one jitters colours. In
-every round each way passes through all files in turn, so that other load on the machine affects all of them; given are
-medians over the rounds in processor seconds. Decoding, crop with resize, and transfer are timed apart: the transfer is
-the way of a batch from a worker to floats in the main process or, where there is one, on the accelerator, in wall
-seconds.
+every round each way makes batches of all files in turn, as a worker does, so that other load on the machine affects
+all of them; given are medians over the rounds in processor seconds. Decoding, crop with resize, and transfer are timed
+apart: the transfer is the way of a batch from a worker to floats in the main process or, where there is one, on the
+accelerator, in wall seconds.
 """
 
 import io
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from singer_hf.cards.markdown import markdown_table
 from singer_hf.data.columns import select_image_and_label
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.decoding import decode_image, decode_pixels
+from singer_hf.data.image_collator import ImageCollator
 from singer_hf.data.image_dataset import ImageDataset, transform_images
 from singer_hf.data.image_processors import image_spec
 from singer_hf.data.transforms import to_rgb, train_transform
@@ -113,6 +115,13 @@ def make_ways(dataset: Dataset, settings: Settings) -> dict[str, Plain | ImageDa
     }
 
 
+def load(way: Plain | ImageDataset, batches: list[np.ndarray]) -> None:
+    """What a worker does, up to batches."""
+    collate = ImageCollator() if isinstance(way, ImageDataset) else torch.stack
+    for batch in batches:
+        collate(way.__getitems__(batch))
+
+
 def make_parts(dataset: Dataset, settings: Settings) -> dict[str, Callable[[], object]]:
     """Part of the work -> function that does it for all files."""
     encoded = [row["image"] for row in dataset]
@@ -142,9 +151,16 @@ def time_all(functions: dict[str, Callable[[], object]], settings: Settings) -> 
     return {name: 1e3 * statistics.median(taken[1:]) / settings.num_images for name, taken in seconds.items()}
 
 
+def time_transfers(settings: Settings) -> dict[str, float]:
+    """Medians over the rounds, the two types in turn: wall milliseconds per image."""
+    types = {"transfer, uint8": torch.uint8, "transfer, float32": torch.float32}
+    rounds = [{name: time_transfer(dtype, settings) for name, dtype in types.items()} for _ in range(settings.rounds)]
+    return {name: statistics.median(values[name] for values in rounds) for name in types}
+
+
 def time_transfer(dtype: torch.dtype, settings: Settings) -> float:
     """Median wall milliseconds per image: batches are stacked by a worker, sent, and made floats on the device."""
-    images = [torch.zeros(3, settings.size, settings.size, dtype=dtype)] * settings.batch_size * 10 * settings.rounds
+    images = [torch.zeros(3, settings.size, settings.size, dtype=dtype)] * settings.batch_size * 10
     has_accelerator = torch.accelerator.is_available()
     device = torch.accelerator.current_accelerator() if has_accelerator else torch.device("cpu")
     taken, start = [], None
@@ -165,10 +181,9 @@ def run(settings: Settings) -> dict:
     settings.num_images = len(dataset)
     ways = make_ways(dataset, settings)
     batches = np.array_split(np.arange(len(dataset)), max(1, len(dataset) // settings.batch_size))
-    passes = {name: lambda way=way: [len(way.__getitems__(batch)) for batch in batches] for name, way in ways.items()}
+    passes = {name: partial(load, way, batches) for name, way in ways.items()}
     milliseconds, parts = time_all(passes, settings), time_all(make_parts(dataset, settings), settings)
-    for dtype in (torch.uint8, torch.float32):
-        parts[f"transfer, {str(dtype).removeprefix('torch.')}"] = time_transfer(dtype, settings)
+    parts |= time_transfers(settings)
     rates = {name: 1e3 / value for name, value in milliseconds.items()}
     return {
         "settings": asdict(settings),

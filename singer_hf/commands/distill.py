@@ -38,7 +38,7 @@ from singer_hf.commands.distill_flags import (
 from singer_hf.commands.teacher_check import choose_method
 from singer_hf.configs import RUNS
 from singer_hf.data.datasets import load_image_dataset
-from singer_hf.data.image_dataset import decode_image
+from singer_hf.data.decoding import decode_image
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.data.transforms import eval_transform
 from singer_hf.evaluation.online_probes import OnlineProbes

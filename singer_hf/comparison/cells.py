@@ -149,7 +149,6 @@ def _make_trainer(study: Study, method: str, seed: int, output_dir: Path, quiet:
         "warmup_steps": 0.05,
         "report_to": "none",
         "num_artifact_images": 0,
-        "dataloader_pin_memory": torch.cuda.is_available(),
         "eval_strategy": "steps" if study.num_evaluations else "no",
         "eval_steps": interval,
     }

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from singer_hf.comparison.cells import prepare_trainer
@@ -27,7 +28,7 @@ def step_costs(study: Study, num_steps: int = 30, warmup: int = 3) -> dict[str, 
     if study.baseline not in study.methods:
         return {}
     trainers = {name: _trainer(study, name) for name in study.methods}
-    batches = {name: next(iter(trainer.get_train_dataloader())) for name, trainer in trainers.items()}
+    batches = {name: _first_batch(trainer) for name, trainer in trainers.items()}
     optimizers = {name: trainer.create_optimizer() for name, trainer in trainers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     for step in tqdm(range(num_steps + warmup), "cost of a step"):
@@ -40,12 +41,11 @@ def step_costs(study: Study, num_steps: int = 30, warmup: int = 3) -> dict[str, 
 
 
 def _trainer(study: Study, name: str) -> SingerDistillationTrainer:
-    defaults = {"report_to": "none", "dataloader_pin_memory": torch.cuda.is_available()}
     args = SingerTrainingArguments(
         output_dir=str(Path(study.output_dir) / "costs"),
         max_steps=1,
         save_strategy="no",
-        **defaults | _without_strategies(study.training) | dict(study.methods[name].training),
+        **{"report_to": "none"} | _without_strategies(study.training) | dict(study.methods[name].training),
     )
     return prepare_trainer(study, name, study.seeds[0], args)
 
@@ -55,12 +55,16 @@ def _without_strategies(training: dict) -> dict:
     return {name: value for name, value in training.items() if not name.startswith(strategies)}
 
 
-def _step(trainer: SingerDistillationTrainer, optimizer: torch.optim.Optimizer, batch: dict) -> float:
+def _first_batch(trainer: SingerDistillationTrainer) -> Tensor:
+    return trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))["pixel_values"]
+
+
+def _step(trainer: SingerDistillationTrainer, optimizer: torch.optim.Optimizer, images: Tensor) -> float:
     model = trainer.model.train()
     _synchronise()
     start = time.perf_counter()
     with trainer.accelerator.autocast():
-        loss = model(batch["pixel_values"].to(trainer.args.device)).loss
+        loss = model(images).loss
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

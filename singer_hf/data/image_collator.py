@@ -53,8 +53,9 @@ class ImageCollator:
             rows: Rows of a dataset made by `transform_images`.
 
         Returns:
-            {"pixel_values": (B, 3, H, W) float32} and, where the rows have labels, {"labels": (B,) int64}; B is
-            smaller than the number of rows if some images were broken.
+            {"pixel_values": (B, 3, H, W) float32}, or {"pixels": (B, 3, H, W) uint8} where the device normalises, and,
+            where the rows have labels, {"labels": (B,) int64}; B is smaller than the number of rows if some images
+            were broken.
 
         Raises:
             RuntimeError: More than `max_broken_share` of the images are broken, or all of this batch.
@@ -68,7 +69,10 @@ class ImageCollator:
                 f"all {len(errors)} images of a batch are broken, for example {errors[-1]}; repair or remove them, or "
                 "use larger batches."
             )
-        batch = {"pixel_values": _stack([row["pixel_values"] for row in rows])}
+        if "pixels" in rows[0]:
+            batch = {"pixels": _stack([row["pixels"] for row in rows])}
+        else:
+            batch = {"pixel_values": _stack([row["pixel_values"] for row in rows]).float()}
         labels = [row["labels"] for row in rows if "labels" in row]
         if labels:
             batch["labels"] = _stack_labels(labels, len(rows))
@@ -89,7 +93,7 @@ def _stack(images: list[torch.Tensor]) -> torch.Tensor:
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
         raise ValueError(f"`transform` must give all images one shape, got {shapes}; end it with a crop.")
-    return torch.stack(images).float()
+    return torch.stack(images)
 
 
 def _stack_labels(labels: list[int], num_rows: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Transforms from a PIL image of any mode to the normalised tensor that a model expects."""
+"""Transforms from an image of any mode to the normalised tensor that a model expects."""
 
 from __future__ import annotations
 
@@ -9,11 +9,38 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import v2
 
 from singer_hf.data.image_processors import ImageSpec, image_spec
+from singer_hf.data.pixels import PixelNormalization, RandomCrop, RandomFlip, resize_pixels
 
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+# Images on which a processor is compared with its own result on pixels: a large and a small one.
+_TRIED_SIZES = ((131, 283), (23, 17))
+
+
+class PixelTransform:
+    """An image to the normalised tensor that a model expects, by steps on pixels of 8 bits.
+
+    Args:
+        steps: Transforms of pixels: uint8 (3, H, W) -> uint8 (3, h, w).
+        normalization: What follows them; it may as well run on the device, see `ImageDataset`.
+    """
+
+    def __init__(self, steps: Sequence[Callable], normalization: PixelNormalization) -> None:
+        self.steps, self.normalization = tuple(steps), normalization
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """PIL image of any mode, or pixels uint8 (3, H, W) -> normalised float32 (3, h, w)."""
+        return self.normalization(self.to_pixels(image))
+
+    def to_pixels(self, image: Image.Image | Tensor) -> Tensor:
+        """PIL image of any mode, or pixels uint8 (3, H, W) -> uint8 (3, h, w), not normalised."""
+        pixels = image if isinstance(image, Tensor) else v2.functional.pil_to_tensor(to_rgb(image))
+        for step in self.steps:
+            pixels = step(pixels)
+        return pixels.contiguous()
 
 
 def train_transform(
@@ -23,7 +50,7 @@ def train_transform(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     hflip: bool = True,
     color_jitter: float = 0.0,
-) -> v2.Compose:
+) -> PixelTransform:
     """Build the training transform: random resized crop, flip, optional colour jitter, normalisation.
 
     Args:
@@ -35,7 +62,7 @@ def train_transform(
         color_jitter: Strength of brightness, contrast and saturation jitter, at least 0; 0 keeps the colours.
 
     Returns:
-        A picklable transform: PIL image of any mode and size -> float32 tensor (3, H, W).
+        A picklable transform: image of any mode and size -> float32 tensor (3, H, W).
 
     Raises:
         ValueError: A range is out of bounds, or the processor is not supported (see `image_spec`).
@@ -45,36 +72,38 @@ def train_transform(
     if color_jitter < 0:
         raise ValueError(f"`color_jitter` must be at least 0, got {color_jitter!r}; 0 turns it off.")
     spec = image_spec(processor)
-    steps: list[Callable] = [
-        to_rgb,
-        v2.RandomResizedCrop(spec.size, scale=scale, ratio=ratio, interpolation=spec.interpolation, antialias=True),
-    ]
+    steps: list[Callable] = [RandomCrop(spec.size, scale, ratio, spec.interpolation)]
     if hflip:
-        steps.append(v2.RandomHorizontalFlip())
+        steps.append(RandomFlip())
     if color_jitter:
         steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
-    return v2.Compose([*steps, *_normalize(spec)])
+    return PixelTransform(steps, PixelNormalization(spec.mean, spec.std))
 
 
-def eval_transform(processor: Any) -> v2.Compose:
+def eval_transform(processor: Any) -> PixelTransform | v2.Compose:
     """Build the evaluation transform: any image to RGB, then the image processor itself.
 
     Args:
         processor: The image processor of the model that is evaluated.
 
     Returns:
-        A picklable transform: PIL image of any mode and size -> float32 tensor (3, H, W), equal to the output of the
-        processor. If the processor only resizes the shorter edge, the centre of its output is cropped, because a
-        batch needs one size.
+        A picklable transform: image of any mode and size -> float32 tensor (3, H, W), equal to the output of the
+        processor within rounding. If the processor only resizes the shorter edge, the centre of its output is
+        cropped, because a batch needs one size. The processor resizes and crops pixels of 8 bits if that gives the
+        same; otherwise the transform is a `v2.Compose` that takes PIL images only.
 
     Raises:
         ValueError: The processor is not supported (see `image_spec`).
     """
+    spec = image_spec(processor)
     # The crop only has an effect after a processor that only resizes the shorter edge.
-    return v2.Compose([to_rgb, partial(_run_processor, processor), v2.CenterCrop(image_spec(processor).size)])
+    crop = v2.CenterCrop(spec.size)
+    whole = v2.Compose([to_rgb, partial(_run_processor, processor), crop])
+    fast = PixelTransform([partial(_resize_by_processor, processor), crop], PixelNormalization(spec.mean, spec.std))
+    return fast if _agree(fast, whole) else whole
 
 
-def resize_transform(image_size: Sequence[int], spec: ImageSpec) -> v2.Compose:
+def resize_transform(image_size: Sequence[int], spec: ImageSpec) -> PixelTransform:
     """Build a transform to another size than that of the image processor: the whole image, resized and normalised.
 
     Args:
@@ -82,10 +111,10 @@ def resize_transform(image_size: Sequence[int], spec: ImageSpec) -> v2.Compose:
         spec: Normalisation and interpolation.
 
     Returns:
-        A picklable transform: PIL image of any mode and size -> float32 tensor (3, H, W).
+        A picklable transform: image of any mode and size -> float32 tensor (3, H, W).
     """
-    resize = v2.Resize(list(image_size), spec.interpolation, antialias=True)
-    return v2.Compose([to_rgb, resize, *_normalize(spec)])
+    resize = partial(resize_pixels, size=tuple(image_size), interpolation=spec.interpolation)
+    return PixelTransform([resize], PixelNormalization(spec.mean, spec.std))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -109,16 +138,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _normalize(spec: ImageSpec) -> list[Callable]:
-    """Steps from an RGB image to a normalised tensor."""
-    return [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(spec.mean, spec.std),
-        v2.ToPureTensor(),
-    ]
-
-
 def _to_eight_bit(image: Image.Image) -> Image.Image:
     values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0.0, neginf=0.0)
     values = values / _white_level(image.mode, float(values.max())) * 255.0
@@ -131,8 +150,32 @@ def _white_level(mode: str, peak: float) -> float:
     return next((top for top in ranges if peak <= top), peak)
 
 
-def _run_processor(processor: Any, image: Image.Image) -> torch.Tensor:
+def _run_processor(processor: Any, image: Image.Image) -> Tensor:
     return processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def _resize_by_processor(processor: Any, pixels: Tensor) -> Tensor:
+    """All that the processor does to pixels (3, H, W) but their normalisation."""
+    only = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_first"}
+    return processor(pixels, return_tensors="pt", **only)["pixel_values"][0]
+
+
+def _agree(fast: PixelTransform, whole: Callable) -> bool:
+    """Whether two transforms of images differ by less than a step of 8 bits, and the pixels have 8 bits."""
+    generator = np.random.default_rng(0)
+    for size in _TRIED_SIZES:
+        image = Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
+        try:
+            pixels = fast.to_pixels(image)
+        except Exception:  # a processor that takes no pixels, or not these arguments, raises almost anything
+            return False
+        expected = whole(image)
+        if pixels.dtype != torch.uint8 or pixels.shape != expected.shape:
+            return False
+        steps = (fast.normalization(pixels) - expected) * torch.tensor(fast.normalization.std).view(-1, 1, 1) * 255
+        if steps.abs().max() > 1.01:
+            return False
+    return True
 
 
 def _check_range(name: str, value: tuple[float, float], upper: float) -> None:

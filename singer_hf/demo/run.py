@@ -108,7 +108,6 @@ def _distil(
         logging_steps=50,
         warmup_steps=50,
         save_strategy="no",
-        dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
         seed=settings.seed,
         **objective,

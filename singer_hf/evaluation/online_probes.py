@@ -79,7 +79,7 @@ class OnlineProbes:
         parts = []
         for name, dataset in (("train_dataset", train_dataset), ("test_dataset", test_dataset)):
             part = _fixed_share(dataset, name, share, max_images, seed, image_column, label_column)
-            parts.append((transform_images(part, transform), torch.as_tensor(part["label"][:])))
+            parts.append((transform_images(part, transform, normalize=False), torch.as_tensor(part["label"][:])))
         (self.train_rows, self.train_labels), (self.test_rows, self.test_labels) = parts
         check_same_classes(self.train_labels, self.test_labels)
         self.k = min(k, len(self.train_labels))

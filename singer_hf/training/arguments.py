@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from singer_hf.cards.privacy import without_paths
+from singer_hf.data.workers import choose_num_workers
 from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.losses import (
     INFO_LOSSES,
@@ -19,14 +20,49 @@ from singer_hf.distillation.losses import (
 
 
 @dataclass
-class SingerTrainingArguments(TrainingArguments):
+class LoadingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` that leave the number of loading processes to the trainer.
+
+    Args:
+        dataloader_num_workers: Processes that load images. None: see
+            :func:`singer_hf.data.workers.choose_num_workers`.
+        dataloader_persistent_workers: Whether they are kept between epochs. None: yes.
+    """
+
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that load images. Default: one per core; none for streams and few images."},
+    )
+    dataloader_persistent_workers: bool | None = field(
+        default=None, metadata={"help": "Keep the loading processes between epochs. Default: on."}
+    )
+
+    def __post_init__(self) -> None:
+        given = self.dataloader_num_workers
+        self.dataloader_num_workers = 1 if given is None else given  # the base class compares it with numbers
+        super().__post_init__()
+        self.dataloader_num_workers = given
+
+    def choose_loading(self, dataset: object) -> None:
+        """Sets what is left open about the loading of a training set, and pins no memory without an accelerator."""
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = choose_num_workers(dataset)
+            if not self.dataloader_num_workers:
+                self.dataloader_persistent_workers, self.dataloader_prefetch_factor = False, None
+        if self.dataloader_persistent_workers is None:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type not in ("cpu", "mps")
+
+
+@dataclass
+class SingerTrainingArguments(LoadingArguments):
     """`transformers.TrainingArguments` plus the objective, with the recommended settings as defaults.
 
     Differences from the base class: ``learning_rate`` 1e-3, ``weight_decay`` 1e-4 and a cosine schedule that ends at
     1e-4 of the peak (as published; warm-up depends on the run's length and is not set); no gradient clipping (the
     adapter's gradient norm is much larger than the student's, so a joint clip would slow the student down); all
     columns are kept; batches are copied to the device while it works; a loss that is not finite stops the run instead
-    of being filtered from the log.
+    of being filtered from the log; loading processes as in :class:`LoadingArguments`.
 
     Args:
         kd_weight: Weight of L_KD, >= 0.

@@ -1,5 +1,6 @@
 """The distiller of a run from what the Trainer is given, and the checks at its start."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -8,10 +9,12 @@ from transformers import PreTrainedModel
 from singer_hf.baselines.fitnet import FitNet
 from singer_hf.baselines.method import Method
 from singer_hf.baselines.singer import Singer
+from singer_hf.data.image_collator import ImageCollator
+from singer_hf.data.image_dataset import prepare_image_dataset
 from singer_hf.data.image_processors import image_spec
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.distillation.student_features import check_two_models
-from singer_hf.training.arguments import SingerTrainingArguments
+from singer_hf.training.arguments import LoadingArguments, SingerTrainingArguments
 from singer_hf.tuner import SingerConfig
 from singer_hf.tuner.layer import find_singer_layers
 
@@ -63,6 +66,36 @@ def build_distiller(
     if args.compile_teacher:
         distiller.compile_teacher()
     return distiller
+
+
+def prepare_datasets(
+    args: LoadingArguments,
+    processor: Any,
+    collator: Callable,
+    train_dataset: Any,
+    eval_dataset: Any,
+    image_column: str | None,
+) -> dict[str, Any]:
+    """Prepares what a trainer was given to train and evaluate on, and chooses how it is loaded.
+
+    Args:
+        args: The training arguments; what they leave open about the loading is set.
+        processor: Image processor of the images.
+        collator: The collator; one of the user's own gets normalised images.
+        train_dataset: See :func:`singer_hf.data.image_dataset.prepare_image_dataset`.
+        eval_dataset: Likewise.
+        image_column: Column with the images, or None.
+
+    Returns:
+        The two datasets as arguments of `Trainer`.
+    """
+    shared = {"image_column": image_column, "seed": args.seed, "normalize": not isinstance(collator, ImageCollator)}
+    train = prepare_image_dataset(train_dataset, processor, train=True, color_jitter=args.color_jitter, **shared)
+    args.choose_loading(train)
+    return {
+        "train_dataset": train,
+        "eval_dataset": prepare_image_dataset(eval_dataset, processor, train=False, **shared),
+    }
 
 
 def check_models(student: nn.Module, teacher: nn.Module, peft_config: SingerConfig | None) -> None:

@@ -1,10 +1,13 @@
 """Running means of the loss components on the device."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from singer_hf.data.image_processors import image_spec
+from singer_hf.data.pixels import PixelNormalization
 from singer_hf.distillation.feature_distiller import DistillerOutput
 
 
@@ -35,6 +38,17 @@ class LossAverages:
 
 class LossMixin:
     """Overrides of `transformers.Trainer` that compute the loss of a batch of images and average its components."""
+
+    @cached_property
+    def _normalization(self) -> PixelNormalization:
+        spec = image_spec(self.processing_class)
+        return PixelNormalization(spec.mean, spec.std)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if "pixels" in inputs:  # 8-bit ones from the loader's workers; the device normalises them
+            inputs["pixel_values"] = self._prepare_input(self._normalization(inputs.pop("pixels")))
+        return inputs
 
     def _set_losses(self) -> None:
         self.loss_averages = LossAverages()

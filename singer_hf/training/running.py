@@ -67,7 +67,7 @@ class RunMixin:
             # One process decides: the others would look into a folder that is changing.
             start = [self._find_start(resume_from_checkpoint) if self.args.should_save else None]
             checkpoint = broadcast_object_list(start)[0]
-            with self.signals, self.distiller.attached():
+            with self.signals, self.distiller.attached(), self._workers_ended():
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
                 if self.state.global_step == 0:
                     raise ValueError("the training made no step: `num_train_epochs` or `train_dataset` is too small")

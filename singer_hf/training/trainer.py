@@ -10,7 +10,6 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from singer_hf.baselines.method import Method
 from singer_hf.data.image_collator import ImageCollator
-from singer_hf.data.image_dataset import prepare_image_dataset
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.distillation.artifact_metrics import artifact_metrics
 from singer_hf.distillation.feature_distiller import FeatureDistiller
@@ -21,6 +20,7 @@ from singer_hf.training.build import (
     check_models,
     default_method,
     name_of,
+    prepare_datasets,
 )
 from singer_hf.training.callbacks import AdapterWarmupCallback, EmaCallback, EpochCallback
 from singer_hf.training.guards.data_order import DataOrderMixin
@@ -101,16 +101,14 @@ class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin
         self.teacher_name = name_of(teacher_model)
         self._set_guards(args)
         self._set_losses()
-        columns = {"image_column": image_column, "seed": args.seed}
+        collator = data_collator or ImageCollator()
+        datasets = prepare_datasets(args, processor, collator, train_dataset, eval_dataset, image_column)
         super().__init__(
             model=build_distiller(self.method, student, teacher, args, processor, teacher_processor),
             args=args,
-            train_dataset=prepare_image_dataset(
-                train_dataset, processor, train=True, color_jitter=args.color_jitter, **columns
-            ),
-            eval_dataset=prepare_image_dataset(eval_dataset, processor, train=False, **columns),
             processing_class=processor,
-            data_collator=data_collator or ImageCollator(),
+            data_collator=collator,
+            **datasets,
             **kwargs,
         )
         # Our losses are means: the Trainer must divide them by the number of accumulated batches.

@@ -64,7 +64,7 @@ def probe_metrics(model: nn.Module, processor: Any, train: Dataset, test: Datase
 
 
 def _features(model: nn.Module, processor: Any, rows: Dataset) -> tuple[dict[str, Tensor], Tensor]:
-    transformed = transform_images(rows, eval_transform(processor))
+    transformed = transform_images(rows, eval_transform(processor), normalize=False)
     loader, batches = ModelFeatureLoader(model, transformed, FrozenFeatures()), []
     for features, labels in loader.iterate(in_order(len(rows), _BATCH)):
         batches.append(({name: tensor[:, -1].cpu() for name, tensor in features.items()}, labels))

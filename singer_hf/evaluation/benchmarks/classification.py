@@ -193,7 +193,7 @@ def _model_loader(
     evaluated: EvaluatedModel, dataset: Dataset, crop: ImageCrop, settings: RunSettings
 ) -> ModelFeatureLoader:
     features_fn, _, _ = evaluated.linear_features(settings.protocol)
-    rows = transform_images(dataset, crop, seed=settings.seed)
+    rows = transform_images(dataset, crop, seed=settings.seed, normalize=False)
     return ModelFeatureLoader(evaluated.model, rows, features_fn, num_workers=settings.num_workers)
 
 

@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
-from singer_hf.data.image_dataset import decode_image
+from singer_hf.data.decoding import decode_image
 from singer_hf.evaluation.benchmarks.image_crops import ImageCrop
 
 IGNORED = 255

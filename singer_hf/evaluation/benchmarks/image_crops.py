@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
@@ -12,6 +11,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from singer_hf.data.image_processors import ImageSpec
 from singer_hf.data.pictures import to_pictures
+from singer_hf.data.pixels import PixelNormalization
 from singer_hf.data.transforms import to_rgb
 
 CropKind = Literal["center", "squash", "whole", "random_crop", "random_resized_crop"]
@@ -52,13 +52,22 @@ class ImageCrop:
 
     def __call__(self, image: Image.Image, target: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Cuts an image to normalised float32 (3, h, w), and a target (H, W) to (h, w) of its own dtype."""
-        image = v2.functional.to_image(to_rgb(image))
         if target is None:
-            return self._finish(self._cut(image))
+            return self.normalization(self.to_pixels(image))
         if self.kind == "whole":
-            return self._finish(self._cut(image)), target
-        image, target = self._cut(image, tv_tensors.Mask(target[None]))
-        return self._finish(image), target.as_subclass(Tensor)[0]
+            return self.normalization(self.to_pixels(image)), target
+        image, target = self._cut(v2.functional.to_image(to_rgb(image)), tv_tensors.Mask(target[None]))
+        return self.normalization(image.as_subclass(Tensor)), target.as_subclass(Tensor)[0]
+
+    def to_pixels(self, image: Image.Image | Tensor) -> Tensor:
+        """Cuts an image, or its pixels (3, H, W), to uint8 (3, h, w), not normalised."""
+        pixels = image if isinstance(image, Tensor) else v2.functional.pil_to_tensor(to_rgb(image))
+        return self._cut(pixels).contiguous()
+
+    @cached_property
+    def normalization(self) -> PixelNormalization:
+        """What follows the cut."""
+        return PixelNormalization(self.mean, self.std)
 
     def to_picture(self, pixel_values: Tensor) -> Tensor:
         """Undoes the normalisation of a cut image (3, h, w): a picture (h, w, 3) in [0, 1]."""
@@ -76,12 +85,6 @@ class ImageCrop:
             "random_resized_crop": lambda: [v2.RandomResizedCrop(self.size, (self.min_scale, 1.0), **how), flip],
         }
         return v2.Compose(steps[self.kind]())
-
-    @cached_property
-    def _finish(self) -> v2.Compose:
-        return v2.Compose(
-            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std), v2.ToPureTensor()]
-        )
 
 
 def crop_for(

@@ -31,7 +31,8 @@ class ModelFeatureLoader:
 
     Args:
         model: The frozen model; it runs in evaluation mode, and every module gets its mode back.
-        dataset: Rows {"pixel_values": (3, H, W), "labels": class index, mask (H, W) or depth map (H, W)}.
+        dataset: Rows {"pixel_values": (3, H, W), "labels": class index, mask (H, W) or depth map (H, W)}; or with
+            "pixels", uint8 (3, H, W), and an attribute ``normalization`` of the dataset.
         features_fn: (model, images) -> features, such as ``FrozenFeatures()``.
         num_workers: Number of processes that load images.
         device: Device of the model; None takes that of its parameters.
@@ -72,8 +73,12 @@ class ModelFeatureLoader:
         )
         for pixel_values, labels in images:
             with evaluation_mode(self.model):  # not around the yield: the caller trains its heads there
-                features = self.features_fn(self.model, pixel_values.to(self.device))
+                features = self.features_fn(self.model, self._normalized(pixel_values.to(self.device)))
             yield features, labels
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        normalization = getattr(self.dataset, "normalization", None)
+        return images if normalization is None else normalization(images)
 
 
 class ArrayFeatureLoader:
@@ -108,24 +113,25 @@ class ArrayFeatureLoader:
 
 
 def collate_rows(rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    """Stacks rows into images (B, 3, H, W) and labels (B, ...).
+    """Stacks rows into images (B, 3, H, W), normalised or of 8 bits as the rows are, and labels (B, ...).
 
     Raises:
         ValueError: If a row could not be loaded, has no labels or a mask of another size than its image.
     """
+    key = "pixels" if "pixels" in rows[0] else "pixel_values"
     for row in rows:
         if "error" in row:
             raise ValueError(f"the labelled set must hold readable images only, got {row['error']}")
         if "labels" not in row:
             raise ValueError(f'a labelled row must have "pixel_values" and "labels", got {sorted(row)}')
-        size, labels = tuple(row["pixel_values"].shape[-2:]), torch.as_tensor(row["labels"])
+        size, labels = tuple(row[key].shape[-2:]), torch.as_tensor(row["labels"])
         if labels.ndim == 2 and tuple(labels.shape) != size:
             raise ValueError(
                 f"a mask must be of the size of its image (height, width) {size}, got {tuple(labels.shape)}; resize "
                 "and crop both alike"
             )
     labels = torch.stack([torch.as_tensor(row["labels"]) for row in rows])
-    return torch.stack([row["pixel_values"] for row in rows]), labels
+    return torch.stack([row[key] for row in rows]), labels
 
 
 def in_order(num_rows: int, batch_size: int) -> list[range]:

@@ -3,23 +3,22 @@
 import json
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
-
 from singer_hf.cards.privacy import without_paths
 from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.losses import INFO_LOSSES, OUTLIER_LOSSES
-from singer_hf.training.arguments import copy_without_waiting
+from singer_hf.training.arguments import LoadingArguments, copy_without_waiting
 
 
 @dataclass
-class CleaningArguments(TrainingArguments):
+class CleaningArguments(LoadingArguments):
     """`transformers.TrainingArguments` plus the objective of the adapter.
 
     Differences from the base class: ``output_dir`` is "outputs/cleaned"; 300 steps of 32 images, ``learning_rate``
-    2e-3 with a cosine schedule, AdamW with ``weight_decay`` 1e-4, no gradient clipping, at most two checkpoints
-    are kept; all columns are kept; batches are copied to the device while it works; a loss that is not finite stops
-    the run instead of being filtered from the log.
+    2e-3 with a cosine schedule, AdamW with ``weight_decay`` 1e-4, no gradient clipping, at most two checkpoints are
+    kept; all columns are kept; batches are copied to the device while it works; a loss that is not finite stops the
+    run instead of being filtered from the log; loading processes as in
+    :class:`singer_hf.training.arguments.LoadingArguments`.
 
     Args:
         outlier_weight: λ_outlier, >= 0.

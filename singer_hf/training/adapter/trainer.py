@@ -11,10 +11,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from singer_hf.cards.privacy import without_paths
 from singer_hf.data.image_collator import ImageCollator
-from singer_hf.data.image_dataset import prepare_image_dataset
 from singer_hf.distillation.adapter.cleaner import TeacherCleaner
 from singer_hf.training.adapter.arguments import CleaningArguments
-from singer_hf.training.build import check_devices, name_of
+from singer_hf.training.build import check_devices, name_of, prepare_datasets
 from singer_hf.training.checkpoint import save_adapter
 from singer_hf.training.guards.data_order import DataOrderMixin
 from singer_hf.training.guards.finite import adapter_tensors
@@ -63,17 +62,11 @@ class AdapterTrainer(LossMixin, RunMixin, PushMixin, DataOrderMixin, Trainer):
         self.teacher_name, self.run_facts, self.write_card = name_of(teacher), dict(run_facts or {}), write_card
         self._set_guards(args)
         self._set_losses()
-        dataset = prepare_image_dataset(
-            train_dataset,
-            processing_class,
-            train=True,
-            color_jitter=args.color_jitter,
-            image_column=image_column,
-            seed=args.seed,
-        )
-        cleaner = TeacherCleaner(teacher, args.objective())
         collator = kwargs.pop("data_collator", None) or ImageCollator()
-        super().__init__(cleaner, args, collator, dataset, processing_class=processing_class, **kwargs)
+        evaluated = kwargs.pop("eval_dataset", None)
+        datasets = prepare_datasets(args, processing_class, collator, train_dataset, evaluated, image_column)
+        cleaner = TeacherCleaner(teacher, args.objective())
+        super().__init__(cleaner, args, collator, processing_class=processing_class, **datasets, **kwargs)
         self.loss_is_scaled_for_ga = False
         if self.is_fsdp_enabled:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, has_length
+
+from singer_hf.data.image_collator import ImageCollator
+from singer_hf.data.image_dataset import ImageDataset
 
 _ORDER_OF_A_STREAM = ("dataloader_num_workers", "per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -61,8 +65,22 @@ class DataOrderMixin:
 
     def _kept_random_state(self, enabled: bool = True) -> Any:
         # A data loader draws a seed when it starts its workers. Persistent ones start once, in a resumed run later
-        # than in an uninterrupted one, and dropout would differ from then on.
-        return torch.random.fork_rng(devices=[], enabled=enabled and self.args.dataloader_persistent_workers)
+        # than in an uninterrupted one, and dropout would differ from then on. Our images and their collator draw no
+        # other numbers, so that the number of workers does not matter to dropout either.
+        own = isinstance(self.train_dataset, ImageDataset) and isinstance(self.data_collator, ImageCollator)
+        protected = self.args.dataloader_persistent_workers or own
+        return torch.random.fork_rng(devices=[], enabled=enabled and protected)
+
+    @contextmanager
+    def _workers_ended(self) -> Iterator[None]:
+        """Ends persistent workers after the training, not when the garbage collector comes to the trainer."""
+        try:
+            yield
+        finally:
+            for loader in self.accelerator._dataloaders:
+                loader = getattr(loader, "base_dataloader", loader)
+                if getattr(loader, "_iterator", None) is not None:
+                    loader._iterator = None  # the next pass starts new ones
 
 
 def _check_order(args: TrainingArguments, checkpoint: Path) -> None:

@@ -23,16 +23,11 @@ GROUPS = {
     "Teacher, student and images": (
         *("teacher_name_or_path", "student_name_or_path", "student_config", "dataset_name", "dataset_config"),
         *("dataset_revision", "train_split", "eval_split", "image_column", "max_train_samples", "max_eval_samples"),
-        *("streaming", "image_processor", "color_jitter"),
-        *("teacher_dtype", "teacher_attn_implementation"),
+        *("streaming", "shuffle_buffer", "image_processor", "color_jitter", "teacher_dtype"),
+        "teacher_attn_implementation",
     ),
     "Method": (
-        "method",
-        "adapter_name_or_path",
-        "train_adapter",
-        "recipe",
-        "method_settings",
-        "num_audit_images",
+        *("method", "adapter_name_or_path", "train_adapter", "recipe", "method_settings", "num_audit_images"),
         "num_calibration_images",
     ),
     "Objective": (
@@ -40,25 +35,18 @@ GROUPS = {
         *("info_loss", "info_share", "detach_refined", "adapter_warmup_steps", "teacher_layers", "student_layers"),
     ),
     "Adapter": (
-        *(
-            "r",
-            "layers_to_transform",
-            "gate",
-            "init_weights",
-            "nullspace_source",
-            "init_scale",
-        ),
-        *("num_prefix_tokens", "init_seed"),
+        *("r", "layers_to_transform", "gate", "init_weights", "nullspace_source", "init_scale", "null_threshold"),
+        *("num_prefix_tokens", "exclude_modules", "init_seed"),
     ),
     "Training": (
         *("output_dir", "overwrite_output_dir", "resume", "dry_run", "num_train_epochs", "max_steps"),
-        *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "warmup_steps"),
-        *("lr_scheduler_type", "ema_decay", "bf16"),
-        *("torch_compile", "compile_teacher", "dataloader_num_workers", "seed", "use_cpu"),
+        *("per_device_train_batch_size", "learning_rate", "warmup_steps", "weight_decay", "lr_scheduler_type"),
+        *("lr_scheduler_kwargs", "max_grad_norm", "ema_decay", "bf16", "compile_teacher"),
+        *("dataloader_num_workers", "dataloader_persistent_workers", "seed"),
     ),
     "Logs, evaluation and upload": (
-        *("logging_steps", "report_to", "num_artifact_images", "save_strategy", "save_steps", "save_total_limit"),
-        *("eval_strategy", "eval_steps", "evaluators", "push_to_hub", "hub_model_id"),
+        *("logging_steps", "num_artifact_images", "save_steps", "save_total_limit", "eval_steps", "evaluators"),
+        *("push_to_hub", "hub_model_id"),
     ),
 }
 

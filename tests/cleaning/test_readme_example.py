@@ -21,7 +21,11 @@ def test_the_example_cleans_extracts_and_loads(tmp_path, monkeypatch):
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (170, *IMAGE, 3), dtype=np.uint8)):
         Image.fromarray(pixels).save(tmp_path / f"path/to/images/{number}.png")
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    (example,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "singer_hf.clean(" in text]
+    (example,) = [
+        text
+        for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        if 'PeftModel.from_pretrained(teacher, "cleaned")' in text
+    ]
     names = {"teacher": "teacher", "images": planted_images(2)}
     *lines, last = example.strip().splitlines()
     exec("\n".join(lines).replace('output_dir="cleaned"', 'output_dir="cleaned", max_steps=20, use_cpu=True'), names)

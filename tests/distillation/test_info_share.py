@@ -11,6 +11,7 @@ from peft import get_peft_model
 from zoo import every_family, images, tiny, tiny_vit
 
 from singer_hf import SingerConfig, SingerDistiller
+from singer_hf.distillation.adapter import objective as objective_module
 from singer_hf.distillation.adapter.cleaner import TeacherCleaner
 from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.tuner.layer import SingerLayer
@@ -125,7 +126,7 @@ def test_the_images_come_from_torchs_generator_and_a_full_share_draws_nothing():
 def test_processes_with_the_same_generator_draw_independently(monkeypatch):
     objective, drawn = AdapterObjective(info_share=0.5), {}
     for rank in range(2):
-        monkeypatch.setattr(objective, "process_place", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(objective_module, "process_place", lambda rank=rank: (rank, 2))
         torch.manual_seed(0)
         drawn[rank] = [objective.draw_images(4, CPU) for _ in range(1000)]
     same = sum(set(a.tolist()) == set(b.tolist()) for a, b in zip(drawn[0], drawn[1], strict=True))

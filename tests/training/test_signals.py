@@ -83,7 +83,7 @@ def test_a_checkpoint_that_the_step_saves_anyway_is_written_once(tmp_path, monke
 def test_nothing_of_a_stopped_run_is_pushed(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, callbacks=[SignalAt(2, signal.SIGTERM)])
     monkeypatch.setattr(trainer.args, "push_to_hub", True)
-    monkeypatch.setattr("singer_hf.training.saving.upload_checkpoint", lambda *_: pytest.fail("pushed"))
+    monkeypatch.setattr("singer_hf.training.hub.upload_checkpoint", lambda *_: pytest.fail("pushed"))
     with pytest.raises(SystemExit):
         trainer.train()
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from distillers import make
 from runs import StopAt, adapter, differing, make_resumable, make_trainer, snapshot
-from singer_hf.distillation.adapter_losses import AdapterObjective
-from singer_hf.distillation.cleaner import TeacherCleaner
 from torch._inductor import cpp_builder
 from zoo import images, tiny, tiny_vit
 
 from singer_hf.baselines.method_table import make_method
+from singer_hf.distillation.adapter.cleaner import TeacherCleaner
+from singer_hf.distillation.adapter.objective import AdapterObjective
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -17,7 +17,7 @@ from singer_hf.demo.teacher_settings import TeacherArguments, TeacherSettings
 
 CONFIGS = list(shipped_files(COMPARISONS).values())
 COMPARE, TRAIN = "singer-hf compare", "python examples/train_teacher.py"
-NEW = ("cifar10_objectives", "scenes_objectives", "natural")  # of version 0.2
+NEW = ("cifar10_objectives", "cifar10_cleaned", "scenes_objectives", "natural")  # of version 0.2
 MODEL_CONFIGS = list(shipped_files(MODELS).values())
 
 

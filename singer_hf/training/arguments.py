@@ -52,6 +52,8 @@ class LoadingArguments(TrainingArguments):
         if self.dataloader_persistent_workers is None:
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type not in ("cpu", "mps")
+        if not self.dataloader_pin_memory:
+            self.accelerator_config.non_blocking = False  # accelerate warns: only pinned batches are copied so
 
 
 @dataclass

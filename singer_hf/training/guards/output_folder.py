@@ -4,8 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from transformers.trainer_utils import sort_checkpoints
-
+from singer_hf.training.guards.checkpoint_order import sort_checkpoints
 from singer_hf.training.guards.complete import REMOVAL_MARKER, STATE_FILE, is_being_removed, is_written
 
 # Copies of checkpoints that are being uploaded; names with a leading underscore are never pushed.

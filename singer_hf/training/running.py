@@ -144,8 +144,7 @@ class RunMixin:
             self.args.save_total_limit = self.rotation_limit
         self.saved_step = self.state.global_step
         if self.args.should_save:
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(Path(folder).parent, self.saved_step, self.rotation_limit, best)
+            rotate_checkpoints(Path(folder).parent, self.saved_step, self.rotation_limit, self.best_checkpoints)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -14,6 +14,8 @@ from singer_hf.training.guards.settings import teacher_dtype
 if TYPE_CHECKING:
     from transformers import Trainer
 
+    from singer_hf.training.students.student_run import StudentRun
+
 # Settings of the machine and of the logs are not part of the card.
 _SHOWN_SETTINGS = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
@@ -118,13 +120,13 @@ def _task(name: str) -> str:
     return next((task for metric, task in tasks.items() if metric in name), "image-feature-extraction")
 
 
-def closing_lines(trainer: "Trainer") -> list[str]:
+def closing_lines(trainer: "StudentRun") -> list[str]:
     """Returns what the screen says at the end of a run: what it did, where it lies, and the next commands.
 
     Args:
-        trainer: The trainer of a finished run.
+        trainer: One student of a finished run.
     """
-    history, folder = trainer.state.log_history, trainer.args.output_dir
+    history, folder = trainer.state.log_history, str(trainer.folder(trainer.args.output_dir))
     dataset = trainer.run_facts.get("dataset") or "IMAGES"
     rows = [
         (f"{name}, p99 / median of the patch norms", f"{value:.2f}") for name, value in _last_norms(history).items()

@@ -108,7 +108,7 @@ def test_the_end_of_a_run_says_what_it_did_where_it_lies_and_what_comes_next(tmp
         {"step": 4, "eval_loss": 1.5, "eval_knn_top1": 0.4321},
     ]
     folder = tmp_path / "out"
-    assert closing_lines(trainer) == [
+    assert closing_lines(trainer.runs[""]) == [
         "Finished after 4 steps.",
         "  teacher, p99 / median of the patch norms          8.00",
         "  refined teacher, p99 / median of the patch norms  1.50",

@@ -65,8 +65,8 @@ def check_program(name: str, flags: list[str], monkeypatch) -> None:
         monkeypatch.undo()  # these two check more once the flags are parsed
         monkeypatch.chdir(ROOT)
         parsed = distill.parse([*flags, "--use_cpu"])[0] if name == "distill" else compare.parse(flags)[0]
-        student = parsed.student_config
-        assert student is None or student.endswith(".json") or find(student, MODELS) != student
+        students = [parsed.student_config] if name == "compare" else parsed.student_config or []
+        assert all(student.endswith(".json") or find(student, MODELS) != student for student in students)
         return None
     with pytest.raises(Parsed):
         dispatcher.main([name, *flags])

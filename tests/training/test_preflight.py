@@ -94,7 +94,5 @@ def test_a_larger_batch_is_advised_where_it_fits(used, advised):
     """Of 80 GiB 64 may be filled; the batch is doubled as often as it fits."""
     seen, *advice = memory_lines(used, 80.0, 128)
     assert seen == f"At most {used:.1f} of 80.0 GiB of GPU memory were in use."
-    expected = (
-        f"There is room for `per_device_train_batch_size` {advised} (now 128); the learning rate is to be chosen"
-    )
-    assert advice == ([] if advised is None else [f"{expected} anew then."])
+    room = f"There is room for `per_device_train_batch_size` {advised} (now 128); the learning rate is to be"
+    assert advice == ([] if advised is None else [f"{room} chosen anew then."])

@@ -31,6 +31,8 @@ _LABELS = {
     "relational_loss": "L_relational",
 }
 _STYLES = ("--", "-.", ":")
+# Contributions smaller than this share of the largest loss are not drawn.
+_SMALLEST = 1e-4
 # Inches: edge of a picture, space between pictures, and around them for titles and the scale.
 _CELL, _GAP, _TOP, _RIGHT, _MARGIN = 1.7, 0.08, 0.3, 0.85, 0.08
 
@@ -117,6 +119,7 @@ def loss_curves(curve: Sequence[Mapping[str, float]], weights: Mapping[str, floa
     axes.plot(steps, totals, color=COLOURS[-1], label="loss")
     for number, (name, values) in enumerate(added.items()):
         label = f"{weights[name]:g} \N{MULTIPLICATION SIGN} {_LABELS.get(name, name)}"
+        label += " (below the axis)" if max(values) < _SMALLEST * max(filter(None, totals)) else ""
         style = {"linestyle": _STYLES[number % len(_STYLES)], "color": COLOURS[number % len(COLOURS)]}
         axes.plot(steps, [value or None for value in values], label=label, **style)
     axes.set(xlabel="step", ylabel="contribution to the loss", yscale="log")
@@ -135,7 +138,9 @@ def _contribution(point: Mapping[str, float], name: str, weights: Mapping[str, f
 def _plain_log_axis(axes: "Axes") -> None:
     values = [value for line in axes.lines for value in line.get_ydata() if value]
     if values:
-        log_ticks(axes.yaxis, min(values), max(values))
+        low, high = max(min(values), _SMALLEST * max(values)), max(values)
+        axes.set_ylim(low / 1.5, 1.5 * high)
+        log_ticks(axes.yaxis, low, high)
 
 
 def norm_rows(pictures: Tensor, norms: Mapping[str, Tensor], chosen: Sequence[int] | None = None) -> "Figure":

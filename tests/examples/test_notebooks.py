@@ -93,7 +93,8 @@ def test_a_model_is_audited_cleaned_and_shown_before_and_after(tmp_path, images,
     assert isinstance(maps, Image.Image)
     assert maps.width > 500
     assert both is names["both"]
-    assert [len(both.results), len(both.snapshots)] == [2, 2]
+    assert [result.name for result in both.results] == ["teacher", "teacher + adapter"]
+    assert len(both.snapshots) == 2
     printed = capsys.readouterr().out
     assert "outliers begin after block 2" in printed
     assert "images, channels, rows, columns: (4, 96, 8, 8)" in printed

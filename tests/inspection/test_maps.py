@@ -211,6 +211,13 @@ def test_a_loss_curve_shows_what_each_term_adds():
     assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[0.5, 3.5], [None, 3.0], [0.5, 0.5]]
 
 
+def test_a_negligible_term_does_not_stretch_the_axis():
+    steps = [{"step": i, "kd_loss": 2.0, "info_loss": 1e-9} for i in (10, 20)]
+    figure = loss_curves(steps, {"kd_loss": 1.0, "info_loss": 1.0})
+    assert legend(figure) == ["loss", "1 × L_KD", "1 × L_info (below the axis)"]
+    assert figure.axes[0].get_ylim() == pytest.approx((2e-4 / 1.5, 3.0))
+
+
 def test_norm_rows_have_one_scale_with_plain_ticks():
     norms = torch.ones(2, 2, 3)
     norms[1, 0, 0] = 12.0

@@ -35,6 +35,7 @@ class ViTKD(Method):
         "with ViTKD ([paper](https://arxiv.org/abs/2209.02432)): the student matched the teacher's features of "
         "shallow blocks, and those of its deepest block were generated from the student's with a part of its patches "
         "masked; high-norm tokens were not refined.",
+        "ViTKD",
     )
 
     # Its terms are squared errors in the teacher's own units, as published.

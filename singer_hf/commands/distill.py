@@ -42,7 +42,7 @@ from singer_hf.data.decoding import decode_image
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.data.transforms import eval_transform
 from singer_hf.evaluation.online_probes import OnlineProbes
-from singer_hf.training.run_card import closing_lines
+from singer_hf.training.logs.closing import closing_lines
 from singer_hf.tuner.model import attach_adapter
 from singer_hf.vit.loading import load_model, model_from_config
 

@@ -46,7 +46,7 @@ GROUPS = {
     ),
     "Logs, evaluation and upload": (
         *("logging_steps", "num_artifact_images", "save_steps", "save_total_limit", "eval_steps", "evaluators"),
-        *("push_to_hub", "hub_model_id"),
+        *("push_to_hub", "hub_model_id", "license"),
     ),
 }
 

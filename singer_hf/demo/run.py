@@ -109,6 +109,7 @@ def _distil(
         warmup_steps=50,
         save_strategy="no",
         report_to="none",
+        license="apache-2.0",
         seed=settings.seed,
         **objective,
     )

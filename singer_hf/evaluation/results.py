@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from torch import Tensor
 
+from singer_hf.cards.evaluation_section import replace_evaluations
 from singer_hf.cards.hub_metadata import Evaluation, eval_results
 from singer_hf.cards.markdown import markdown_table
 from singer_hf.cards.student_card import library_versions
@@ -165,7 +166,7 @@ def has_student_card(folder: str | Path) -> bool:
 
 
 def write_to_card(folder: str | Path, results: Sequence[Result]) -> None:
-    """Writes the main metrics into the ``model-index`` of the card in ``folder`` and replaces older ones.
+    """Writes the main metrics into the card in ``folder``, metadata and text, and replaces older ones.
 
     Args:
         folder: Folder of a student with its README.md.
@@ -180,19 +181,22 @@ def write_to_card(folder: str | Path, results: Sequence[Result]) -> None:
         )
     card = ModelCard.load(Path(folder) / "README.md")
     rows = [
-        Evaluation(result.task, result.dataset or result.benchmark, result.metric, result.value)
+        Evaluation(
+            *(result.task, result.dataset or result.benchmark, result.metric, result.value),
+            *(result.n, result.low, result.high),
+        )
         for result in results
         if result.is_main
     ]
     new = eval_results(rows)
     kept = [old for old in card.data.eval_results or () if not any(_is_same(old, item) for item in new)]
-    card.data.eval_results = [*kept, *new]
+    replace_evaluations(card, [*kept, *new])
     card.data.model_name = card.data.model_name or Path(folder).resolve().name
     card.save(Path(folder) / "README.md")
 
 
 def _is_same(first: object, second: object) -> bool:
-    names = ("task_type", "task_name", "dataset_name", "metric_type")
+    names = ("task_type", "dataset_name", "metric_name")  # of tasks on the same data the Hub keeps one name
     return all(getattr(first, name) == getattr(second, name) for name in names)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from singer_hf.cards.licences import check_license
 from singer_hf.cards.privacy import without_paths
 from singer_hf.data.workers import choose_num_workers
 from singer_hf.distillation.defaults import OBJECTIVE
@@ -27,6 +28,7 @@ class LoadingArguments(TrainingArguments):
         dataloader_num_workers: Processes that load images. None: see
             :func:`singer_hf.data.workers.choose_num_workers`.
         dataloader_persistent_workers: Whether they are kept between epochs. None: yes.
+        license: Licence of what is trained, for its card: an identifier of the Hub. None: the card states none.
     """
 
     dataloader_num_workers: int | None = field(
@@ -36,12 +38,14 @@ class LoadingArguments(TrainingArguments):
     dataloader_persistent_workers: bool | None = field(
         default=None, metadata={"help": "Keep the loading processes between epochs. Default: on."}
     )
+    license: str | None = field(default=None, metadata={"help": "Licence for the card, such as apache-2.0."})
 
     def __post_init__(self) -> None:
         given = self.dataloader_num_workers
         self.dataloader_num_workers = 1 if given is None else given  # the base class compares it with numbers
         super().__post_init__()
         self.dataloader_num_workers = given
+        check_license(self.license)
 
     def choose_loading(self, dataset: object) -> None:
         """Sets what is left open about the loading of a training set, and pins no memory without an accelerator."""

@@ -44,6 +44,7 @@ class RunMixin:
         self.finite, self.signals = FiniteGuard(args), StopSignals()
         self.run_settings: dict[str, Any] | None = None
         self.saved_step: int | None = None
+        self.loaded_step: int | None = None  # of the best checkpoint, once its weights are the student's
         self.rotation_limit: int | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
@@ -60,7 +61,9 @@ class RunMixin:
         if self.is_fsdp_enabled:
             check_sharded_run(self.args, resume_from_checkpoint)
         check_batch(self.train_dataset, self.args)
-        self.run_settings = self.collect_settings()
+        if self.args.push_to_hub:
+            self.warn_of_license()
+        self.run_settings, self.loaded_step = self.collect_settings(), None
         if self.args.should_save:
             check_writable(self.args.output_dir)
         with run_lock(self.args.output_dir) if self.args.should_save else nullcontext():

@@ -60,3 +60,4 @@ class SavingMixin(PushMixin):
     def _load_best_model(self) -> None:
         logger.info("Loading the best checkpoint %s (%s)", self.state.best_model_checkpoint, self.state.best_metric)
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self.loaded_step = self.state.best_global_step

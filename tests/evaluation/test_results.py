@@ -98,14 +98,35 @@ def test_the_means_of_the_paper_are_added_where_all_members_were_run():
 def test_metrics_are_put_into_the_card_and_replace_older_ones(tmp_path):
     info = CardInfo(student_class="ViTModel", evaluations=[("depth", "nyuv2", "rmse", 1.2)])
     student_card(info).save(tmp_path / "README.md")
-    text = ModelCard.load(tmp_path / "README.md").text
     write_to_card(tmp_path, [result(value=0.5), result(metric="ece", value=0.1)])
     write_to_card(tmp_path, [result(value=0.6)])
     card = ModelCard.load(tmp_path / "README.md")
     found = {(item.dataset_name, item.metric_type): item.metric_value for item in card.data.eval_results}
     assert found == {("nyuv2", "rmse"): 1.2, ("ethz/food101", "top1"): 0.6}
     assert "model-index" in (tmp_path / "README.md").read_text()
-    assert card.text == text
+    section = card.text.split("## Evaluation\n")[1].split("## Limits")[0]
+    assert (
+        section.strip().splitlines()
+        == [
+            "",
+            "| Task | Data | Metric | Value | 95 % interval | Images |",
+            "|---|---|---|---|---|---|",
+            "| depth | nyuv2 | rmse | 1.2 |  |  |",
+            "| classification | ethz/food101 | top1 | 0.6 | 0.7 to 0.72 | 500 |",
+            "",
+            "Nothing else than these metrics was measured.",
+        ][1:]
+    )
+    assert card.text.count("\n## ") == 6
+
+
+def test_the_first_metric_replaces_the_sentence_that_there_is_none(tmp_path):
+    student_card(CardInfo(student_class="ViTModel")).save(tmp_path / "README.md")
+    assert "It was not evaluated on any task." in (tmp_path / "README.md").read_text()
+    write_to_card(tmp_path, [result()])
+    text = (tmp_path / "README.md").read_text()
+    assert "It was not evaluated" not in text
+    assert "| classification | ethz/food101 | top1 | 0.7123 | 0.7 to 0.72 | 500 |" in text
 
 
 def test_a_folder_without_a_card_is_refused(tmp_path):

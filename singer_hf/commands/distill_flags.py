@@ -108,7 +108,7 @@ class ScriptArguments:
     )
     recipe: str | None = field(
         default=None,
-        metadata={"help": f"Settings of SiNGER: {', '.join(RECIPES)}. Default: {DEFAULT_RECIPE}; flags win over it."},
+        metadata={"help": f"Settings of SiNGER: {', '.join(RECIPES)}. Default: {DEFAULT_RECIPE}; flags win."},
     )
     num_calibration_images: int = field(
         default=32, metadata={"help": "Training images for `--nullspace_source jacobian` and test_time_register."}

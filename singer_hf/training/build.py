@@ -14,7 +14,8 @@ from singer_hf.data.image_dataset import prepare_image_dataset
 from singer_hf.data.image_processors import image_spec
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.distillation.student_features import check_two_models
-from singer_hf.training.arguments import LoadingArguments, SingerTrainingArguments
+from singer_hf.training.adapter.base_arguments import LoadingArguments
+from singer_hf.training.arguments import SingerTrainingArguments
 from singer_hf.tuner import SingerConfig
 from singer_hf.tuner.layer import find_singer_layers
 

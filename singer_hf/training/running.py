@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from singer_hf.training.arguments import SingerTrainingArguments
+from singer_hf.training.adapter.base_arguments import AdapterArguments
 from singer_hf.training.build import check_batch, check_sharded_run
 from singer_hf.training.checkpoint import check_disk_space, check_writable
 from singer_hf.training.guards.complete import find_problem, is_being_removed, last_complete_checkpoint
@@ -40,7 +40,7 @@ class RunMixin:
     ``collect_settings()``, what determines the result; ``tensors_to_save(optimizer)``, what a checkpoint holds.
     """
 
-    def _set_guards(self, args: SingerTrainingArguments) -> None:
+    def _set_guards(self, args: AdapterArguments) -> None:
         self.finite, self.signals = FiniteGuard(args), StopSignals()
         self.run_settings: dict[str, Any] | None = None
         self.saved_step: int | None = None
@@ -93,7 +93,7 @@ class RunMixin:
         check_disk_space(self.distiller, self.published.parameters(), args.output_dir)
         if checkpoint:
             check_settings(self.run_settings, checkpoint)
-        elif self.state.global_step == 0 and not getattr(args, "dry_run", False):
+        elif self.state.global_step == 0 and not args.dry_run:
             self._make_folder_ready(resumed=resume is True)
         remove_push_copies(args.output_dir)
         return checkpoint

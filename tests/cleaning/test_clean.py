@@ -75,6 +75,14 @@ def test_only_the_adapter_is_trained():
     assert layer.singer_up["default"].weight.any()
 
 
+def test_a_dry_run_ends_after_ten_steps_and_writes_nothing(capsys, tmp_path):
+    clean_planted(dry_run=True, output_dir=str(tmp_path / "cleaned"))
+    printed = capsys.readouterr().out
+    assert "Outlook after 8 timed steps of 8 images" in printed
+    assert "Dry run: the adapter was not trained to the end, and nothing was saved." in printed
+    assert not [path for path in (tmp_path / "cleaned").rglob("*") if path.is_file()]
+
+
 def test_a_teacher_without_artifacts_stays_bit_for_bit(capsys, tmp_path):
     pixel_values = planted_images(2)
     expected = tiny_vit(image_size=(32, 48))(pixel_values).last_hidden_state

@@ -1,6 +1,6 @@
 """ViTKD: a student that mimics its teacher's first blocks and generates the last one from half of its own patches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from singer_hf.baselines.method import Method
 from singer_hf.cards.student_card import CardMethod
-from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
+from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.distillation.losses import check_weights
+from singer_hf.distillation.trained_module import DistillerOutput, TeacherStep
 from singer_hf.vit.block_indices import resolve_layers
 from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import map_to_tokens, tokens_to_map
@@ -142,12 +143,16 @@ class ViTKDDistiller(FeatureDistiller):
         """Projectors and generator, by the name of the folder they are saved in."""
         return {**super().trained_modules, "generator": self.generator}
 
-    def forward(self, pixel_values: Tensor) -> ViTKDOutput:
-        """Computes the losses of images (B, 3, H, W), normalised for the student."""
-        student = self.student_extractor(pixel_values)
-        raw = self.teacher_features(pixel_values).outputs
-        mimicking = self.kd_loss({i: raw[i] for i in self.teacher_layers[:-1]}, student)
-        generation = self.generation_loss(raw[self.teacher_layers[-1]], student)
+    def losses(self, student: Mapping[int, Tensor], teacher: TeacherStep) -> ViTKDOutput:
+        """Computes both terms; see :meth:`FeatureDistiller.losses`.
+
+        Args:
+            student: Student block -> tokens (B, C+N, D_S).
+            teacher: The teacher's side of the step, for the same images.
+        """
+        targets = teacher.targets
+        mimicking = self.kd_loss({i: targets[i] for i in self.teacher_layers[:-1]}, student)
+        generation = self.generation_loss(targets[self.teacher_layers[-1]], student)
         loss = self.kd_weight * mimicking + self.settings.generation_weight * generation
         return ViTKDOutput(loss=loss, kd_loss=mimicking, generation_loss=generation)
 

@@ -62,9 +62,9 @@ class ScriptArguments:
     teacher_name_or_path: str = field(metadata={"help": "Teacher: Hub id (transformers or timm/) or local folder."})
     dataset_name: str = field(metadata={"help": "Images: Hub id, imagefolder, or folder of parquet or arrow files."})
     student_name_or_path: str | None = field(default=None, metadata={"help": "Student with weights to start from."})
-    student_config: str | None = field(
+    student_config: list[str] | None = field(
         default=None,
-        metadata={"help": "Student with random weights: name, JSON file, folder or Hub id of its config."},
+        metadata={"help": "Students with random weights: names, JSON files, folders or Hub ids."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the dataset on the Hub."})

@@ -32,8 +32,9 @@ def build_distiller(
     args: SingerTrainingArguments,
     processor: Any,
     teacher_processor: Any,
+    **inputs: Any,
 ) -> FeatureDistiller:
-    """Returns the module that is trained, with the sizes and normalisations of the image processors.
+    """Returns the distiller of one student, with the sizes and normalisations of the image processors.
 
     Args:
         method: The method.
@@ -42,6 +43,7 @@ def build_distiller(
         args: The training arguments.
         processor: The student's image processor, or None.
         teacher_processor: The teacher's image processor, or None.
+        **inputs: Further arguments of the distiller.
 
     Raises:
         ValueError: If student and teacher cannot be distilled with these arguments.
@@ -56,17 +58,15 @@ def build_distiller(
         raise ValueError(f"`kd_weight` must be greater than 0, or the student is not trained, got {weights}")
     spec = None if processor is None else image_spec(processor)
     teacher_spec = None if teacher_processor is None else image_spec(teacher_processor)
-    distiller = method.make_distiller(
+    return method.make_distiller(
         student,
         teacher,
         args,
         image_size=spec and spec.size,
         student_normalization=spec and (spec.mean, spec.std),
         teacher_normalization=teacher_spec and (teacher_spec.mean, teacher_spec.std),
+        **inputs,
     )
-    if args.compile_teacher:
-        distiller.compile_teacher()
-    return distiller
 
 
 def prepare_datasets(

@@ -33,14 +33,14 @@ def upload_checkpoint(folder: str, repo_id: str, message: str, args: TrainingArg
     ``last-checkpoint/`` or a folder of its own name. A failure is logged as a warning and the training goes on.
 
     Args:
-        folder: The checkpoint. It is copied first, so that it may be rotated away meanwhile: beside it, by hard links,
-            which take no space.
+        folder: The checkpoint. It is copied first, so that it may be rotated away meanwhile: into the run's folder, by
+            hard links, which take no space.
         repo_id: Target repository.
         message: Commit message.
         args: Arguments of the run, for token, revision and strategy.
     """
     try:
-        copy = _copy(Path(folder))
+        copy = _copy(Path(folder), args.output_dir)
     except OSError as error:
         _warn(error, folder, repo_id)
         return []
@@ -79,8 +79,8 @@ def _warn(error: BaseException, folder: str, repo_id: str) -> None:
     logger.warning(message, folder, type(error).__name__, error, repo_id, folder)
 
 
-def _copy(folder: Path) -> str:
-    copy = tempfile.mkdtemp(prefix=PUSH_PREFIX, dir=folder.parent)
+def _copy(folder: Path, output_dir: str) -> str:
+    copy = tempfile.mkdtemp(prefix=PUSH_PREFIX, dir=output_dir)
     try:
         shutil.copytree(folder, copy, dirs_exist_ok=True, copy_function=_link)
     except OSError:

@@ -19,6 +19,7 @@ from singer_hf.vit.naming import architecture_name
 if TYPE_CHECKING:
     from transformers import Trainer
 
+
 # Settings of the machine and of the logs are not part of the card.
 _SHOWN_SETTINGS = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
@@ -132,7 +133,7 @@ def run_evaluations(trainer: "Trainer") -> list[Evaluation]:
     Args:
         trainer: The trainer of the run.
     """
-    step = trainer.state.global_step if trainer.loaded_step is None else trainer.loaded_step
+    step = trainer.loaded_steps.get(getattr(trainer, "name", ""), trainer.state.global_step)
     rows = [row for row in trainer.state.log_history if "eval_loss" in row and row.get("step") == step]
     sizes = {name: n for evaluator in trainer.evaluators for name, n in getattr(evaluator, "sizes", {}).items()}
     return [

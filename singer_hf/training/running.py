@@ -44,7 +44,8 @@ class RunMixin:
         self.finite, self.signals = FiniteGuard(args), StopSignals()
         self.run_settings: dict[str, Any] | None = None
         self.saved_step: int | None = None
-        self.loaded_step: int | None = None  # of the best checkpoint, once its weights are the student's
+        # Name of the student -> step of its best checkpoint, once the weights of that are its own.
+        self.loaded_steps: dict[str, int] = {}
         self.rotation_limit: int | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
@@ -63,7 +64,7 @@ class RunMixin:
         check_batch(self.train_dataset, self.args)
         if self.args.push_to_hub:
             self.warn_of_license()
-        self.run_settings, self.loaded_step = self.collect_settings(), None
+        self.run_settings, self.loaded_steps = self.collect_settings(), {}
         if self.args.should_save:
             check_writable(self.args.output_dir)
         with run_lock(self.args.output_dir) if self.args.should_save else nullcontext():
@@ -147,8 +148,7 @@ class RunMixin:
             self.args.save_total_limit = self.rotation_limit
         self.saved_step = self.state.global_step
         if self.args.should_save:
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(Path(folder).parent, self.saved_step, self.rotation_limit, best)
+            rotate_checkpoints(Path(folder).parent, self.saved_step, self.rotation_limit, self.best_checkpoints)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

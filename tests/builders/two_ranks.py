@@ -40,7 +40,7 @@ def train(folder: Path, *callbacks: object, resume: bool = False, **options: obj
     trainer = make_trainer(folder, callbacks=list(callbacks), **{**BATCH, **options})
     trainer.train(resume_from_checkpoint=resume or None)
     trainer.save_model()
-    rows = [{name: row[name] for name in ROW} for row in trainer.state.log_history if "loss" in row]
+    rows = [{name: row.get(name) for name in ROW} for row in trainer.state.log_history if "loss" in row]
     state = trainer.distiller.state_dict()
     return {"rows": rows, "same": equal_on_both_ranks(state), "state": state, "world": trainer.args.world_size}
 
@@ -192,6 +192,9 @@ def main(folder: Path) -> None:
         "resumed": all(torch.equal(value, observing["state"][name]) for name, value in again["state"].items()),
         "batches": [int(value) for name, value in observing["state"].items() if name.endswith("num_batches")],
     }
+    both = {"a": small_student(), "b": small_student(hidden_size=32)}
+    group = train(folder / "students", model=both)
+    result["students"] = {"same": group["same"], "saved": sorted(p.name for p in (folder / "students").glob("[ab]"))}
     cleaned = clean_planted(output_dir=str(folder / "cleaned"), max_steps=4, per_device_train_batch_size=4)
     result["cleaned"] = {
         "same": equal_on_both_ranks(cleaned.state_dict()),

@@ -76,7 +76,7 @@ def test_every_config_parses_and_names_a_student_that_exists(config, monkeypatch
     assert args.learning_rate == 1e-3
     assert (adapter.r, args.outlier_quantile, args.outlier_weight, args.info_weight) == (64, 0.97, 0.01, 1.0)
     assert (adapter.init_scale, adapter.gate, args.target_norm, args.outlier_loss) == (1.0, "none", "none", "absolute")
-    assert AutoModel.from_config(model_from_config(script.student_config).config)
+    assert AutoModel.from_config(model_from_config(script.student_config[0]).config)
 
 
 def test_flags_behind_a_yaml_file_win_over_it(monkeypatch):
@@ -249,3 +249,24 @@ def test_a_run_without_a_method_says_what_it_saw_and_follows_it(monkeypatch, cap
     assert "chosen: its outliers are refined (SiNGER); `--method` overrides this" in printed
     assert "method: SiNGER" in printed
     assert Path("out/singer/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("planted_stand_ins")
+def test_several_students_share_a_run_and_each_says_where_it_lies(monkeypatch, capsys):
+    Path("wide.json").write_text(Path("student.json").read_text().replace('"hidden_size": 16', '"hidden_size": 24'))
+    names = ["--teacher_name_or_path", "teacher", "--student_config", "student.json", "wide.json"]
+    extra = ["--max_steps", "1", "--use_cpu", "--report_to", "none", "--per_device_train_batch_size", "2"]
+    run_script(DISTILL, [*names, "--dataset_name", "images", "--output_dir", "out", *extra], monkeypatch)
+    printed = capsys.readouterr().out
+    for name, width in (("student", 16), ("wide", 24)):
+        assert AutoModel.from_pretrained(f"out/{name}").config.hidden_size == width
+        assert f'AutoModel.from_pretrained("out/{name}")' in printed
+
+
+@pytest.mark.usefixtures("planted_stand_ins")
+def test_two_students_of_one_name_are_refused(monkeypatch, capsys):
+    names = ["--teacher_name_or_path", "teacher", "--dataset_name", "images", "--output_dir", "out", "--use_cpu"]
+    with pytest.raises(SystemExit):
+        run_script(DISTILL, [*names, "--student_config", "student.json", "./student.json"], monkeypatch)
+    message = "error: `--student_config` must have another name for every student, got ['student', 'student']"
+    assert message in capsys.readouterr().err

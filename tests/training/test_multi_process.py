@@ -50,6 +50,10 @@ def test_a_cleaning_ends_with_the_same_adapter_on_both_ranks(two_ranks):
     assert two_ranks["cleaned"] == {"same": True, "batches": 4, "files": ["adapter_model.safetensors"]}
 
 
+def test_several_students_end_with_the_same_weights_on_both_ranks(two_ranks):
+    assert two_ranks["students"] == {"same": True, "saved": ["a", "b"]}
+
+
 @pytest.fixture(scope="module")
 def one_process_of_tokens(tmp_path_factory):
     """Statistics by channel see the parts of an accumulated step one by one, so they are left out."""

@@ -113,7 +113,7 @@ def test_the_end_of_a_run_says_what_it_did_where_it_lies_and_what_comes_next(tmp
         {"step": 4, "eval_loss": 1.5, "eval_knn_top1": 0.4321},
     ]
     folder = tmp_path / "out"
-    assert closing_lines(trainer) == [
+    assert closing_lines(trainer.runs[""]) == [
         "Finished after 4 steps.",
         "                                                      first log   last log",
         "  teacher, p99 / median of the patch norms                 8.00       8.00",
@@ -167,7 +167,7 @@ def test_only_metrics_of_the_student_as_it_is_are_shown_with_images_and_interval
     trainer.state.log_history = [{"step": 2, "eval_loss": 1.7, "eval_knn_top1": 0.5, "eval_runtime": 3.0}]
     trainer.state.global_step = 4  # resumed from step 2, and not evaluated since
     assert card_info(trainer, tmp_path).evaluations == []
-    trainer.loaded_step = 2  # the best checkpoint was loaded
+    trainer.loaded_steps = {"": 2}  # the best checkpoint was loaded
     card = student_card(card_info(trainer, tmp_path))
     assert "| classification | photos | knn_top1 | 0.5 | 0.4038 to 0.5962 | 100 |" in card.text
     assert card.text.count("It was not evaluated") == 0

@@ -87,7 +87,7 @@ def test_a_checkpoint_of_version_0_1_has_the_objective_that_was_the_only_one_the
     for name in ("kd_loss", "target_norm", "outlier_loss", "info_share", "adapter.gate"):
         del saved[name]
     file.write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match=r"target_norm 'none' -> 'channel', outlier_loss 'absolute' -> 'relative'"):
+    with pytest.raises(ValueError, match=r"outlier_loss 'absolute' -> 'relative', target_norm 'none' -> 'channel'"):
         make_resumable(tmp_path / "new", max_steps=2, target_norm="channel", outlier_loss="relative").train(
             resume_from_checkpoint=str(folder)
         )

@@ -111,3 +111,17 @@ def test_training_goes_on_when_its_pushes_fail(failed):
     assert trained["warnings"]
     expected = r"the upload of .+checkpoint-\d failed \(HfHubHTTPError: .+\); training goes on\. By hand: hf upload "
     assert all(re.match(expected, message, re.DOTALL) for message in trained["warnings"])
+
+
+def test_every_student_of_a_run_gets_a_repository_of_its_own(tmp_path):
+    with FakeHub() as hub:
+        read = run_script("hub_run.py", "students", tmp_path / "out", **hub.environment())
+        repos = set(hub.repos)
+        messages = hub.messages(f"{REPO}-b")
+    assert repos == {f"{REPO}-a", f"{REPO}-b"}
+    assert messages[1:] == ["Training in progress, step 2", "Training in progress, step 4", "End of training"]
+    assert read["left"] == []
+    for name, student in read["students"].items():
+        assert student["differing"] == []
+        assert set(student["copied"]) - HUBS_OWN == SAVED | FIGURES
+        assert f'AutoModel.from_pretrained("{REPO}-{name}"' in student["card"]

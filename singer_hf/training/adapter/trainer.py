@@ -46,7 +46,7 @@ class AdapterTrainer(LossMixin, RunMixin, PushMixin, DataOrderMixin, Trainer):
     """
 
     _tag_names = ("singer-hf", "peft")
-    ema = None
+    best_checkpoints = ()
 
     def __init__(
         self,

@@ -7,27 +7,27 @@ from singer_hf.cards.licences import license_warning
 from singer_hf.training.run_card import NORMS, lacks_pooler, run_evaluations
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from singer_hf.training.students.student_run import StudentRun
 
 _ROW = "  {:<50}{:>11}{:>11}"
 
 
-def closing_lines(trainer: "Trainer") -> list[str]:
+def closing_lines(run: "StudentRun") -> list[str]:
     """Returns what the screen says at the end of a run: what it did, where it lies, and the next commands.
 
     Args:
-        trainer: The trainer of a finished run.
+        run: One student of a finished run.
     """
-    folder = trainer.args.output_dir
-    dataset = trainer.run_facts.get("dataset") or "IMAGES"
-    models = " ".join(shlex.quote(name) for name in (trainer.teacher_name, folder) if name)
+    folder = str(run.folder(run.args.output_dir))
+    dataset = run.run_facts.get("dataset") or "IMAGES"
+    models = " ".join(shlex.quote(name) for name in (run.teacher_name, folder) if name)
     audit = f"singer-hf audit --model_name_or_path {models} --dataset_name {shlex.quote(dataset)}"
-    pooler = ", add_pooling_layer=False" if lacks_pooler(trainer.student) else ""
+    pooler = ", add_pooling_layer=False" if lacks_pooler(run.student) else ""
     place = shlex.quote(folder)
-    warning = license_warning(trainer.args.license, trainer.teacher_name)
+    warning = license_warning(run.args.license, run.teacher_name)
     return [
-        f"Finished after {trainer.state.global_step} steps.",
-        *_table(trainer),
+        f"Finished after {run.state.global_step} steps.",
+        *_table(run),
         f"The student, its card and what the run saved: {folder}",
         *([f"Before you publish it: {warning}"] if warning else []),
         "Next:",
@@ -38,10 +38,10 @@ def closing_lines(trainer: "Trainer") -> list[str]:
     ]
 
 
-def _table(trainer: "Trainer") -> list[str]:
+def _table(run: "StudentRun") -> list[str]:
     """The artifacts, the probes and the loss at the first and the last log; nothing without a log."""
-    history = trainer.state.log_history
-    evaluations = {f"eval_{row.metric}": row for row in run_evaluations(trainer)}
+    history = run.state.log_history
+    evaluations = {f"eval_{row.metric}": row for row in run_evaluations(run)}
     names = {name: f"{model}, p99 / median of the patch norms" for name, model in NORMS.items()}
     names |= {name: f"student, {row.metric}" for name, row in evaluations.items()} | {"loss": "loss"}
     rows = []

@@ -27,7 +27,8 @@ class SingerTrainingArguments(AdapterArguments):
         student_layers: Student block for each distilled teacher block; default by relative depth.
         ema_decay: Decay per step, in (0, 1), of an exponential moving average of the student, which is then evaluated,
             saved and pushed. None: off.
-        num_artifact_images: Images of the last batch on which outlier ratios and adapter leakage are logged; 0 is off.
+        num_artifact_images: Training images, drawn by the seed and the same at every log, without augmentation, on
+            which outlier ratios and adapter leakage are logged; 0 is off.
         compile_teacher: Whether the teacher alone is compiled; ``torch_compile`` compiles the student with it.
 
     Raises:

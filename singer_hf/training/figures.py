@@ -40,7 +40,8 @@ def save_run_figures(trainer: "Trainer", folder: str | Path) -> None:
     curve = [row for row in trainer.state.log_history if "loss" in row]
     if curve:
         save_figure(lambda: loss_curves(curve), folder / "loss_figure.png")
-    images = trainer.last_pixel_values
+    images = trainer.artifact_images.on(trainer.args.device, trainer.last_pixel_values)
+    images = trainer.last_pixel_values if images is None else images
     if images is not None:
         images = images[:NUM_FIGURE_IMAGES]
         save_figure(

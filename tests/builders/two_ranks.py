@@ -26,7 +26,8 @@ from singer_hf.distillation.target_norm import ChannelNorm
 from singer_hf.training.checkpoint import save_distilled
 from singer_hf.tuner.gate import OutlierGate
 
-BATCH = {"per_device_train_batch_size": 2, "max_steps": 4}
+# L_info of a part of the images would be of other images in one process.
+BATCH = {"per_device_train_batch_size": 2, "max_steps": 4, "info_share": 1}
 ROW = ("loss", "kd_loss", "outlier_loss", "info_loss", "grad_norm")
 
 
@@ -70,7 +71,7 @@ def sharded_steps(everything: bool, folder: Path) -> dict:
     """Two SGD steps, each rank on half of the batch, beside an unsharded copy on the whole batch."""
     torch.manual_seed(0)
     teacher = get_peft_model(tiny_vit(), adapter())
-    sharded = SingerDistiller(small_student(), teacher).train()
+    sharded = SingerDistiller(small_student(), teacher, info_share=1).train()
     plain = copy.deepcopy(sharded)
     shard(sharded, init_device_mesh("cpu", (2,)), everything)
     half = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)

@@ -57,7 +57,7 @@ def write_cleaning_card(trainer: "AdapterTrainer", folder: Path, report: Cleanin
         if (folder / PICTURE).is_file()
         else "",
         steps=trainer.state.global_step,
-        batch=args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        batch=args.images_per_step,
         losses=f"`outlier_loss` {args.outlier_loss} (weight {args.outlier_weight:g}), `info_loss` {args.info_loss} "
         f"(weight {args.info_weight:g}{share}), learning rate {args.learning_rate:g}, seed {args.seed}.",
         dataset=f" of {code(without_paths(dataset))}" if dataset else "",

@@ -203,7 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
         probes = OnlineProbes(train, test, trainer.processing_class, probes=script.evaluators, seed=args.seed)
         trainer.evaluators.append(probes)
     if trainer.is_world_process_zero():
-        print(f"recipe: {script.recipe or DEFAULT_RECIPE}", trainer.describe(), sep="\n")
+        step = f"learning rate {args.learning_rate:.2g} at {args.images_per_step} images a step"
+        print(f"recipe: {script.recipe or DEFAULT_RECIPE}; {step}", trainer.describe(), sep="\n")
     trainer.train(resume_from_checkpoint=script.resume or args.resume_from_checkpoint)
     if args.dry_run:
         return

@@ -41,7 +41,7 @@ GROUPS = {
     "Training": (
         *("output_dir", "overwrite_output_dir", "resume", "dry_run", "num_train_epochs", "max_steps"),
         *("per_device_train_batch_size", "learning_rate", "warmup_steps", "weight_decay", "lr_scheduler_type"),
-        *("lr_scheduler_kwargs", "max_grad_norm", "ema_decay", "bf16", "compile_teacher"),
+        *("lr_scheduler_kwargs", "max_grad_norm", "ema_decay", "bf16", "tf32", "compile_teacher"),
         *("dataloader_num_workers", "dataloader_persistent_workers", "seed"),
     ),
     "Logs, evaluation and upload": (

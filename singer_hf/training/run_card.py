@@ -109,7 +109,7 @@ def _settings(trainer: "Trainer") -> dict[str, Any]:
     settings = {
         name: value
         for name, (value, default) in values.items()
-        if value is not None and (name in objective or (name in _SHOWN_SETTINGS and value != default))
+        if value is not None and (name in objective or (name in _SHOWN_SETTINGS and value != (default or False)))
     }
     dtype = teacher_dtype(trainer.distiller.teacher)
     own = {} if dtype == "float32" else {"teacher dtype": dtype}

@@ -114,7 +114,9 @@ def test_evaluations_and_the_end_are_lines_too():
 
 
 def test_the_console_has_one_header_and_a_line_per_log(tmp_path, capsys):
-    trained(tmp_path, disable_tqdm=False, logging_steps=2, eval_dataset=image_dataset(8), eval_strategy="steps")
+    shown = {"disable_tqdm": False, "logging_steps": 2, "eval_dataset": image_dataset(8)}
+    shown |= {"eval_strategy": "steps", "eval_steps": 2}
+    trained(tmp_path, **shown)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert [line.split()[0] for line in lines] == ["teacher,", "step", "2", "evaluation", "4", "evaluation", "trained"]
     assert all(len(line) <= 80 for line in lines)

@@ -41,6 +41,11 @@ class LoadingArguments(TrainingArguments):
         self.dataloader_num_workers = given
         check_license(self.license)
 
+    @property
+    def images_per_step(self) -> int:
+        """Images of an optimiser step in all processes together."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
     def choose_loading(self, dataset: object) -> None:
         """Sets what is left open about the loading of a training set, and pins no memory without an accelerator."""
         if self.dataloader_num_workers is None:
@@ -59,7 +64,8 @@ class AdapterArguments(LoadingArguments):
     """Arguments of a training in which adapters are trained, with a student or alone.
 
     Differences from `transformers.TrainingArguments`: ``weight_decay`` 1e-4; no gradient clipping (the adapter's
-    gradient norm is much larger than a student's, so a joint clip would slow the student down); all columns are kept;
+    gradient norm is much larger than a student's, so a joint clip would slow the student down); two checkpoints are
+    kept, and all columns;
     batches are copied to the device while it works; a loss that is not finite stops the run instead of being filtered
     from the log; loading processes as in :class:`LoadingArguments`.
 
@@ -81,6 +87,7 @@ class AdapterArguments(LoadingArguments):
 
     weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of AdamW."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the joint gradient norm; 0 is off."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints that are kept."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay off."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: such a loss ends the run."})
 

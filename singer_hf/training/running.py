@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from singer_hf.training.adapter.base_arguments import AdapterArguments
@@ -77,6 +78,10 @@ class RunMixin:
                     raise ValueError("the training made no step: `num_train_epochs` or `train_dataset` is too small")
                 self._check_finite(weights=True)
         return output
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Returns the loader of the training set, whose workers outlive a signal to all processes of the run."""
+        return self.signals.protect_workers(super().get_train_dataloader())
 
     def _find_start(self, resume: str | bool | None) -> str | None:
         """The checkpoint to go on from; None for a new run, for which the output folder is made ready."""

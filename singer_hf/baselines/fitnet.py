@@ -17,6 +17,7 @@ class FitNet(Method):
         "fitnet",
         "by matching features of several blocks (FitNet): the student learned the teacher's raw features, high-norm "
         "tokens included.",
+        "FitNet",
     )
 
     def describe(self, distiller: FeatureDistiller) -> str:

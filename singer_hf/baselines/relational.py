@@ -39,6 +39,7 @@ class Relational(Method):
         "relational-distillation",
         "by matching the similarities between the patches of an image, and the features, of several blocks; high-norm "
         "tokens were not refined.",
+        "relational",
     )
 
     relational_weight: float = 1.0

@@ -37,6 +37,7 @@ class ViTKD(Method):
         "with ViTKD ([paper](https://arxiv.org/abs/2209.02432)): the student matched the teacher's features of "
         "shallow blocks, and those of its deepest block were generated from the student's with a part of its patches "
         "masked; high-norm tokens were not refined.",
+        "ViTKD",
     )
 
     # Its terms are squared errors in the teacher's own units, as published.
@@ -148,12 +149,7 @@ class ViTKDDistiller(FeatureDistiller):
         return {**super().loss_weights, "generation_loss": self.settings.generation_weight}
 
     def losses(self, student: Mapping[int, Tensor], teacher: TeacherStep) -> ViTKDOutput:
-        """Computes both terms; see :meth:`FeatureDistiller.losses`.
-
-        Args:
-            student: Student block -> tokens (B, C+N, D_S).
-            teacher: The teacher's side of the step, for the same images.
-        """
+        """Computes both terms from student tokens (B, C+N, D_S) by block; see :meth:`FeatureDistiller.losses`."""
         mimicking = self.kd_loss({i: teacher.targets[i] for i in self.teacher_layers[:-1]}, student)
         generation = self.generation_loss(teacher.targets[self.teacher_layers[-1]], student)
         loss = self.kd_weight * mimicking + self.settings.generation_weight * generation

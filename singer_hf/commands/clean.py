@@ -33,7 +33,7 @@ GROUPS = {
     ),
     "Logs and upload": (
         *("logging_steps", "report_to", "save_strategy", "save_steps", "save_total_limit", "push_to_hub"),
-        "hub_model_id",
+        *("hub_model_id", "license"),
     ),
 }
 

@@ -43,7 +43,7 @@ from singer_hf.data.decoding import decode_image
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.data.transforms import eval_transform
 from singer_hf.evaluation.online_probes import OnlineProbes
-from singer_hf.training.run_card import closing_lines
+from singer_hf.training.logs.closing import closing_lines
 from singer_hf.tuner.model import attach_adapter
 from singer_hf.vit.loading import load_model, model_from_config
 
@@ -203,7 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
         probes = OnlineProbes(train, test, trainer.processing_class, probes=script.evaluators, seed=args.seed)
         trainer.evaluators.append(probes)
     if trainer.is_world_process_zero():
-        print(f"recipe: {script.recipe or DEFAULT_RECIPE}", trainer.describe(), sep="\n")
+        step = f"learning rate {args.learning_rate:.2g} at {args.images_per_step} images a step"
+        print(f"recipe: {script.recipe or DEFAULT_RECIPE}; {step}", trainer.describe(), sep="\n")
     trainer.train(resume_from_checkpoint=script.resume or args.resume_from_checkpoint)
     if args.dry_run:
         return

@@ -107,10 +107,13 @@ def _distil(
         output_dir=str(Path(settings.output_dir) / name),
         num_train_epochs=settings.num_epochs,
         per_device_train_batch_size=settings.batch_size,
+        learning_rate=1e-3,
+        bf16=False,
         logging_steps=50,
         warmup_steps=50,
         save_strategy="no",
         report_to="none",
+        license="apache-2.0",
         seed=settings.seed,
         **objective,
     )

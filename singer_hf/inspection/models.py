@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from singer_hf.cards.privacy import without_paths
 from singer_hf.configs import TRAINED, find
-from singer_hf.evaluation.results import has_student_card
+from singer_hf.evaluation.results.card import has_student_card
 from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.tuner.loading import load_adapter
 from singer_hf.vit.inference import unwrap_peft

@@ -1,21 +1,37 @@
 """Arguments of a distillation run."""
 
+import math
+import os
 from dataclasses import dataclass, field
+
+import torch
 
 from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.losses import KD_LOSSES, TARGET_NORMS, check_kd_settings
 from singer_hf.training.adapter.base_arguments import AdapterArguments
+
+_SHARE = 0.05
+# As published.
+_RATE, _BATCH = 1e-3, 512
 
 
 @dataclass
 class SingerTrainingArguments(AdapterArguments):
     """`transformers.TrainingArguments` plus the objective, with the recommended settings as defaults.
 
-    Differences from the base class: ``learning_rate`` 1e-3 and a cosine schedule that ends at 1e-4 of the peak (as
-    published; warm-up depends on the run's length and is not set), and those of
+    Differences from the base class: the learning rate follows the batch (see below); a cosine schedule that ends at
+    1e-4 of the peak, and a warm-up over 5 % of the steps, as published; a log every 1 % of the steps, an evaluation
+    and a checkpoint every 5 %; ``bf16`` and ``tf32`` on GPUs that have them; and those of
     :class:`singer_hf.training.adapter.base_arguments.AdapterArguments`, whose fields it has too.
 
     Args:
+        learning_rate: Peak learning rate at the batch that is used. None: 1e-3 for 512 images a step in all processes
+            (as published), times the square root of batch / 512 for other batches (arXiv 2205.10287).
+        warmup_steps: Steps of the warm-up; below 1 the share of all steps. ``logging_steps``, ``save_steps`` and
+            ``eval_steps`` likewise.
+        bf16: Whether the training runs in bfloat16 with weights in float32. None: on NVIDIA GPUs from Ampere on and
+            the like, unless ``fp16``, ``use_cpu`` or the launcher says otherwise.
+        tf32: Whether float32 products use TF32. None: on the same GPUs.
         kd_weight: Weight of L_KD, >= 0.
         kd_loss: Distance of L_KD: ``"mse"`` (paper), ``"cosine"`` or ``"smooth_l1"``.
         target_norm: Normalisation of the targets of L_KD: ``"none"`` (paper), ``"token"``, ``"channel"`` or
@@ -27,7 +43,8 @@ class SingerTrainingArguments(AdapterArguments):
         student_layers: Student block for each distilled teacher block; default by relative depth.
         ema_decay: Decay per step, in (0, 1), of an exponential moving average of the student, which is then evaluated,
             saved and pushed. None: off.
-        num_artifact_images: Images of the last batch on which outlier ratios and adapter leakage are logged; 0 is off.
+        num_artifact_images: Training images, drawn by the seed and the same at every log, without augmentation, on
+            which outlier ratios and adapter leakage are logged; 0 is off.
         compile_teacher: Whether the teacher alone is compiled; ``torch_compile`` compiles the student with it.
 
     Raises:
@@ -37,7 +54,15 @@ class SingerTrainingArguments(AdapterArguments):
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of the student and its checkpoints. Default: trainer_output."}
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate. Default: 1e-3 x sqrt(images per step / 512)."}
+    )
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of the warm-up; below 1 their share."})
+    logging_steps: float = field(default=0.01, metadata={"help": "Log every so many steps; below 1 their share."})
+    save_steps: float = field(default=_SHARE, metadata={"help": "Save every so many steps; below 1 their share."})
+    eval_steps: float | None = field(default=_SHARE, metadata={"help": "Evaluate likewise, with `eval_strategy`."})
+    bf16: bool | None = field(default=None, metadata={"help": "Train in bfloat16. Default: where the GPU has it."})
+    tf32: bool | None = field(default=None, metadata={"help": "Use TF32. Default: where the GPU has it."})
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."})
     lr_scheduler_kwargs: dict | str | None = field(
         default_factory=lambda: {"min_lr_rate": 1e-4}, metadata={"help": "Extra arguments of the schedule."}
@@ -69,7 +94,11 @@ class SingerTrainingArguments(AdapterArguments):
     compile_teacher: bool = field(default=False, metadata={"help": "Compile the teacher, apart from the student."})
 
     def __post_init__(self) -> None:
+        self.bf16, self.tf32 = choose_precision(self.bf16, self.tf32, self.use_cpu, self.fp16)
+        self._choose_steps()
         super().__post_init__()
+        if self.learning_rate is None:
+            self.learning_rate = rate_of_batch(self.images_per_step)
         check_kd_settings(self.kd_weight, self.kd_loss, self.target_norm)
         if self.adapter_warmup_steps < 0:
             raise ValueError(f"`adapter_warmup_steps` must be at least 0, got {self.adapter_warmup_steps!r}")
@@ -81,6 +110,40 @@ class SingerTrainingArguments(AdapterArguments):
             raise ValueError("`compile_teacher` must be left out with `torch_compile`, which compiles the teacher too")
         if self.num_artifact_images < 0:
             raise ValueError(f"`num_artifact_images` must be at least 0, got {self.num_artifact_images!r}")
+
+    def _choose_steps(self) -> None:
+        """The best checkpoint must have been evaluated: what is given for one of the two holds for the other."""
+        if self.load_best_model_at_end and self.save_steps != self.eval_steps:
+            if self.save_steps == _SHARE and self.eval_steps:
+                self.save_steps = self.eval_steps
+            elif self.eval_steps == _SHARE:
+                self.eval_steps = self.save_steps
+
+
+def rate_of_batch(images: int) -> float:
+    """The learning rate of AdamW for a number of images per step: 1e-3 for 512, with the square root of the number.
+
+    Args:
+        images: Images per step in all processes together.
+    """
+    return _RATE * math.sqrt(images / _BATCH)
+
+
+def choose_precision(
+    bf16: bool | None, tf32: bool | None, use_cpu: bool = False, fp16: bool = False
+) -> tuple[bool, bool | None]:
+    """Returns ``bf16`` and ``tf32``; where they are None they follow the GPU, and the launcher's mixed precision.
+
+    Args:
+        bf16: What is given, or None.
+        tf32: What is given, or None.
+        use_cpu: Whether no GPU is used.
+        fp16: Whether float16 was asked for.
+    """
+    able = not use_cpu and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
+    chosen = able and not fp16 and not launched if bf16 is None else bf16
+    return chosen, True if tf32 is None and able else tf32
 
 
 def check_warmup(num_steps: int, max_steps: int) -> None:

@@ -49,7 +49,8 @@ def save_run_figures(trainer: "Trainer", folder: str | Path) -> None:
     if curve:
         weights, start = trainer.distiller.loss_weights, getattr(trainer.args, "adapter_warmup_steps", 0)
         save_figure(lambda: loss_curves(curve, weights, start), folder / "loss_figure.png")
-    images = trainer.last_pixel_values
+    images = trainer.artifact_images.on(trainer.args.device, trainer.last_pixel_values)
+    images = trainer.last_pixel_values if images is None else images
     if images is not None:
         save_figure(lambda: _norm_figure(trainer.distiller, images[:_CANDIDATES]), folder / "norm_figure.png")
 

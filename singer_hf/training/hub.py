@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from singer_hf.cards.licences import license_warning
 from singer_hf.training.guards.output_folder import PUSH_PREFIX
 from singer_hf.training.guards.settings import SETTINGS_FILE
 
@@ -124,12 +125,20 @@ class PushMixin:
         Raises:
             RuntimeError: If the upload fails; the message has the command that repeats it without training.
         """
+        if not self.args.push_to_hub:  # else it was said at the start
+            self.warn_of_license()
         if self.hub_model_id is None:
             # First, so that the folder is complete even where the Hub refuses to create the repository.
             self.save_model(_internal_call=True)
         repo = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
         with explain_failed_upload(repo, self.args.output_dir):
             return super().push_to_hub(*args, **kwargs)
+
+    def warn_of_license(self) -> None:
+        """Logs a warning if the card will state no licence."""
+        warning = license_warning(self.args.license, self.source_names[-1])
+        if warning and self.is_world_process_zero():
+            logger.warning(warning)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:

@@ -45,6 +45,8 @@ class RunMixin:
         self.finite, self.signals = FiniteGuard(args), StopSignals()
         self.run_settings: dict[str, Any] | None = None
         self.saved_step: int | None = None
+        # Name of the student -> step of its best checkpoint, once the weights of that are its own.
+        self.loaded_steps: dict[str, int] = {}
         self.rotation_limit: int | None = None
         self.is_over = False  # a finished run that was taken up again
 
@@ -62,7 +64,9 @@ class RunMixin:
         if self.is_fsdp_enabled:
             check_sharded_run(self.args, resume_from_checkpoint)
         check_batch(self.train_dataset, self.args)
-        self.run_settings = self.collect_settings()
+        if self.args.push_to_hub:
+            self.warn_of_license()
+        self.run_settings, self.loaded_steps = self.collect_settings(), {}
         if self.args.should_save:
             check_writable(self.args.output_dir)
         with run_lock(self.args.output_dir) if self.args.should_save else nullcontext():

@@ -88,8 +88,10 @@ class SavingMixin(StudentsPushMixin):
             best = self.state.best_model_checkpoint
             logger.info("Loading the best checkpoint %s (%s)", best, self.state.best_metric)
             self._load_from_checkpoint(best)
+            self.loaded_steps = {"": self.state.best_global_step}
             return
         for name, best in best_checkpoints(self, self.args.output_dir).items():
             logger.info("Loading the best checkpoint of %s, %s", name, best)
             run = self.runs[name]
             load_student(run.distiller, run.folder(best), run.average)
+            self.loaded_steps[name] = int(Path(best).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))

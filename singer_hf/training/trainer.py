@@ -20,6 +20,8 @@ from singer_hf.training.guards.data_order import DataOrderMixin
 from singer_hf.training.guards.finite import saved_tensors
 from singer_hf.training.guards.preflight import Preflight
 from singer_hf.training.guards.settings import run_settings
+from singer_hf.training.logs.artifact_images import ArtifactImages
+from singer_hf.training.logs.console import show_own_progress
 from singer_hf.training.loss_averages import LossAverages, LossMixin
 from singer_hf.training.running import RunMixin
 from singer_hf.training.saving import SavingMixin
@@ -188,8 +190,8 @@ class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin
         """Adds the loss components, unweighted means since the last log, and the artifact metrics."""
         if "loss" in logs:
             logs.update(self.loss_averages.pop_means(self.accelerator))
-            if self.args.num_artifact_images and self.last_pixel_values is not None:
-                images = self.last_pixel_values[: self.args.num_artifact_images]
+            images = self.artifact_images.on(self.args.device, self.last_pixel_values)
+            if images is not None:
                 with self.compute_loss_context_manager():
                     for run in self.runs.values():
                         logs.update(run.named(artifact_metrics(run.distiller, images), shared=TEACHER_METRICS))
@@ -206,6 +208,15 @@ class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin
         warmup = AdapterWarmupCallback(self.distiller, steps) if steps else None
         trained = [p for p in self.distiller.parameters() if p.requires_grad]
         preflight = Preflight(self.published.parameters(), trained, self.args.dry_run)
-        for callback in (EpochCallback(self.train_dataset), *self.emas.values(), warmup, preflight):
+        data = self.train_dataset, self.processing_class, self.data_collator
+        self.artifact_images = ArtifactImages(*data, self.args.num_artifact_images, self.args.seed)
+        show_own_progress(self)
+        for callback in (
+            self.artifact_images,
+            EpochCallback(self.train_dataset),
+            *self.emas.values(),
+            warmup,
+            preflight,
+        ):
             if callback is not None:
                 self.add_callback(callback)

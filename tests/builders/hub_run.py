@@ -63,7 +63,7 @@ def fail(folder: Path) -> dict:
             results[kind] = {"message": str(error), "files": sorted(files_in(folder)), "digest": digest(folder)}
     records = []
     logging.getLogger("singer_hf.training.hub").addHandler(Recorder(records))
-    hub = {"push_to_hub": True, "hub_model_id": "someone/error", "hub_strategy": "every_save"}
+    hub = {"push_to_hub": True, "hub_model_id": "someone/error", "hub_strategy": "every_save", "license": "mit"}
     other = make_trainer(folder.with_name("trained"), **hub)
     other.train()
     for _ in range(500):  # the message comes from the upload's own thread

@@ -138,6 +138,17 @@ def test_the_card_says_what_was_cleaned_and_how_to_load_it(folder):
     assert str(folder) not in card
 
 
+def test_the_card_names_a_folder_of_images_without_its_path(tmp_path):
+    (tmp_path / "private/photos").mkdir(parents=True)
+    for number, row in enumerate(noise_dataset()):
+        row["image"].save(tmp_path / f"private/photos/{number}.png")
+    clean_planted(images=str(tmp_path / "private/photos"), output_dir=str(tmp_path / "cleaned"), max_steps=1)
+    card = (tmp_path / "cleaned/README.md").read_text()
+    assert "estimated on the training images of `photos`: audit" in card
+    assert "--adapter_name_or_path ADAPTER --inline" in card
+    assert "private" not in card
+
+
 def test_a_hub_teacher_is_the_base_model_of_the_card(tmp_path):
     teacher = lasting_vit()
     teacher.name_or_path = teacher.config.name_or_path = "someone/teacher"

@@ -59,7 +59,7 @@ def test_every_save_is_pushed_in_the_same_layout(pushed):
 
 def test_the_card_tells_how_to_load_what_was_pushed(pushed):
     card = pushed[2]["card"]
-    assert f'AutoModel.from_pretrained("{REPO}")' in card
+    assert f'AutoModel.from_pretrained("{REPO}", add_pooling_layer=False)' in card
     assert "singer-hf" in card
     assert 'subfolder="singer"' in card
 

@@ -57,6 +57,7 @@ class ShiftedViews(Method):
         "feature-distillation",
         "by matching features of several blocks: the student learned the mean of the teacher's features over shifted "
         "views of the image (after [PH-Reg](https://arxiv.org/abs/2505.21501)).",
+        "mean of shifted views",
     )
 
     num_views: int = 10

@@ -10,7 +10,7 @@ class CleaningArguments(AdapterArguments):
     """`transformers.TrainingArguments` plus the objective of the adapter.
 
     Differences from the base class: ``output_dir`` is "outputs/cleaned"; 300 steps of 32 images, ``learning_rate``
-    2e-3 with a cosine schedule, at most two checkpoints are kept, and those of
+    2e-3 with a cosine schedule, and those of
     :class:`singer_hf.training.adapter.base_arguments.AdapterArguments`, whose fields are the objective.
 
     Raises:
@@ -23,7 +23,6 @@ class CleaningArguments(AdapterArguments):
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints that are kept."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

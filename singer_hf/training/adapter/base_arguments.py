@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from singer_hf.cards.licences import check_license
 from singer_hf.cards.privacy import without_paths
 from singer_hf.data.workers import choose_num_workers
 from singer_hf.distillation.adapter.objective import AdapterObjective
@@ -21,6 +22,7 @@ class LoadingArguments(TrainingArguments):
         dataloader_num_workers: Processes that load images. None: see
             :func:`singer_hf.data.workers.choose_num_workers`.
         dataloader_persistent_workers: Whether they are kept between epochs. None: yes.
+        license: Licence of what is trained, for its card: an identifier of the Hub. None: the card states none.
     """
 
     dataloader_num_workers: int | None = field(
@@ -30,12 +32,19 @@ class LoadingArguments(TrainingArguments):
     dataloader_persistent_workers: bool | None = field(
         default=None, metadata={"help": "Keep the loading processes between epochs. Default: on."}
     )
+    license: str | None = field(default=None, metadata={"help": "Licence for the card, such as apache-2.0."})
 
     def __post_init__(self) -> None:
         given = self.dataloader_num_workers
         self.dataloader_num_workers = 1 if given is None else given  # the base class compares it with numbers
         super().__post_init__()
         self.dataloader_num_workers = given
+        check_license(self.license)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of an optimiser step in all processes together."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
 
     def choose_loading(self, dataset: object) -> None:
         """Sets what is left open about the loading of a training set, and pins no memory without an accelerator."""
@@ -55,7 +64,8 @@ class AdapterArguments(LoadingArguments):
     """Arguments of a training in which adapters are trained, with a student or alone.
 
     Differences from `transformers.TrainingArguments`: ``weight_decay`` 1e-4; no gradient clipping (the adapter's
-    gradient norm is much larger than a student's, so a joint clip would slow the student down); all columns are kept;
+    gradient norm is much larger than a student's, so a joint clip would slow the student down); two checkpoints are
+    kept, and all columns;
     batches are copied to the device while it works; a loss that is not finite stops the run instead of being filtered
     from the log; loading processes as in :class:`LoadingArguments`.
 
@@ -77,6 +87,7 @@ class AdapterArguments(LoadingArguments):
 
     weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of AdamW."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the joint gradient norm; 0 is off."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints that are kept."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay off."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: such a loss ends the run."})
 

@@ -20,6 +20,7 @@ from singer_hf.training.guards.finite import adapter_tensors
 from singer_hf.training.guards.preflight import Preflight
 from singer_hf.training.guards.settings import common_settings, write_settings
 from singer_hf.training.hub import PushMixin
+from singer_hf.training.logs.console import show_own_progress
 from singer_hf.training.loss_averages import LossMixin
 from singer_hf.training.running import RunMixin
 
@@ -70,6 +71,7 @@ class AdapterTrainer(LossMixin, RunMixin, PushMixin, DataOrderMixin, Trainer):
         super().__init__(cleaner, args, collator, processing_class=processing_class, **datasets, **kwargs)
         weights = list(self.published.parameters())
         self.add_callback(Preflight(weights, weights, args.dry_run))
+        show_own_progress(self)
         self.loss_is_scaled_for_ga = False
         if self.is_fsdp_enabled:
             raise ValueError(

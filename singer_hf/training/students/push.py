@@ -46,6 +46,8 @@ class StudentsPushMixin(PushMixin):
         """
         if not self.named_runs:
             return super().push_to_hub(commit_message, *args, **kwargs)
+        if not self.args.push_to_hub:  # else it was said at the start
+            self.warn_of_license()
         self.save_model(_internal_call=True)
         if self.hub_model_id is None:
             self.init_hf_repo(token=kwargs.get("token"), private=kwargs.get("private"))

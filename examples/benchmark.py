@@ -26,14 +26,17 @@ import torch
 from peft import get_peft_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import ViTConfig, ViTModel, set_seed
+from transformers import Dinov2Config, Dinov2Model, PreTrainedModel, ViTConfig, ViTModel, set_seed
 
 import singer_hf
 from singer_hf import SingerConfig, SingerDistiller
 from singer_hf.commands.command_line import CommandParser, one_line_errors
 
 # hidden size, blocks, heads
-SIZES = {"vit-tiny": (192, 12, 3), "vit-small": (384, 12, 6), "vit-base": (768, 12, 12), "vit-large": (1024, 24, 16)}
+SIZES = {
+    **{"vit-tiny": (192, 12, 3), "vit-small": (384, 12, 6), "vit-base": (768, 12, 12), "vit-large": (1024, 24, 16)},
+    **{"dinov2-small": (384, 12, 6), "dinov2-large": (1024, 24, 16)},
+}
 
 
 @dataclass
@@ -68,17 +71,13 @@ class Settings:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)!r}")
 
 
-def build_vit(name: str, settings: Settings) -> ViTModel:
+def build_vit(name: str, settings: Settings) -> PreTrainedModel:
     width, blocks, heads = SIZES[name]
-    config = ViTConfig(
-        hidden_size=width,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        image_size=settings.image_size,
-        patch_size=settings.patch_size,
-    )
-    return ViTModel(config, add_pooling_layer=False).to(settings.device)
+    sizes = {"hidden_size": width, "num_hidden_layers": blocks, "num_attention_heads": heads}
+    sizes |= {"image_size": settings.image_size, "patch_size": settings.patch_size}
+    if name.startswith("dinov2"):
+        return Dinov2Model(Dinov2Config(**sizes)).to(settings.device)
+    return ViTModel(ViTConfig(**sizes, intermediate_size=4 * width), add_pooling_layer=False).to(settings.device)
 
 
 def build_distiller(settings: Settings, singer: bool, info_share: float = 1.0) -> SingerDistiller:
@@ -159,18 +158,22 @@ def measure(settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
     return {name: statistics.median(values) for name, values in times.items()}, memory
 
 
-def flop_use(settings: Settings, step_seconds: float) -> dict[str, float]:
-    """FLOP/s of a SiNGER step, of a large matrix product in the same precision, and their ratio."""
-    distiller = build_distiller(settings, singer=True)
+def flop_use(settings: Settings, step_seconds: float, teacher_seconds: float) -> dict[str, float]:
+    """FLOP/s of a SiNGER step, of the teacher's pass and of a large matrix product in the same precision; ratios."""
+    distiller, teacher = build_distiller(settings, singer=True), build_vit(settings.teacher, settings).eval()
     images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size, device=settings.device)
-    with FlopCounterMode(display=False) as counter, autocast(settings):
+    with FlopCounterMode(display=False) as of_step, autocast(settings):
         distiller(images).loss.backward()
+    with FlopCounterMode(display=False) as of_teacher, autocast(settings), torch.no_grad():
+        teacher(images)
     size = 8192 if settings.device == "cuda" else 1024
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=settings.device, dtype=dtype) for _ in range(2))
-    product = statistics.median(seconds(lambda: a @ b, settings.device) for _ in range(20))
-    achieved, peak = counter.get_total_flops() / step_seconds, 2 * size**3 / product
-    return {"step_tflop_per_s": achieved / 1e12, "matmul_tflop_per_s": peak / 1e12, "flop_use": achieved / peak}
+    peak = 2 * size**3 / statistics.median(seconds(lambda: a @ b, settings.device) for _ in range(20))
+    step, forward = of_step.get_total_flops() / step_seconds, of_teacher.get_total_flops() / teacher_seconds
+    rates = {"step_tflop_per_s": step, "teacher_tflop_per_s": forward, "matmul_tflop_per_s": peak}
+    use = {"flop_use": step / peak, "teacher_flop_use": forward / peak}
+    return {name: value / 1e12 for name, value in rates.items()} | use
 
 
 @one_line_errors()
@@ -181,6 +184,7 @@ def main() -> None:
     set_seed(settings.seed)
     times, memory = measure(settings)
     bare = times["teacher_forward"] + times["student_step"]
+    use = flop_use(settings, times["singer_step"], times["teacher_forward"])
     result = {
         "settings": vars(settings) | {"threads": torch.get_num_threads()},
         "milliseconds": {name: round(1000 * value, 2) for name, value in times.items()},
@@ -194,7 +198,7 @@ def main() -> None:
         "fitnet_to_bare_parts": round(times["fitnet_step"] / bare, 4),
         "images_per_second": round(settings.batch_size / times["singer_step"], 2),
         "peak_memory_mib": {name: round(value, 1) for name, value in memory.items()},
-        "flops": {name: round(value, 4) for name, value in flop_use(settings, times["singer_step"]).items()},
+        "flops": {name: round(value, 4) for name, value in use.items()},
         "versions": {"singer_hf": singer_hf.__version__, "torch": torch.__version__},
         "machine": torch.cuda.get_device_name() if settings.device == "cuda" else platform.processor() or "cpu",
         "date": date.today().isoformat(),

@@ -31,6 +31,7 @@ class Cleaned(Method):
     """
 
     name = "cleaned"
+    title = "cleaned teacher"
     # Those of the adapter's terms have a meaning with `train_adapter` only, see `used_fields`.
     training_fields = (*Method.training_fields, *_ADAPTER_OBJECTIVE)
 
@@ -70,6 +71,7 @@ class Cleaned(Method):
             "after it was cleaned with SiNGER ([paper](https://arxiv.org/abs/2509.20986)): a low-rank adapter refines "
             "the outlier patch tokens behind the block where they begin, later blocks read the refined tokens, and "
             f"the student learned the features of this refined teacher. The adapter {trained}.",
+            "SiNGER, cleaned teacher",
         )
 
     def prepare(self, teacher: nn.Module, images: Iterable[Tensor] = (), seed: int = 0) -> nn.Module:

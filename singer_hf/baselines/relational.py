@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from singer_hf.artifacts.gram import gram_matrix
 from singer_hf.baselines.method import Method
 from singer_hf.cards.student_card import CardMethod
-from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
+from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.distillation.losses import check_weights
+from singer_hf.distillation.trained_module import DistillerOutput, TeacherStep
 from singer_hf.vit.tokens import resize_tokens
 
 
@@ -33,10 +34,12 @@ class Relational(Method):
     """
 
     name = "relational"
+    title = "relational"
     card = CardMethod(
         "relational-distillation",
         "by matching the similarities between the patches of an image, and the features, of several blocks; high-norm "
         "tokens were not refined.",
+        "relational",
     )
 
     relational_weight: float = 1.0
@@ -82,13 +85,19 @@ class RelationalDistiller(FeatureDistiller):
         super().__init__(student, teacher, **kwargs)
         self.settings = settings or Relational()
 
-    def forward(self, pixel_values: Tensor) -> RelationalOutput:
-        """Computes the losses of images (B, 3, H, W), normalised for the student."""
-        student = self.student_extractor(pixel_values)
-        raw = self.teacher_features(pixel_values).outputs
-        self.observe(raw)
-        targets = self.refine(raw)
-        kd, relational = self.kd_loss(targets, student), self.relational_loss(targets, student)
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Name of each component of the loss in the log -> its weight in the sum."""
+        return {**super().loss_weights, "relational_loss": self.settings.relational_weight}
+
+    def losses(self, student: Mapping[int, Tensor], teacher: TeacherStep) -> RelationalOutput:
+        """Computes both terms; see :meth:`FeatureDistiller.losses`.
+
+        Args:
+            student: Student block -> tokens (B, C+N, D_S).
+            teacher: The teacher's side of the step, for the same images.
+        """
+        kd, relational = self.kd_loss(teacher.targets, student), self.relational_loss(teacher.targets, student)
         loss = self.kd_weight * kd + self.settings.relational_weight * relational
         return RelationalOutput(loss=loss, kd_loss=kd, relational_loss=relational)
 

@@ -42,6 +42,7 @@ class Singer(Method):
     """
 
     name = "singer"
+    title = "SiNGER"
     objective_fields = (*Method.objective_fields, *_ADAPTER_OBJECTIVE)
     # The adapter determines the teacher's blocks.
     training_fields = (
@@ -57,6 +58,7 @@ class Singer(Method):
         "with SiNGER ([paper](https://arxiv.org/abs/2509.20986)): a low-rank adapter lowered the norm of the "
         "teacher's outlier patch tokens and preserved the output of the next block, and the student learned the "
         "refined features.",
+        "SiNGER",
     )
 
     adapter: Mapping[str, Any] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """ViTKD: a student that mimics its teacher's first blocks and generates the last one from half of its own patches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from singer_hf.baselines.method import Method
 from singer_hf.cards.student_card import CardMethod
-from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
+from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.distillation.losses import check_weights
+from singer_hf.distillation.trained_module import DistillerOutput, TeacherStep
 from singer_hf.vit.block_indices import resolve_layers
 from singer_hf.vit.structure import view_vit
 from singer_hf.vit.tokens import map_to_tokens, tokens_to_map
@@ -30,11 +31,13 @@ class ViTKD(Method):
     """
 
     name = "vitkd"
+    title = "ViTKD"
     card = CardMethod(
         "vitkd",
         "with ViTKD ([paper](https://arxiv.org/abs/2209.02432)): the student matched the teacher's features of "
         "shallow blocks, and those of its deepest block were generated from the student's with a part of its patches "
         "masked; high-norm tokens were not refined.",
+        "ViTKD",
     )
 
     # Its terms are squared errors in the teacher's own units, as published.
@@ -55,8 +58,7 @@ class ViTKD(Method):
 
     def describe(self, distiller: "ViTKDDistiller") -> str:
         """The method in a few words."""
-        *mimicked, generated = distiller.teacher_layers
-        mask = distiller.evaluation_mask
+        (*mimicked, generated), mask = distiller.teacher_layers, distiller.evaluation_mask
         return (
             f"ViTKD, no refinement: teacher blocks {mimicked} mimicked, block {generated} generated with "
             f"{int(mask.sum())} of {mask.shape[1]} patches masked"
@@ -141,12 +143,15 @@ class ViTKDDistiller(FeatureDistiller):
         """Projectors and generator, by the name of the folder they are saved in."""
         return {**super().trained_modules, "generator": self.generator}
 
-    def forward(self, pixel_values: Tensor) -> ViTKDOutput:
-        """Computes the losses of images (B, 3, H, W), normalised for the student."""
-        student = self.student_extractor(pixel_values)
-        raw = self.teacher_features(pixel_values).outputs
-        mimicking = self.kd_loss({i: raw[i] for i in self.teacher_layers[:-1]}, student)
-        generation = self.generation_loss(raw[self.teacher_layers[-1]], student)
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Name of each component of the loss in the log -> its weight in the sum."""
+        return {**super().loss_weights, "generation_loss": self.settings.generation_weight}
+
+    def losses(self, student: Mapping[int, Tensor], teacher: TeacherStep) -> ViTKDOutput:
+        """Computes both terms from student tokens (B, C+N, D_S) by block; see :meth:`FeatureDistiller.losses`."""
+        mimicking = self.kd_loss({i: teacher.targets[i] for i in self.teacher_layers[:-1]}, student)
+        generation = self.generation_loss(teacher.targets[self.teacher_layers[-1]], student)
         loss = self.kd_weight * mimicking + self.settings.generation_weight * generation
         return ViTKDOutput(loss=loss, kd_loss=mimicking, generation_loss=generation)
 

@@ -62,16 +62,19 @@ def write_adapter_cards(
         _write(above, settings, teacher, f'"path/to/this/folder", subfolder={adapter_name!r}')
 
 
-def add_adapter_text(folder: str | Path, text: str) -> None:
+def add_adapter_text(folder: str | Path, text: str, license: str | None = None) -> None:
     """Sets the text below the part of the card that says how to load the adapter.
 
     Args:
         folder: Folder of a saved adapter.
         text: The text, markdown.
+        license: Licence identifier of the Hub; None leaves the card's as it is.
     """
     file = Path(folder) / CARD_FILE
     card = ModelCard.load(file)
     card.text = f"{card.text.partition(_END)[0]}{_END}\n\n{text.strip()}\n"
+    if license:
+        card.data["license"] = license
     card.save(file)
 
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard, ModelCardData
 
 from singer_hf.cards.drawing import spread
+from singer_hf.cards.evaluation_section import evaluation_section
 from singer_hf.cards.hub_metadata import eval_results, hub_id
 from singer_hf.cards.markdown import code, markdown_table, plain_text
 from singer_hf.cards.privacy import without_paths
@@ -37,11 +38,13 @@ class CardMethod(NamedTuple):
     """The text of a distillation method on the card.
 
     ``tag`` is the tag of the method on the Hub. ``text`` completes the sentence "A student that was distilled from
-    its teacher", ends with a full stop and names its source (paper) where there is one.
+    its teacher", ends with a full stop and names its source (paper) where there is one. ``label`` is its name in the
+    title.
     """
 
     tag: str
     text: str
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ class CardInfo:
     Names of models and data may be Hub ids or local folders. The card shows the last part of a folder's path only.
 
     Attributes:
+        student_name: Architecture of the student in the title, e.g. ``"vit-small"``.
         student_class: Class of the student, e.g. ``"ViTModel"``.
+        without_pooler: Whether the class adds a pooling layer for which the folder has no weights, unless told not to.
         student: Checkpoint from which the student was initialised; empty for random weights.
         repo_id: Repository of the student on the Hub, ``user/name``.
         teacher: Hub id or folder of the teacher.
@@ -69,14 +74,18 @@ class CardInfo:
         layer_pairs: (teacher block, student block), 0-based.
         loss_curve: Points ``{"step": int, component: float, ...}`` in order; the table shows at most 6 of them.
         norms: Outlier ratio (99th percentile / median of the patch token norms) by name of the model.
-        evaluations: (task, dataset, metric, value) for the table and, if finite, for ``model-index``.
+        evaluations: Rows of :class:`singer_hf.cards.hub_metadata.Evaluation`, of which the last three values may be
+            left out, for the table and, if finite, for ``model-index``.
         loss_figure: File of the loss curve, relative to the folder.
         norm_figure: File of the norm maps, relative to the folder.
         license: Licence identifier of the Hub, e.g. ``"apache-2.0"``.
+        teacher_license: Licence of the teacher, shown where the student has none.
         versions: Version by library; by default the installed ones.
     """
 
+    student_name: str = ""
     student_class: str = ""
+    without_pooler: bool = False
     student: str = ""
     repo_id: str = ""
     teacher: str = ""
@@ -94,10 +103,11 @@ class CardInfo:
     layer_pairs: Sequence[tuple[int, int]] = ()
     loss_curve: Sequence[Mapping[str, float]] = ()
     norms: Mapping[str, float] = field(default_factory=dict)
-    evaluations: Sequence[tuple[str, str, str, float]] = ()
+    evaluations: Sequence[tuple] = ()
     loss_figure: str = ""
     norm_figure: str = ""
     license: str = ""
+    teacher_license: str = ""
     versions: Mapping[str, str] = field(default_factory=library_versions)
 
 
@@ -115,12 +125,12 @@ def student_card(info: CardInfo) -> ModelCard:
     public = replace(info, **{entry.name: without_paths(getattr(info, entry.name)) for entry in fields(info)})
     method = CardMethod(*public.method) if public.method else None
     ids = {name: hub_id(getattr(info, name)) for name in ("teacher", "student", "dataset")}
-    name = (public.repo_id or public.student_class or "student").split("/")[-1]
+    title = _title(public, method)
     card = ModelCard.from_template(
-        _metadata(public, name, ids, method),
+        _metadata(public, public.repo_id.split("/")[-1] or title, ids, method),
         template_path=str(TEMPLATE),
         info=public,
-        name=plain_text(name),
+        title=plain_text(title),
         code=code,
         loss_figure=quote(public.loss_figure),
         norm_figure=quote(public.norm_figure),
@@ -133,7 +143,7 @@ def student_card(info: CardInfo) -> ModelCard:
         settings_table=markdown_table(("Setting", "Value"), ((code(k), code(v)) for k, v in public.settings.items())),
         loss_table=_loss_table(public.loss_curve),
         norm_table=markdown_table(("Features of", "p99 / median norm"), _as_text(public.norms.items()), _FLOATS),
-        evaluation_table=markdown_table(("Task", "Data", "Metric", "Value"), _as_text(public.evaluations), _FLOATS),
+        evaluation=evaluation_section(public.evaluations),
         versions=plain_text(", ".join(f"{library} {number}" for library, number in public.versions.items())),
         package_version=__version__,
     )
@@ -141,10 +151,21 @@ def student_card(info: CardInfo) -> ModelCard:
     return card
 
 
+def _title(info: CardInfo, method: CardMethod | None) -> str:
+    """What the student is, in one line: ``vit-small distilled from dinov2-large (SiNGER)``."""
+    student = info.student_name or PureWindowsPath(info.student).name or info.student_class or "student"
+    teacher = info.teacher if " " in info.teacher else PureWindowsPath(info.teacher).name
+    teacher = teacher or info.teacher_class
+    origin = f" distilled from {teacher}" if teacher else ""
+    return f"{student}{origin}{f' ({method.label})' if method and method.label else ''}"
+
+
 def _metadata(info: CardInfo, name: str, ids: Mapping[str, str | None], method: CardMethod | None) -> ModelCardData:
     bases = [ids[role] for role in ("teacher", "student") if ids[role]]
     return ModelCardData(
         base_model=list(dict.fromkeys(bases)) or None,
+        # Of two bases the Hub would make a merge. A distilled model is listed with the fine-tuned ones there.
+        base_model_relation="finetune" if bases else None,
         datasets=[ids["dataset"]] if ids["dataset"] else None,
         library_name="transformers",
         license=info.license or None,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from singer_hf.cards.adapter_card import add_adapter_text
 from singer_hf.cards.markdown import code, plain_text
+from singer_hf.cards.privacy import without_paths
 from singer_hf.cleaning.report import PICTURE, CleaningReport
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ training images; after the cleaning as the model runs, with every block behind a
 ## Limits
 
 - The thresholds were estimated on the training images{dataset}: audit the cleaned teacher on images of your own
-  (`singer-hf audit --adapter_name_or_path`).
+  (`singer-hf audit --model_name_or_path TEACHER --adapter_name_or_path ADAPTER --inline --dataset_name IMAGES
+  --output_dir AUDIT`).
 - It changes features of patches with artifacts, and through attention a little of all later features. A head that was
   trained on the raw features should be trained again.
 {left}"""
@@ -55,10 +57,10 @@ def write_cleaning_card(trainer: "AdapterTrainer", folder: Path, report: Cleanin
         if (folder / PICTURE).is_file()
         else "",
         steps=trainer.state.global_step,
-        batch=args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        batch=args.images_per_step,
         losses=f"`outlier_loss` {args.outlier_loss} (weight {args.outlier_weight:g}), `info_loss` {args.info_loss} "
         f"(weight {args.info_weight:g}{share}), learning rate {args.learning_rate:g}, seed {args.seed}.",
-        dataset=f" of {code(dataset)}" if dataset else "",
+        dataset=f" of {code(without_paths(dataset))}" if dataset else "",
         left=f"- Artifacts are left after the blocks {left}.\n" if left else "",
     )
-    add_adapter_text(folder, text)
+    add_adapter_text(folder, text, args.license)

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from singer_hf.vit.loading import load_model
 from singer_hf.vit.structure import view_vit
 
 METHODS = ("singer", TestTimeRegister.name)
+# Fields of CleaningArguments that may be given without a training.
+_UNTRAINED_FIELDS = ("output_dir", "seed", "use_cpu", "report_to", "disable_tqdm")
 
 
 def clean(
@@ -92,8 +94,10 @@ def clean(
     if args is not None and settings:
         raise ValueError(f"`args` must be left out if its fields are given one by one, got {sorted(settings)}")
     check_choice("method", method, METHODS)
-    if method == TestTimeRegister.name and config is not None:
-        raise ValueError(f"`config` must be left out for `method={method!r}`, which has no adapter")
+    given = {"config": config, "resume_from_checkpoint": resume_from_checkpoint or None}
+    check_untrained(method, [*settings, *(name for name, value in given.items() if value is not None)])
+    if args is not None and args.push_to_hub:
+        check_untrained(method, ["push_to_hub"])
     with _arguments(args, settings) as (args, keep):
         set_seed(args.seed)
         dataset = load_training_images(images, split, image_column, max_samples, args.seed)
@@ -101,8 +105,10 @@ def clean(
         plan = plan_cleaning(audit(inputs.teacher, inputs.batches, name=inputs.name), config)
         if args.process_index == 0:
             print(*plan.reasons, sep="\n")
+        model = inputs.teacher
         if not plan.blocks:
-            return attach_adapter(inputs.teacher, config or SingerConfig()).eval().requires_grad_(False)
+            model = attach_adapter(model, config or SingerConfig()) if method == "singer" else model
+            return model.eval().requires_grad_(False)
         report = CleaningReport.begin(inputs, plan)
         if method == TestTimeRegister.name:
             model = clean_with_registers(report, args.output_dir if keep else None)
@@ -112,6 +118,23 @@ def clean(
         if args.process_index == 0:
             print(*report.lines(), sep="\n")
     return model.eval().requires_grad_(False)
+
+
+def check_untrained(method: str, names: Iterable[str]) -> None:
+    """Checks that a clean-up without training is given no settings of a training.
+
+    Args:
+        method: One of `METHODS`.
+        names: Settings that were given.
+
+    Raises:
+        ValueError: If one of them would do nothing.
+    """
+    wrong = sorted(set(names) - set(_UNTRAINED_FIELDS))
+    if method == TestTimeRegister.name and wrong:
+        raise ValueError(
+            f"`{wrong[0]}` must be left out for `method={method!r}`, which has no adapter, no training and no upload"
+        )
 
 
 @contextmanager
@@ -174,6 +197,8 @@ def _trained(
         run_facts={"dataset": source},
     )
     trainer.train(resume_from_checkpoint=resume)
+    if args.dry_run:
+        return model
     report.finish(model)
     if keep:
         _save(trainer, report)

@@ -82,6 +82,8 @@ class CleaningReport:
 
     def lines(self) -> list[str]:
         """The outcome in a few lines for the screen."""
+        if self.after is None:
+            return ["Dry run: the adapter was not trained to the end, and nothing was saved."]
         old, new = self.before.blocks[-1], self.after.blocks[-1]
         lines = [
             f"Cleaned: after the last block, outliers {percent(old.outlier_share)} -> {percent(new.outlier_share)} of "

@@ -9,12 +9,12 @@ SingerConfig is a flag. On several GPUs: `accelerate launch -m singer_hf clean`,
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from singer_hf import CleaningArguments, SingerConfig
-from singer_hf.cleaning.clean import METHODS, clean
-from singer_hf.commands.command_line import CommandParser, one_line_errors
+from singer_hf.cleaning.clean import METHODS, check_untrained, clean
+from singer_hf.commands.command_line import CommandParser, expand_file, one_line_errors
 from singer_hf.commands.distill_flags import GROUPS as DISTILL_GROUPS
 from singer_hf.commands.distill_flags import NO_FLAGS
 from singer_hf.data.image_processors import load_image_processor
@@ -27,13 +27,13 @@ GROUPS = {
     "Objective": ("outlier_weight", "outlier_loss", "outlier_quantile", "info_weight", "info_loss", "info_share"),
     "Adapter": DISTILL_GROUPS["Adapter"],
     "Training": (
-        *("output_dir", "overwrite_output_dir", "resume", "max_steps", "num_train_epochs"),
+        *("output_dir", "overwrite_output_dir", "resume", "dry_run", "max_steps", "num_train_epochs"),
         *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "bf16"),
         *("dataloader_num_workers", "seed", "use_cpu"),
     ),
     "Logs and upload": (
         *("logging_steps", "report_to", "save_strategy", "save_steps", "save_total_limit", "push_to_hub"),
-        "hub_model_id",
+        *("hub_model_id", "license"),
     ),
 }
 
@@ -67,7 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
     kinds = (CleanSettings, CleaningArguments, SingerConfig)
     parser = CommandParser(*kinds, command="clean", about=__doc__, left_out=NO_FLAGS, groups=GROUPS)
     parser.flags()["layers_to_transform"].help = "0-based blocks with an adapter. Default: chosen by the audit."
-    settings, args, config = parser.parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    settings, args, config = parser.parse(arguments)
+    of_training = {f.name for kind in kinds[1:] for f in fields(kind)} | {"resume"}
+    check_untrained(settings.method, parser.given_names(expand_file(arguments)) & of_training)
     clean(
         settings.model_name_or_path,
         settings.dataset_name,

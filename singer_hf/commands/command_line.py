@@ -16,6 +16,7 @@ import yaml
 from datasets.exceptions import DatasetsError
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from singer_hf.commands.help_text import foreign_fields, help_text
 from singer_hf.configs import find, hint
@@ -111,6 +112,9 @@ class CommandParser(_RaisingParser, HfArgumentParser):
             self.set_defaults(**{field.name: field.default})
         else:
             super()._parse_dataclass_field(parser, field)
+            action = parser._option_string_actions[f"--{field.name}"]
+            if action.type is string_to_bool:
+                action.nargs, action.const = "?", True  # the flag alone, also where the default is open
 
     def flags(self) -> dict[str, Action]:
         """Returns the flags by the names of their fields; of `--x` and `--no_x` the first."""

@@ -13,6 +13,7 @@ SingerConfig is a flag. torchrun takes `--r` for one of its own flags; `--rank` 
 """
 
 import sys
+from pathlib import Path
 
 import datasets
 import torch
@@ -42,7 +43,7 @@ from singer_hf.data.decoding import decode_image
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.data.transforms import eval_transform
 from singer_hf.evaluation.online_probes import OnlineProbes
-from singer_hf.training.run_card import closing_lines
+from singer_hf.training.logs.closing import closing_lines
 from singer_hf.tuner.model import attach_adapter
 from singer_hf.vit.loading import load_model, model_from_config
 
@@ -109,6 +110,25 @@ def calibration_images(script: ScriptArguments, seed: int, number: int) -> list[
     return list(torch.stack(images).split(8))
 
 
+def make_students(script: ScriptArguments) -> nn.Module | dict[str, nn.Module]:
+    """Returns the student, or several by the names of their configs.
+
+    Args:
+        script: The flags.
+
+    Raises:
+        ValueError: If two configs have the same name.
+    """
+    if script.student_config is None:
+        return load_model(script.student_name_or_path, "student_name_or_path")
+    if len(script.student_config) == 1:
+        return model_from_config(script.student_config[0])
+    names = [Path(config).name.removesuffix(".json") for config in script.student_config]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`--student_config` must have another name for every student, got {names}")
+    return {name: model_from_config(c) for name, c in zip(names, script.student_config, strict=True)}
+
+
 def prepare_teacher(
     script: ScriptArguments, args: SingerTrainingArguments, peft_config: SingerConfig
 ) -> tuple[Method, nn.Module]:
@@ -160,12 +180,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     script, args, peft_config = parse(given)
     set_seed(args.seed)
-    if script.student_config is None:
-        student = load_model(script.student_name_or_path, "student_name_or_path")
-    else:
-        student = model_from_config(script.student_config)
+    student = make_students(script)
+    first = next(iter(student.values())) if isinstance(student, dict) else student
     processor = load_image_processor(script.image_processor) or load_image_processor(script.student_name_or_path)
-    processor = processor or student_image_processor(student, load_image_processor(script.teacher_name_or_path))
+    processor = processor or student_image_processor(first, load_image_processor(script.teacher_name_or_path))
     method, teacher = prepare_teacher(script, args, peft_config)
 
     trainer = SingerDistillationTrainer(
@@ -178,13 +196,15 @@ def main(arguments: list[str] | None = None) -> None:
         method=method,
         run_facts={"dataset": script.dataset_name, "dataset_revision": script.dataset_revision or ""},
     )
-    check_prefix_tokens(trainer.distiller, peft_config.num_prefix_tokens)
+    for run in trainer.runs.values():
+        check_prefix_tokens(run.distiller, peft_config.num_prefix_tokens)
     if script.evaluators:
         train, test = (load_split(script, split, None, args.seed) for split in (script.train_split, script.eval_split))
         probes = OnlineProbes(train, test, trainer.processing_class, probes=script.evaluators, seed=args.seed)
         trainer.evaluators.append(probes)
     if trainer.is_world_process_zero():
-        print(f"recipe: {script.recipe or DEFAULT_RECIPE}", trainer.describe(), sep="\n")
+        step = f"learning rate {args.learning_rate:.2g} at {args.images_per_step} images a step"
+        print(f"recipe: {script.recipe or DEFAULT_RECIPE}; {step}", trainer.describe(), sep="\n")
     trainer.train(resume_from_checkpoint=script.resume or args.resume_from_checkpoint)
     if args.dry_run:
         return
@@ -192,4 +212,5 @@ def main(arguments: list[str] | None = None) -> None:
     if args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
-        print(*closing_lines(trainer), sep="\n")
+        for run in trainer.runs.values():
+            print(*closing_lines(run), sep="\n")

@@ -41,12 +41,12 @@ GROUPS = {
     "Training": (
         *("output_dir", "overwrite_output_dir", "resume", "dry_run", "num_train_epochs", "max_steps"),
         *("per_device_train_batch_size", "learning_rate", "warmup_steps", "weight_decay", "lr_scheduler_type"),
-        *("lr_scheduler_kwargs", "max_grad_norm", "ema_decay", "bf16", "compile_teacher"),
+        *("lr_scheduler_kwargs", "max_grad_norm", "ema_decay", "bf16", "tf32", "compile_teacher"),
         *("dataloader_num_workers", "dataloader_persistent_workers", "seed"),
     ),
     "Logs, evaluation and upload": (
         *("logging_steps", "num_artifact_images", "save_steps", "save_total_limit", "eval_steps", "evaluators"),
-        *("push_to_hub", "hub_model_id"),
+        *("push_to_hub", "hub_model_id", "license"),
     ),
 }
 
@@ -62,9 +62,9 @@ class ScriptArguments:
     teacher_name_or_path: str = field(metadata={"help": "Teacher: Hub id (transformers or timm/) or local folder."})
     dataset_name: str = field(metadata={"help": "Images: Hub id, imagefolder, or folder of parquet or arrow files."})
     student_name_or_path: str | None = field(default=None, metadata={"help": "Student with weights to start from."})
-    student_config: str | None = field(
+    student_config: list[str] | None = field(
         default=None,
-        metadata={"help": "Student with random weights: name, JSON file, folder or Hub id of its config."},
+        metadata={"help": "Students with random weights: names, JSON files, folders or Hub ids."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Revision of the dataset on the Hub."})
@@ -108,7 +108,7 @@ class ScriptArguments:
     )
     recipe: str | None = field(
         default=None,
-        metadata={"help": f"Settings of SiNGER: {', '.join(RECIPES)}. Default: {DEFAULT_RECIPE}; flags win over it."},
+        metadata={"help": f"Settings of SiNGER: {', '.join(RECIPES)}. Default: {DEFAULT_RECIPE}; flags win."},
     )
     num_calibration_images: int = field(
         default=32, metadata={"help": "Training images for `--nullspace_source jacobian` and test_time_register."}

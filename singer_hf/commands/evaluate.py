@@ -8,8 +8,9 @@ r"""Evaluates frozen features: linear probes, nearest neighbours, segmentation a
     singer-hf evaluate --model_name_or_path outputs/student --task knn --dataset_name path/to/imagefolder
 
 Writes results.json, results.md, per_class_*.json and figures/*.png into output_dir. Several models share one table.
-`--benchmark` takes several names and the groups DS, FG, paper and scenes. A YAML file with the same names can precede
-or replace the flags.
+Results of other models and benchmarks that the folder holds stay in it. `--benchmark` takes several names and the
+groups DS, FG, paper, scenes and all (every benchmark whose data is on this machine). A YAML file with the same names
+can precede or replace the flags.
 """
 
 import math
@@ -19,13 +20,16 @@ from pathlib import Path
 
 from singer_hf.commands.command_line import CommandParser, one_line_errors
 from singer_hf.evaluation.benchmarks.benchmark import Benchmark
-from singer_hf.evaluation.benchmarks.catalog import benchmark_table
+from singer_hf.evaluation.benchmarks.catalog import ALL, benchmark_table
 from singer_hf.evaluation.benchmarks.protocols import PROTOCOLS, get_protocol
 from singer_hf.evaluation.benchmarks.run_settings import RunSettings
+from singer_hf.evaluation.data_at_hand import at_hand
 from singer_hf.evaluation.evaluate import run_benchmarks
 from singer_hf.evaluation.evaluate_models import load_models, select_benchmarks
 from singer_hf.evaluation.metrics import TASK_METRICS
-from singer_hf.evaluation.results import has_student_card, results_table, write_to_card
+from singer_hf.evaluation.results.card import has_student_card, write_to_card
+from singer_hf.evaluation.results.files import read_results
+from singer_hf.evaluation.results.tables import results_table
 
 TASKS = tuple(TASK_METRICS)
 # Flag -> field of Benchmark that it overrides.
@@ -76,7 +80,9 @@ class Settings:
     adapter_name_or_path: str | None = field(default=None, metadata={"help": "SiNGER adapter of the only model."})
     benchmark: list[str] | None = field(default=None, metadata={"help": "Names or groups, see `--list`."})
     task: str | None = field(default=None, metadata={"help": f"One of {', '.join(TASKS)}, on `--dataset_name`."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Folder or Hub id; also for one benchmark."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id, also for one benchmark; for several a folder of folders."}
+    )
     protocol: str | None = field(default=None, metadata={"help": f"One of {', '.join(PROTOCOLS)}. Default: singer."})
     output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for all files."})
     write_card: bool = field(default=False, metadata={"help": "Add the metrics to the README.md of local students."})
@@ -166,18 +172,23 @@ def run(settings: Settings) -> None:
 
     Raises:
         FileNotFoundError: If the data of a benchmark cannot be reached; the other benchmarks are run.
-        ValueError: If the flags do not fit the models or the data.
+        ValueError: If the flags do not fit the models or the data, or ``output_dir`` holds results that cannot be read
+            or compared with the new ones.
     """
     students = [name for name in settings.model_name_or_path if has_student_card(name)]
     if settings.write_card and not students:
         raise ValueError("`--write_card` needs a student's folder with the README.md of its training among the models")
+    read_results(settings.output_dir)  # a damaged file is reported before any work
     benchmarks = settings.benchmarks()
+    if ALL in (settings.benchmark or ()):
+        benchmarks, skipped = at_hand(benchmarks, settings.head_dataset_name)
+        print(*(f"skipped {text}" for text in skipped), sep="\n")
     loading = settings.processor_name_or_path, settings.device, settings.adapter_name_or_path
     models = load_models(settings.model_name_or_path, *loading)
     limits = {name: getattr(settings, name) for name in ("head_dataset_name", "max_train_samples", "max_test_samples")}
     results, missing = run_benchmarks(models, benchmarks, settings.run_settings, settings.output_dir, **limits)
     if any(results.values()):
-        print(results_table([item for items in results.values() for item in items]))
+        print(results_table(read_results(settings.output_dir)))
         print(f"See {Path(settings.output_dir) / 'results.json'} and {Path(settings.output_dir) / 'figures'}")
     if missing:
         raise FileNotFoundError("; ".join(missing))

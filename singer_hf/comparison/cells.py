@@ -146,7 +146,8 @@ def _make_trainer(study: Study, method: str, seed: int, output_dir: Path, quiet:
         "logging_steps": interval,
         "save_steps": interval,
         "save_total_limit": 1,
-        "warmup_steps": 0.05,
+        # The same on every machine.
+        **{"learning_rate": 1e-3, "bf16": False, "tf32": False, "warmup_steps": 0.05},
         "report_to": "none",
         "num_artifact_images": 0,
         "eval_strategy": "steps" if study.num_evaluations else "no",

@@ -45,7 +45,9 @@ def _trainer(study: Study, name: str) -> SingerDistillationTrainer:
         output_dir=str(Path(study.output_dir) / "costs"),
         max_steps=1,
         save_strategy="no",
-        **{"report_to": "none"} | _without_strategies(study.training) | dict(study.methods[name].training),
+        **{"report_to": "none", "bf16": False, "tf32": False}
+        | _without_strategies(study.training)
+        | dict(study.methods[name].training),
     )
     return prepare_trainer(study, name, study.seeds[0], args)
 

@@ -21,12 +21,13 @@ def choose_num_workers(dataset: Any) -> int:
         dataset: The dataset that the loader gets.
     """
     is_large = isinstance(dataset, ImageDataset) and len(dataset) >= _FEW_IMAGES
-    if not is_large or _start_method() != "fork":
+    if not is_large or start_method() != "fork":
         return 0
     return max(1, count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def _start_method() -> str:
+def start_method() -> str:
+    """How Python starts processes: fork, forkserver or spawn."""
     # Asked in this way, it can still be set later.
     return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
 

@@ -11,6 +11,9 @@ from singer_hf.tuner.nullspace import relative_change
 from singer_hf.vit.features import CapturedFeatures
 from singer_hf.vit.inference import evaluation_mode
 
+# Those that do not depend on the student.
+TEACHER_METRICS = ("teacher_outlier_ratio", "refined_outlier_ratio", "adapter_leakage")
+
 
 def artifact_metrics(distiller: FeatureDistiller, pixel_values: Tensor) -> dict[str, float]:
     """Returns the outlier ratios of teacher, refined teacher and student, and the leakage, means over the blocks.

@@ -15,6 +15,6 @@ OBJECTIVE: dict[str, Any] = {
     "outlier_quantile": 0.97,
     "info_weight": 1.0,
     "info_loss": "gram",
-    "info_share": 1.0,
+    "info_share": 0.25,
     "detach_refined": True,
 }

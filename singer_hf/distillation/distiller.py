@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.distillation.defaults import OBJECTIVE
-from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
+from singer_hf.distillation.feature_distiller import FeatureDistiller
+from singer_hf.distillation.trained_module import DistillerOutput, TeacherStep
 from singer_hf.tuner.layer import find_singer_layers, raw_features
 from singer_hf.vit.features import CapturedFeatures
 
@@ -88,23 +89,38 @@ class SingerDistiller(FeatureDistiller):
         self.in_adapter_warmup = False
         self._batched = self._find_batched_values() if adapters and objective.info_share < 1 else {}
 
-    def forward(self, pixel_values: Tensor) -> SingerOutput:
-        """Computes the losses of images (B, 3, H, W), normalised for the student."""
-        student = self.student_extractor(pixel_values)
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Name of each component of the loss in the log -> its weight in the sum."""
+        return {**super().loss_weights, **self.objective.weights}
+
+    def losses(self, student: Mapping[int, Tensor], teacher: TeacherStep) -> SingerOutput:
+        """Computes ``λ_KD L_KD + λ_outlier L_outlier + λ_info L_info``; see :meth:`FeatureDistiller.losses`.
+
+        Args:
+            student: Student block -> tokens (B, C+N, D_S).
+            teacher: The teacher's side of the step, for the same images.
+        """
+        kd = self.kd_loss(teacher.targets, student)
+        loss = (0.0 if self.in_adapter_warmup else self.kd_weight) * kd
+        if teacher.loss is not None:
+            loss = loss + teacher.loss
+        zeros = {name: torch.zeros_like(kd) for name in ("outlier_loss", "info_loss")}
+        return SingerOutput(loss=loss, kd_loss=kd, **zeros | teacher.components)
+
+    def teacher_step(self, pixel_values: Tensor) -> TeacherStep:
+        """Computes targets and the adapter's terms for images (B, 3, H, W), normalised for the student."""
         raw = self.teacher_features(pixel_values)
         self.observe(raw.outputs)
         refined = self.refine(raw.outputs)
         targets = {i: tokens.detach() for i, tokens in refined.items()} if self.detach_refined else refined
-        kd = self.kd_loss(targets, student)
-        outlier = info = torch.zeros_like(kd)
-        if self.refiners:
-            outlier = self.outlier_loss(refined, raw.outputs)
-            if self.objective.info_weight:
-                info = self.info_loss(*self._share(raw, refined))
-        kd_weight = 0.0 if self.in_adapter_warmup else self.kd_weight
-        objective = self.objective
-        loss = kd_weight * kd + objective.outlier_weight * outlier + objective.info_weight * info
-        return SingerOutput(loss=loss, kd_loss=kd, outlier_loss=outlier, info_loss=info)
+        if not self.refiners:
+            return TeacherStep(targets)
+        outlier = self.outlier_loss(refined, raw.outputs)
+        weights = self.objective
+        info = self.info_loss(*self._share(raw, refined)) if weights.info_weight else torch.zeros_like(outlier)
+        loss = weights.outlier_weight * outlier + weights.info_weight * info
+        return TeacherStep(targets, loss, {"outlier_loss": outlier, "info_loss": info})
 
     def outlier_loss(self, refined: Mapping[int, Tensor], raw: Mapping[int, Tensor]) -> Tensor:
         """L_outlier, mean over the blocks.

@@ -12,7 +12,7 @@ from singer_hf.distillation.losses import check_kd_settings, kd_loss
 from singer_hf.distillation.student_features import check_two_models, make_student_extractor
 from singer_hf.distillation.target_norm import make_target_norm
 from singer_hf.distillation.teacher_input import Normalization, TeacherInput
-from singer_hf.distillation.trained_module import DistillerOutput, TrainedModule
+from singer_hf.distillation.trained_module import DistillerOutput, TeacherStep, TrainedModule
 from singer_hf.tuner.layer import SingerLayer, find_singer_layers, raw_features
 from singer_hf.vit.block_indices import default_layers, resolve_layers
 from singer_hf.vit.features import CapturedFeatures, FeatureCapture
@@ -47,6 +47,7 @@ class FeatureDistiller(TrainedModule):
         image_size: (height, width) of the student's images in pixels. None: the size in its config, else 224 x 224.
         student_normalization: (mean, std) of ``pixel_values``, 3 channels each.
         teacher_normalization: (mean, std) that the teacher expects. None for either: the images are not re-normalised.
+        teacher_input: That of another student, whose images this one shares. None: one that suits this student.
 
     Attributes:
         pairs: The distilled teacher blocks, ascending, with their student blocks.
@@ -72,6 +73,7 @@ class FeatureDistiller(TrainedModule):
         image_size: tuple[int, int] | None = None,
         student_normalization: Normalization | None = None,
         teacher_normalization: Normalization | None = None,
+        teacher_input: TeacherInput | None = None,
     ) -> None:
         super().__init__()
         check_kd_settings(kd_weight, kd_loss, target_norm)
@@ -83,7 +85,7 @@ class FeatureDistiller(TrainedModule):
         size = image_size or self.student_extractor.image_size
         self.pairs = self._pair_blocks(teacher_layers, student_layers, size)
         self.refiners = self._refiners_by_block(refiners)
-        self.teacher_input = TeacherInput(
+        self.teacher_input = teacher_input or TeacherInput(
             self.teacher_view, size, self.pairs[-1].grid, student_normalization, teacher_normalization
         )
         self.projectors = self._make_projectors()
@@ -117,11 +119,23 @@ class FeatureDistiller(TrainedModule):
     def forward(self, pixel_values: Tensor) -> DistillerOutput:
         """Computes the loss of images (B, 3, H, W), normalised for the student."""
         student = self.student_extractor(pixel_values)
+        return self.losses(student, self.teacher_step(pixel_values))
+
+    def losses(self, student: Mapping[int, Tensor], teacher: TeacherStep) -> DistillerOutput:
+        """Computes the losses of one step; those of the teacher's side are part of the sum.
+
+        Args:
+            student: Student block -> tokens (B, C+N, D_S).
+            teacher: The teacher's side of the step, for the same images.
+        """
+        kd = self.kd_loss(teacher.targets, student)
+        return DistillerOutput(loss=self.kd_weight * kd, kd_loss=kd)
+
+    def teacher_step(self, pixel_values: Tensor) -> TeacherStep:
+        """Computes the teacher's side of one step for images (B, 3, H, W), normalised for the student."""
         raw = self.teacher_features(pixel_values).outputs
         self.observe(raw)
-        targets = self.refine(raw)
-        kd = self.kd_loss(targets, student)
-        return DistillerOutput(loss=self.kd_weight * kd, kd_loss=kd)
+        return TeacherStep(self.refine(raw))
 
     @torch.no_grad()
     def teacher_features(self, pixel_values: Tensor) -> CapturedFeatures:

@@ -1,8 +1,8 @@
 """What the Trainer, compilation, checkpoints and FSDP need of a module that holds student and teacher."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
@@ -26,8 +26,30 @@ class DistillerOutput(ModelOutput):
         return {name: value for name, value in self.items() if name != "loss"}
 
 
+@dataclass(frozen=True)
+class TeacherStep:
+    """What the teacher gives in one step to every student that is distilled from it.
+
+    Attributes:
+        targets: Target tokens (B, P+N, D_T) by teacher block.
+        loss: Σ weight x component of the terms without a student, scalar; None if there are none.
+        components: These terms, unweighted scalars, by name.
+    """
+
+    targets: Mapping[int, Tensor]
+    loss: Tensor | None = None
+    components: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 class TrainedModule(nn.Module):
     """Base of the distillers, which have ``student``, ``teacher``, ``projectors`` and their extractors."""
+
+    kd_weight: float
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Name of each component of the loss in the log -> its weight in the sum."""
+        return {"kd_loss": self.kd_weight}
 
     accepts_loss_kwargs = False
     main_input_name = "pixel_values"

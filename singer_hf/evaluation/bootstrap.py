@@ -1,5 +1,6 @@
-"""Outcomes of single test images, and 95 % bootstrap intervals over them."""
+"""Outcomes of single test images, and 95 % intervals over them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -145,3 +146,16 @@ def bootstrap_intervals(
         name: tuple(torch.quantile(torch.tensor(values, dtype=torch.double), ends).tolist())
         for name, values in drawn.items()
     }
+
+
+def accuracy_interval(accuracy: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy of which only the number of images is known (Wilson's score interval).
+
+    Args:
+        accuracy: Share of the images that are right, in [0, 1].
+        n: Number of images, at least 1.
+    """
+    z = 1.96
+    center = (accuracy + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
+    return max(0.0, center - half), min(1.0, center + half)

@@ -14,14 +14,17 @@ from datasets import DatasetDict
 from torch import nn
 
 from singer_hf.evaluation.benchmarks.benchmark import Benchmark
+from singer_hf.evaluation.benchmarks.catalog import ALL
 from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
 from singer_hf.evaluation.benchmarks.protocols import get_protocol
 from singer_hf.evaluation.benchmarks.run_settings import RunSettings
+from singer_hf.evaluation.data_at_hand import at_hand
 from singer_hf.evaluation.evaluate_models import evaluate_models, select_benchmarks
 from singer_hf.evaluation.evaluation_results import EvaluationResults
 from singer_hf.evaluation.given_models import given_models
 from singer_hf.evaluation.metrics import TASK_METRICS
-from singer_hf.evaluation.results import Result, write_results
+from singer_hf.evaluation.results.files import check_comparable, read_results, write_results
+from singer_hf.evaluation.results.result import Result
 
 Model = nn.Module | str | os.PathLike
 _DATA_FIELDS = ("config_name", "train_split", "test_split", "image_column", "target_column")
@@ -38,6 +41,7 @@ def evaluate(
     processor: Any = None,
     output_dir: str | os.PathLike | None = None,
     device: str | torch.device | None = None,
+    adapter: str | os.PathLike | None = None,
     head_dataset: str | None = None,
     max_train_samples: int | None = None,
     max_test_samples: int | None = None,
@@ -48,12 +52,16 @@ def evaluate(
     Args:
         models: A module, a local folder or a Hub id, or a list of these. A module stays as it is.
         task_or_benchmark: A task on ``dataset``: "classification", "knn", "segmentation" or "depth"; or the name of a
-            benchmark or of a group of benchmarks, or a list of names (`singer-hf evaluate --list`).
-        dataset: Folder, Hub id or ``DatasetDict`` with both splits; for one benchmark another copy of its data.
+            benchmark or of a group of benchmarks, or a list of names (`singer-hf evaluate --list`). "all": every
+            benchmark whose data is on this machine.
+        dataset: Folder, Hub id or ``DatasetDict`` with both splits; for one benchmark another copy of its data, for
+            several a folder with a folder of their names for some of them.
         protocol: "singer" or "dinov2"; None takes that of the benchmark.
         processor: Image processor for all models, or the folder or Hub id of one; None takes that of each model.
-        output_dir: Folder for results, figures, cached features and unfinished fits; None keeps no files.
+        output_dir: Folder for results, figures, cached features and unfinished fits; None keeps no files. Results of
+            other models and benchmarks that it holds stay there.
         device: Torch device of a folder or Hub id; None takes a GPU if there is one. A module stays where it is.
+        adapter: SiNGER adapter of the only model, a folder or Hub id; of a module attach it.
         head_dataset: Copy of ImageNet-1k for benchmarks that reuse its head.
         max_train_samples: Largest number of training images; the seed draws them.
         max_test_samples: Largest number of test images.
@@ -62,7 +70,7 @@ def evaluate(
 
     Returns:
         The results; ``save(folder)`` writes them. Benchmarks whose data cannot be reached are in ``missing``, with a
-        warning.
+        warning; without one those that "all" leaves out.
 
     Raises:
         ValueError: If a name or a setting is unknown, or models and data do not fit.
@@ -73,14 +81,16 @@ def evaluate(
     limits = {"max_train_samples": max_train_samples, "max_test_samples": max_test_samples}
     with _folder(output_dir) as folder, _named(dataset, folder) as name:
         overrides = {key: value for key, value in settings.items() if key in _DATA_FIELDS}
-        benchmarks = _benchmarks(task_or_benchmark, name, overrides)
+        benchmarks, skipped = _benchmarks(task_or_benchmark, name, overrides), []
+        if ALL in _names(task_or_benchmark):
+            benchmarks, skipped = at_hand(benchmarks, head_dataset)
         run = {key: value for key, value in settings.items() if key in _RUN_FIELDS}
         chosen = None if protocol is None else get_protocol(protocol)
 
         def settings_of(benchmark: Benchmark) -> RunSettings:
             return RunSettings(chosen or get_protocol(benchmark.protocol), folder / "work", **run)
 
-        found = given_models(models, processor, device)
+        found = given_models(models, processor, device, adapter)
         results, missing = run_benchmarks(
             found, benchmarks, settings_of, folder, head_dataset_name=head_dataset, **limits
         )
@@ -88,7 +98,8 @@ def evaluate(
             raise FileNotFoundError("; ".join(missing))
         for text in missing:
             warnings.warn(text, stacklevel=2)
-        return EvaluationResults.of_folder([item for items in results.values() for item in items], folder, missing)
+        rows = [item for items in results.values() for item in items]
+        return EvaluationResults.of_folder(rows, folder, [*skipped, *missing])
 
 
 def run_benchmarks(
@@ -109,9 +120,18 @@ def run_benchmarks(
 
     Returns:
         Name of the model -> results; and for each benchmark whose data cannot be reached, what was tried.
+
+    Raises:
+        ValueError: If the folder holds results that cannot be read, or of other models on one of the benchmarks with
+            other settings, or models and data do not fit.
     """
     results: dict[str, list[Result]] = {name: [] for name in models}
-    missing = []
+    missing, earlier = [], read_results(folder)
+    for benchmark in benchmarks:  # before any work
+        settings = settings_of(benchmark)
+        given = {"seed": settings.seed, "changes": settings.changes()}
+        names = [evaluated.name for evaluated in models.values()]
+        check_comparable(earlier, names, (benchmark.name, benchmark.task, settings.protocol.name), given)
     for benchmark in benchmarks:
         try:
             new = evaluate_models(models, benchmark, settings_of(benchmark), folder, **limits)
@@ -120,7 +140,7 @@ def run_benchmarks(
             continue
         for name, items in new.items():
             results[name] += items
-        write_results(folder, [item for items in results.values() for item in items])
+        write_results(folder, [item for items in new.values() for item in items])
     return results, missing
 
 
@@ -147,8 +167,12 @@ def _named(dataset: Any, folder: Path) -> Iterator[str | None]:
         yield str(copy)
 
 
+def _names(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
 def _benchmarks(given: str | Sequence[str], dataset: str | None, overrides: dict[str, Any]) -> list[Benchmark]:
-    names = [given] if isinstance(given, str) else list(given)
+    names = _names(given)
     if len(names) == 1 and names[0] in TASK_METRICS:
         if dataset is None:
             raise ValueError(f"`dataset` must be given for the task {names[0]!r}: a folder, Hub id or DatasetDict")

@@ -10,12 +10,14 @@ import torch
 from singer_hf.data.image_processors import image_spec, load_image_processor
 from singer_hf.evaluation.benchmarks.benchmark import Benchmark
 from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark, with_folder
-from singer_hf.evaluation.benchmarks.catalog import expand_groups, get_benchmark
+from singer_hf.evaluation.benchmarks.catalog import ALL, expand_groups, get_benchmark
 from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
 from singer_hf.evaluation.benchmarks.run import reused_head, run_benchmark
 from singer_hf.evaluation.benchmarks.run_settings import RunSettings
+from singer_hf.evaluation.data_at_hand import with_folders
 from singer_hf.evaluation.figures import save_figures
-from singer_hf.evaluation.results import Result, write_per_class
+from singer_hf.evaluation.results.files import check_comparable, read_results, write_per_class
+from singer_hf.evaluation.results.result import Result
 from singer_hf.tuner.loading import load_adapter
 from singer_hf.vit.loading import load_model
 
@@ -84,7 +86,7 @@ def select_benchmarks(
     Args:
         names: Names of benchmarks and groups; None makes a benchmark of ``task`` and ``dataset_name``.
         task: Task on ``dataset_name``; with ``names`` only "knn", which replaces linear heads by nearest neighbours.
-        dataset_name: Folder or Hub id of the data.
+        dataset_name: Folder or Hub id of the data; for several benchmarks a folder with a folder for each.
         overrides: Fields of :class:`Benchmark` with another value.
 
     Raises:
@@ -94,14 +96,19 @@ def select_benchmarks(
     if not names:
         own = Benchmark(Path(dataset_name).name, task, dataset_name, image_column=None, target_column=None)
         return [replace(own, **overrides)]
-    names = expand_groups(names)
-    if len(names) > 1 and (dataset_name or overrides):
-        raise ValueError(f"`--dataset_name` and the flags of its columns need exactly one benchmark, got {len(names)}")
-    benchmarks = [get_benchmark(name) for name in names]
+    benchmarks = [get_benchmark(name) for name in expand_groups(names)]
+    if len(benchmarks) > 1 and overrides:
+        raise ValueError(
+            f"{', '.join(f'`{name}`' for name in overrides)} must be left out for several benchmarks, got "
+            f"{len(benchmarks)}"
+        )
     if dataset_name:
-        benchmarks = [with_folder(benchmark, dataset_name) for benchmark in benchmarks]
+        several = len(benchmarks) > 1
+        benchmarks = with_folders(benchmarks, dataset_name) if several else [with_folder(*benchmarks, dataset_name)]
     if task == "knn":
         overrides["task"] = "knn"
+        if ALL in names:
+            benchmarks = [item for item in benchmarks if item.task == "classification"]
         if wrong := [item.name for item in benchmarks if item.task != "classification"]:
             raise ValueError(f"`--task knn` needs benchmarks of classification, got {wrong[0]!r}")
     return [replace(benchmark, **overrides) for benchmark in benchmarks]
@@ -133,10 +140,16 @@ def evaluate_models(
 
     Raises:
         FileNotFoundError: If the data cannot be reached.
-        ValueError: If data, labels and models do not fit.
+        ValueError: If data, labels and models do not fit, or the folder holds results of other models on this
+            benchmark with other settings.
     """
     limits = {"max_train_samples": max_train_samples, "max_test_samples": max_test_samples}
     data, runs = load_benchmark(benchmark, seed=settings.seed, **limits), {}
+    earlier, column = read_results(folder), (benchmark.name, benchmark.task, settings.protocol.name)
+    check_comparable(
+        *(earlier, [item.name for item in models.values()], column),
+        {"seed": settings.seed, "changes": settings.changes(), "data_fingerprint": data.fingerprint},
+    )
     for name, evaluated in models.items():
         print(f"{benchmark.name}: {evaluated.name}, {settings.protocol.name} protocol, {len(data.test)} test images")
         head = reused_head(
@@ -149,7 +162,7 @@ def evaluate_models(
     if importlib.util.find_spec("matplotlib") is None:
         print("no figures: matplotlib is not installed (pip install 'singer-hf[plots]')")
     else:
-        save_figures(
-            Path(folder, "figures"), benchmark, data.class_names, [*runs.values()], settings.protocol.max_depth
-        )
+        others = [result for result in earlier if result.column == column and result.is_main]
+        shown = (data.class_names, [*runs.values()], settings.protocol.max_depth, others)
+        save_figures(Path(folder, "figures"), benchmark, *shown)
     return {name: run.results for name, run in runs.items()}

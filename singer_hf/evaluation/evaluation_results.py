@@ -1,6 +1,5 @@
 """The results of an evaluation as one object: a table in a notebook, files, a data frame."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -9,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from singer_hf.evaluation.metrics import greater_is_better
-from singer_hf.evaluation.results import Result, results_table, write_results
+from singer_hf.evaluation.results.files import RESULTS_FILE, read_results, write_results
+from singer_hf.evaluation.results.result import Result
+from singer_hf.evaluation.results.tables import results_table
 
 if TYPE_CHECKING:
     import pandas
@@ -53,7 +54,7 @@ class EvaluationResults:
         return values
 
     def save(self, folder: str | os.PathLike) -> Path:
-        """Writes results.json, results.md, per_class_*.json and figures/*.png.
+        """Writes results.json, results.md, per_class_*.json and figures/*.png; results that the folder holds stay.
 
         Args:
             folder: The folder; it is created if needed.
@@ -62,14 +63,14 @@ class EvaluationResults:
             Path of results.json.
 
         Raises:
-            ValueError: If there are no results.
+            ValueError: If there are no results, or those that the folder holds cannot be read.
         """
         write_results(folder, self.results)
         for name, content in self.files.items():
             file = Path(folder, name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
-        return Path(folder, "results.json")
+        return Path(folder, RESULTS_FILE)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "EvaluationResults":
@@ -77,9 +78,14 @@ class EvaluationResults:
 
         Args:
             folder: Folder with results.json.
+
+        Raises:
+            FileNotFoundError: If there is no results.json.
+            ValueError: If it is damaged.
         """
-        rows = json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))["results"]
-        return cls.of_folder([_result(row) for row in rows], Path(folder))
+        if not Path(folder, RESULTS_FILE).is_file():
+            raise FileNotFoundError(f"`folder` must hold {RESULTS_FILE}, got {os.fspath(folder)!r}")
+        return cls.of_folder(read_results(folder), Path(folder))
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Returns a data frame with a row per metric; its columns are the fields of :class:`Result`."""
@@ -106,10 +112,3 @@ def _cells(result: Result) -> str:
     if result.is_main:
         cells[3] = f"<b>{cells[3]}</b>"
     return "".join(f"<td>{cell}</td>" for cell in cells)
-
-
-def _result(row: dict) -> Result:
-    values = {name: row[name] for name in _FIELDS}
-    for name in ("value", "low", "high"):
-        values[name] = float("nan") if values[name] is None else values[name]
-    return Result(**values | {name: tuple(values[name]) for name in ("image_size", "notes")})

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from singer_hf.cards.drawing import new_figure
 from singer_hf.evaluation.benchmarks.benchmark import Benchmark
+from singer_hf.evaluation.results.files import merge_results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from singer_hf.evaluation.benchmarks.run import BenchmarkRun
+    from singer_hf.evaluation.results.result import Result
 
 _DPI = 130
 _NAMED_CLASSES = 20  # with more, names would be unreadable
@@ -24,7 +26,12 @@ _IGNORED_COLOUR = (0.0, 0.0, 0.0)
 
 
 def save_figures(
-    folder: Path, benchmark: Benchmark, class_names: Sequence[str], runs: Sequence["BenchmarkRun"], max_depth: float
+    folder: Path,
+    benchmark: Benchmark,
+    class_names: Sequence[str],
+    runs: Sequence["BenchmarkRun"],
+    max_depth: float,
+    others: Sequence["Result"] = (),
 ) -> None:
     """Saves the figures of all models on a benchmark.
 
@@ -34,6 +41,7 @@ def save_figures(
         class_names: Names of its classes.
         runs: Run of each model.
         max_depth: Depth at the end of the scale, in metres.
+        others: Main metrics of other models, for the figure against model size.
     """
     folder.mkdir(parents=True, exist_ok=True)
     main = [run.results[0] for run in runs]
@@ -49,7 +57,9 @@ def save_figures(
         is_depth = benchmark.task == "depth"
         figure = depth_figure(*shown, max_depth) if is_depth else segmentation_figure(*shown, class_names)
         figure.savefig(folder / f"{benchmark.name}_pictures.png", dpi=_DPI)
-    points = [(item.model, item.num_parameters, item.value, item.low, item.high) for item in main]
+    points = [
+        (item.model, item.num_parameters, item.value, item.low, item.high) for item in merge_results(others, main)
+    ]
     size_figure(points, main[0].metric, benchmark.name).savefig(folder / f"{benchmark.name}_size.png", dpi=_DPI)
 
 

@@ -6,44 +6,60 @@ from typing import Any
 import torch
 from torch import nn
 
-from singer_hf.data.image_processors import image_spec, load_image_processor
+from singer_hf.data.image_processors import ImageSpec, image_spec, load_image_processor
 from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
 from singer_hf.evaluation.evaluate_models import short_names
+from singer_hf.tuner.layer import find_singer_layers
+from singer_hf.tuner.loading import load_adapter
 from singer_hf.vit.inference import unwrap_peft
 from singer_hf.vit.loading import load_model
 
 
-def given_models(models: Any, processor: Any = None, device: Any = None) -> dict[str, EvaluatedModel]:
+def given_models(
+    models: Any, processor: Any = None, device: Any = None, adapter: Any = None
+) -> dict[str, EvaluatedModel]:
     """Prepares models for an evaluation.
 
     Args:
         models: A module, a folder or a Hub id, or a list of these.
         processor: Image processor for all models, or the folder or Hub id of one; None takes that of each model.
         device: Torch device of loaded models; None takes a GPU if there is one. A module stays where it is.
+        adapter: SiNGER adapter of the only model, which is a folder or Hub id.
 
     Returns:
         Name -> model; equal names are numbered.
 
     Raises:
-        ValueError: If there is no model, or one has no image processor.
+        ValueError: If there is no model, one has no image processor, or the adapter does not fit.
         FileNotFoundError: If a model does not exist.
     """
     given = list(models) if isinstance(models, list | tuple) else [models]
     if not given:
         raise ValueError("`models` must be at least one model, got none")
+    if adapter is not None and (len(given) > 1 or isinstance(given[0], nn.Module)):
+        raise ValueError("`adapter` goes with one folder or Hub id; give a module with its adapter attached")
     names = _numbered([_name_of(model) for model in given])
     labels = short_names(names)
     return {
-        name: EvaluatedModel(label, _load(model, device), image_spec(_processor(model, name, processor)))
+        name: _evaluated(label, _load(model, device, adapter), image_spec(_processor(model, name, processor)), adapter)
         for name, label, model in zip(names, labels, given, strict=True)
     }
 
 
-def _load(model: Any, device: Any) -> nn.Module:
+def _evaluated(label: str, model: nn.Module, spec: ImageSpec, adapter: Any) -> EvaluatedModel:
+    if adapter is None:
+        return EvaluatedModel(label, model, spec, _adapter_of(model))
+    (name,) = short_names([os.fspath(adapter)])
+    return EvaluatedModel(f"{label} + {name}", model, spec, name)
+
+
+def _load(model: Any, device: Any, adapter: Any) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load_model(os.fspath(model), "models").to(place).eval().requires_grad_(False)
+    loaded = load_model(os.fspath(model), "models")
+    loaded = loaded if adapter is None else load_adapter(loaded, adapter)
+    return loaded.to(place).eval().requires_grad_(False)
 
 
 def _processor(model: Any, name: str, processor: Any) -> Any:
@@ -58,8 +74,18 @@ def _processor(model: Any, name: str, processor: Any) -> Any:
 
 def _name_of(model: Any) -> str:
     if isinstance(model, nn.Module):
-        return _config_path(model) or type(unwrap_peft(model)).__name__
+        name = _config_path(model) or type(unwrap_peft(model)).__name__
+        return f"{name} + {_adapter_of(model)}" if _adapter_of(model) else name
     return os.fspath(model)
+
+
+def _adapter_of(model: Any) -> str:
+    """Name of the adapter of a module with SiNGER adapters, as far as it has one."""
+    if not isinstance(model, nn.Module) or not find_singer_layers(model):
+        return ""
+    names = getattr(model, "active_adapters", None)
+    names = [name for name in (names() if callable(names) else names or []) if name != "default"]
+    return ", ".join(names) or "adapter"
 
 
 def _config_path(model: nn.Module) -> str | None:

@@ -84,6 +84,11 @@ class OnlineProbes:
         check_same_classes(self.train_labels, self.test_labels)
         self.k = min(k, len(self.train_labels))
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of test images by name of the metric."""
+        return {f"{probe}_top1": len(self.test_labels) for probe in self.probes}
+
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Computes the metrics of the student."""
         train, test = self._features(model, self.train_rows), self._features(model, self.test_rows)

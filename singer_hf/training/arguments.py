@@ -1,95 +1,51 @@
 """Arguments of a distillation run."""
 
-import json
+import math
+import os
 from dataclasses import dataclass, field
 
 import torch
-from transformers import TrainingArguments
 
-from singer_hf.cards.privacy import without_paths
-from singer_hf.data.workers import choose_num_workers
 from singer_hf.distillation.defaults import OBJECTIVE
-from singer_hf.distillation.losses import (
-    INFO_LOSSES,
-    KD_LOSSES,
-    OUTLIER_LOSSES,
-    TARGET_NORMS,
-    check_kd_settings,
-    check_singer_settings,
-)
+from singer_hf.distillation.losses import KD_LOSSES, TARGET_NORMS, check_kd_settings
+from singer_hf.training.adapter.base_arguments import AdapterArguments
+
+_SHARE = 0.05
+# As published.
+_RATE, _BATCH = 1e-3, 512
 
 
 @dataclass
-class LoadingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` that leave the number of loading processes to the trainer.
-
-    Args:
-        dataloader_num_workers: Processes that load images. None: see
-            :func:`singer_hf.data.workers.choose_num_workers`.
-        dataloader_persistent_workers: Whether they are kept between epochs. None: yes.
-    """
-
-    dataloader_num_workers: int | None = field(
-        default=None,
-        metadata={"help": "Processes that load images. Default: one per core; none for streams and few images."},
-    )
-    dataloader_persistent_workers: bool | None = field(
-        default=None, metadata={"help": "Keep the loading processes between epochs. Default: on."}
-    )
-
-    def __post_init__(self) -> None:
-        given = self.dataloader_num_workers
-        self.dataloader_num_workers = 1 if given is None else given  # the base class compares it with numbers
-        super().__post_init__()
-        self.dataloader_num_workers = given
-
-    def choose_loading(self, dataset: object) -> None:
-        """Sets what is left open about the loading of a training set, and pins no memory without an accelerator."""
-        if self.dataloader_num_workers is None:
-            self.dataloader_num_workers = choose_num_workers(dataset)
-            if not self.dataloader_num_workers:
-                self.dataloader_persistent_workers, self.dataloader_prefetch_factor = False, None
-        if self.dataloader_persistent_workers is None:
-            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
-        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type not in ("cpu", "mps")
-        if not self.dataloader_pin_memory:
-            self.accelerator_config.non_blocking = False  # accelerate warns: only pinned batches are copied so
-
-
-@dataclass
-class SingerTrainingArguments(LoadingArguments):
+class SingerTrainingArguments(AdapterArguments):
     """`transformers.TrainingArguments` plus the objective, with the recommended settings as defaults.
 
-    Differences from the base class: ``learning_rate`` 1e-3, ``weight_decay`` 1e-4 and a cosine schedule that ends at
-    1e-4 of the peak (as published; warm-up depends on the run's length and is not set); no gradient clipping (the
-    adapter's gradient norm is much larger than the student's, so a joint clip would slow the student down); all
-    columns are kept; batches are copied to the device while it works; a loss that is not finite stops the run instead
-    of being filtered from the log; loading processes as in :class:`LoadingArguments`.
+    Differences from the base class: the learning rate follows the batch (see below); a cosine schedule that ends at
+    1e-4 of the peak, and a warm-up over 5 % of the steps, as published; a log every 1 % of the steps, an evaluation
+    and a checkpoint every 5 %; ``bf16`` and ``tf32`` on GPUs that have them; and those of
+    :class:`singer_hf.training.adapter.base_arguments.AdapterArguments`, whose fields it has too.
 
     Args:
+        learning_rate: Peak learning rate at the batch that is used. None: 1e-3 for 512 images a step in all processes
+            (as published), times the square root of batch / 512 for other batches (arXiv 2205.10287).
+        warmup_steps: Steps of the warm-up; below 1 the share of all steps. ``logging_steps``, ``save_steps`` and
+            ``eval_steps`` likewise.
+        bf16: Whether the training runs in bfloat16 with weights in float32. None: on NVIDIA GPUs from Ampere on and
+            the like, unless ``fp16``, ``use_cpu`` or the launcher says otherwise.
+        tf32: Whether float32 products use TF32. None: on the same GPUs.
         kd_weight: Weight of L_KD, >= 0.
         kd_loss: Distance of L_KD: ``"mse"`` (paper), ``"cosine"`` or ``"smooth_l1"``.
         target_norm: Normalisation of the targets of L_KD: ``"none"`` (paper), ``"token"``, ``"channel"`` or
             ``"channel_token"``.
-        outlier_weight: λ_outlier, >= 0.
-        info_weight: λ_info, >= 0.
-        outlier_quantile: γ in (0, 1).
-        outlier_loss: Unit of L_outlier: ``"absolute"`` (paper) or ``"relative"`` to an image's median norm.
-        info_loss: ``"gram"`` (paper) or ``"reference"`` (released code).
-        info_share: Share of the images that L_info is taken of in a step, in (0, 1], at least one image; other images
-            in every step, so its expectation is that of all.
         detach_refined: Whether L_KD has no gradient to the adapter.
         adapter_warmup_steps: Number of first steps in which L_KD has weight 0, so that the adapter is trained before
             the student; >= 0. They are part of the run's steps.
         teacher_layers: Distilled blocks of a teacher without adapters.
         student_layers: Student block for each distilled teacher block; default by relative depth.
-        color_jitter: Strength of brightness, contrast and saturation jitter, >= 0; 0 is off.
         ema_decay: Decay per step, in (0, 1), of an exponential moving average of the student, which is then evaluated,
             saved and pushed. None: off.
-        num_artifact_images: Images of the last batch on which outlier ratios and adapter leakage are logged; 0 is off.
+        num_artifact_images: Training images, drawn by the seed and the same at every log, without augmentation, on
+            which outlier ratios and adapter leakage are logged; 0 is off.
         compile_teacher: Whether the teacher alone is compiled; ``torch_compile`` compiles the student with it.
-        overwrite_output_dir: Whether to train into an output folder that holds another run.
-        dry_run: Whether the run ends after ten steps with an outlook (speed, loader, memory, time), without saving.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -98,15 +54,19 @@ class SingerTrainingArguments(LoadingArguments):
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of the student and its checkpoints. Default: trainer_output."}
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of AdamW."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate. Default: 1e-3 x sqrt(images per step / 512)."}
+    )
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of the warm-up; below 1 their share."})
+    logging_steps: float = field(default=0.01, metadata={"help": "Log every so many steps; below 1 their share."})
+    save_steps: float = field(default=_SHARE, metadata={"help": "Save every so many steps; below 1 their share."})
+    eval_steps: float | None = field(default=_SHARE, metadata={"help": "Evaluate likewise, with `eval_strategy`."})
+    bf16: bool | None = field(default=None, metadata={"help": "Train in bfloat16. Default: where the GPU has it."})
+    tf32: bool | None = field(default=None, metadata={"help": "Use TF32. Default: where the GPU has it."})
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."})
     lr_scheduler_kwargs: dict | str | None = field(
         default_factory=lambda: {"min_lr_rate": 1e-4}, metadata={"help": "Extra arguments of the schedule."}
     )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the joint gradient norm; 0 is off."})
-    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay off."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: such a loss ends the run."})
 
     kd_weight: float = field(
         default=OBJECTIVE["kd_weight"], metadata={"help": "Weight of the distillation loss L_KD, >= 0."}
@@ -117,24 +77,6 @@ class SingerTrainingArguments(LoadingArguments):
     target_norm: str = field(
         default=OBJECTIVE["target_norm"],
         metadata={"help": f"Normalisation of the targets, one of {', '.join(TARGET_NORMS)}."},
-    )
-    outlier_weight: float = field(
-        default=OBJECTIVE["outlier_weight"], metadata={"help": "Weight of the outlier loss, >= 0."}
-    )
-    info_weight: float = field(
-        default=OBJECTIVE["info_weight"], metadata={"help": "Weight of the information loss, >= 0."}
-    )
-    outlier_quantile: float = field(
-        default=OBJECTIVE["outlier_quantile"], metadata={"help": "Share of patches whose norm is left alone."}
-    )
-    outlier_loss: str = field(
-        default=OBJECTIVE["outlier_loss"],
-        metadata={"help": f"Unit of the outlier loss, one of {', '.join(OUTLIER_LOSSES)}."},
-    )
-    info_loss: str = field(default=OBJECTIVE["info_loss"], metadata={"help": f"One of {', '.join(INFO_LOSSES)}."})
-    info_share: float = field(
-        default=OBJECTIVE["info_share"],
-        metadata={"help": "Share of the images that the information loss is taken of."},
     )
     detach_refined: bool = field(
         default=OBJECTIVE["detach_refined"], metadata={"help": "Keep L_KD from training the adapter."}
@@ -147,68 +89,61 @@ class SingerTrainingArguments(LoadingArguments):
     student_layers: list[int] | None = field(
         default=None, metadata={"help": "Student blocks paired with the distilled ones. Default: by relative depth."}
     )
-    color_jitter: float = field(default=0.0, metadata={"help": "Strength of the colour jitter; 0 is off."})
     ema_decay: float | None = field(default=None, metadata={"help": "Decay of the student's running average."})
     num_artifact_images: int = field(default=8, metadata={"help": "Images measured for artifacts at every log."})
     compile_teacher: bool = field(default=False, metadata={"help": "Compile the teacher, apart from the student."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Train over another run's output folder."})
-    dry_run: bool = field(default=False, metadata={"help": "Time ten steps, print the outlook, save nothing."})
 
     def __post_init__(self) -> None:
-        if self.dry_run:
-            self.save_strategy, self.eval_strategy = "no", "no"
-            self.load_best_model_at_end = self.push_to_hub = False
-        given = self.accelerator_config is not None
+        self.bf16, self.tf32 = choose_precision(self.bf16, self.tf32, self.use_cpu, self.fp16)
+        self._choose_steps()
         super().__post_init__()
-        if not given:
-            copy_without_waiting(self)
+        if self.learning_rate is None:
+            self.learning_rate = rate_of_batch(self.images_per_step)
         check_kd_settings(self.kd_weight, self.kd_loss, self.target_norm)
-        check_singer_settings(
-            self.outlier_weight,
-            self.info_weight,
-            self.outlier_quantile,
-            self.info_loss,
-            self.outlier_loss,
-            self.info_share,
-        )
         if self.adapter_warmup_steps < 0:
             raise ValueError(f"`adapter_warmup_steps` must be at least 0, got {self.adapter_warmup_steps!r}")
         if self.max_steps > 0:
             check_warmup(self.adapter_warmup_steps, self.max_steps)
-        if self.enable_jit_checkpoint:
-            raise ValueError(
-                "`enable_jit_checkpoint` must be False: it would publish the unfinished student. SIGTERM and Ctrl-C "
-                "save a checkpoint without it"
-            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must lie in (0, 1), got {self.ema_decay!r}; leave it out for no average")
         if self.compile_teacher and self.torch_compile:
             raise ValueError("`compile_teacher` must be left out with `torch_compile`, which compiles the teacher too")
         if self.num_artifact_images < 0:
             raise ValueError(f"`num_artifact_images` must be at least 0, got {self.num_artifact_images!r}")
-        if self.color_jitter < 0:
-            raise ValueError(f"`color_jitter` must be at least 0, got {self.color_jitter!r}")
-        if self.remove_unused_columns:
-            raise ValueError("`remove_unused_columns` must be False: the images would be removed")
-        for name, needed in (("label_smoothing_factor", "labels"), ("neftune_noise_alpha", "word embeddings")):
-            if getattr(self, name):
-                raise ValueError(
-                    f"`{name}` must be left out, got {getattr(self, name)!r}: it needs {needed}, which a distillation "
-                    "does not have"
-                )
 
-    def to_json_string(self) -> str:
-        """The arguments as JSON without local folders and tokens, as in ``training_args.json`` and TensorBoard."""
-        return json.dumps(without_paths(self.to_dict()), indent=2)
+    def _choose_steps(self) -> None:
+        """The best checkpoint must have been evaluated: what is given for one of the two holds for the other."""
+        if self.load_best_model_at_end and self.save_steps != self.eval_steps:
+            if self.save_steps == _SHARE and self.eval_steps:
+                self.save_steps = self.eval_steps
+            elif self.eval_steps == _SHARE:
+                self.eval_steps = self.save_steps
 
 
-def copy_without_waiting(args: TrainingArguments) -> None:
-    """Lets pinned batches be copied to a GPU while it works; accelerate's default makes every step wait for the last.
+def rate_of_batch(images: int) -> float:
+    """The learning rate of AdamW for a number of images per step: 1e-3 for 512, with the square root of the number.
 
     Args:
-        args: Arguments without an ``accelerator_config`` of the user's.
+        images: Images per step in all processes together.
     """
-    args.accelerator_config.non_blocking = args.dataloader_pin_memory and not torch.mps.is_available()
+    return _RATE * math.sqrt(images / _BATCH)
+
+
+def choose_precision(
+    bf16: bool | None, tf32: bool | None, use_cpu: bool = False, fp16: bool = False
+) -> tuple[bool, bool | None]:
+    """Returns ``bf16`` and ``tf32``; where they are None they follow the GPU, and the launcher's mixed precision.
+
+    Args:
+        bf16: What is given, or None.
+        tf32: What is given, or None.
+        use_cpu: Whether no GPU is used.
+        fp16: Whether float16 was asked for.
+    """
+    able = not use_cpu and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
+    chosen = able and not fp16 and not launched if bf16 is None else bf16
+    return chosen, True if tf32 is None and able else tf32
 
 
 def check_warmup(num_steps: int, max_steps: int) -> None:

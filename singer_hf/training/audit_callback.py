@@ -57,23 +57,25 @@ class AuditCallback(TrainerCallback):
         if state.global_step == self._last_step or not state.is_world_process_zero:
             return
         self._last_step = state.global_step
-        distiller, images = self.trainer.distiller, self.images.to(args.device)
-        if isinstance(distiller.student_extractor, TransformerExtractor):
-            metrics = outlier_summary(distiller.student_extractor.view, images)
-            self.trainer.log({f"audit_{name}": value for name, value in metrics.items()})
-        if importlib.util.find_spec("matplotlib") is not None:
-            _show(self.trainer, norm_rows(to_pictures(images), norm_maps(distiller, images)), state.global_step)
+        images = self.images.to(args.device)
+        for run in self.trainer.runs.values():
+            if isinstance(run.distiller.student_extractor, TransformerExtractor):
+                metrics = outlier_summary(run.distiller.student_extractor.view, images)
+                self.trainer.log({f"audit_{name}": value for name, value in run.named(metrics).items()})
+            if importlib.util.find_spec("matplotlib") is not None:
+                figure = norm_rows(to_pictures(images), norm_maps(run.distiller, images))
+                _show(self.trainer, figure, state.global_step, f"{TAG}/{run.name}" if run.name else TAG)
 
 
-def _show(trainer: "Trainer", figure: "Figure", step: int) -> None:
+def _show(trainer: "Trainer", figure: "Figure", step: int, tag: str) -> None:
     """Sends a figure to every reporting integration that takes images."""
     for callback in trainer.callback_handler.callbacks:
         if getattr(callback, "tb_writer", None) is not None:
-            callback.tb_writer.add_figure(TAG, figure, step)
+            callback.tb_writer.add_figure(tag, figure, step)
         for name in ("_wandb", "_trackio"):
             library = getattr(callback, name, None)
             if library is not None:
-                library.log({TAG: library.Image(_picture(figure))})
+                library.log({tag: library.Image(_picture(figure))})
 
 
 def _picture(figure: "Figure") -> Image.Image:

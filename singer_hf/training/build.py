@@ -14,7 +14,8 @@ from singer_hf.data.image_dataset import prepare_image_dataset
 from singer_hf.data.image_processors import image_spec
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.distillation.student_features import check_two_models
-from singer_hf.training.arguments import LoadingArguments, SingerTrainingArguments
+from singer_hf.training.adapter.base_arguments import LoadingArguments
+from singer_hf.training.arguments import SingerTrainingArguments
 from singer_hf.tuner import SingerConfig
 from singer_hf.tuner.layer import find_singer_layers
 
@@ -31,8 +32,9 @@ def build_distiller(
     args: SingerTrainingArguments,
     processor: Any,
     teacher_processor: Any,
+    **inputs: Any,
 ) -> FeatureDistiller:
-    """Returns the module that is trained, with the sizes and normalisations of the image processors.
+    """Returns the distiller of one student, with the sizes and normalisations of the image processors.
 
     Args:
         method: The method.
@@ -41,6 +43,7 @@ def build_distiller(
         args: The training arguments.
         processor: The student's image processor, or None.
         teacher_processor: The teacher's image processor, or None.
+        **inputs: Further arguments of the distiller.
 
     Raises:
         ValueError: If student and teacher cannot be distilled with these arguments.
@@ -55,17 +58,15 @@ def build_distiller(
         raise ValueError(f"`kd_weight` must be greater than 0, or the student is not trained, got {weights}")
     spec = None if processor is None else image_spec(processor)
     teacher_spec = None if teacher_processor is None else image_spec(teacher_processor)
-    distiller = method.make_distiller(
+    return method.make_distiller(
         student,
         teacher,
         args,
         image_size=spec and spec.size,
         student_normalization=spec and (spec.mean, spec.std),
         teacher_normalization=teacher_spec and (teacher_spec.mean, teacher_spec.std),
+        **inputs,
     )
-    if args.compile_teacher:
-        distiller.compile_teacher()
-    return distiller
 
 
 def prepare_datasets(

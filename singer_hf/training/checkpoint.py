@@ -48,6 +48,24 @@ def save_distilled(
 def load_distilled(distiller: FeatureDistiller, folder: str | Path, average: nn.Module | None = None) -> None:
     """Loads the weights that :func:`save_distilled` wrote into a distiller of the same configuration.
 
+    Args:
+        distiller: The distiller.
+        folder: Folder of a run or checkpoint.
+        average: The moving average of the student, if the run keeps one.
+    """
+    folder = Path(folder)
+    load_student(distiller, folder, average)
+    for name, module in distiller.saved_modules.items():
+        module.load_state_dict(load_file(folder / name / WEIGHTS_FILE))
+    if distiller.singer_layers:
+        name, weights = distiller.teacher.active_adapter, distiller.teacher.parameters()
+        trained = any(weight.requires_grad for weight in weights)
+        distiller.teacher.load_adapter(str(folder / adapter_path(name)), name, is_trainable=trained)
+
+
+def load_student(distiller: FeatureDistiller, folder: str | Path, average: nn.Module | None = None) -> None:
+    """Loads student and projectors alone; adapter and statistics of the targets stay as they are.
+
     The student is loaded through ``from_pretrained``, which reverts the renaming of keys at saving.
 
     Args:
@@ -64,12 +82,8 @@ def load_distilled(distiller: FeatureDistiller, folder: str | Path, average: nn.
     distiller.student.load_state_dict(load_file(raw_file) if raw_file.is_file() else published)
     if average is not None:
         average.load_state_dict(published)
-    for name, module in distiller.saved_modules.items():
+    for name, module in distiller.trained_modules.items():
         module.load_state_dict(load_file(folder / name / WEIGHTS_FILE))
-    if distiller.singer_layers:
-        name, weights = distiller.teacher.active_adapter, distiller.teacher.parameters()
-        trained = any(weight.requires_grad for weight in weights)
-        distiller.teacher.load_adapter(str(folder / adapter_path(name)), name, is_trainable=trained)
 
 
 def save_adapter(teacher: nn.Module, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from singer_hf.cards.licences import license_warning
 from singer_hf.training.guards.output_folder import PUSH_PREFIX
 from singer_hf.training.guards.settings import SETTINGS_FILE
 
@@ -32,14 +33,14 @@ def upload_checkpoint(folder: str, repo_id: str, message: str, args: TrainingArg
     ``last-checkpoint/`` or a folder of its own name. A failure is logged as a warning and the training goes on.
 
     Args:
-        folder: The checkpoint. It is copied first, so that it may be rotated away meanwhile: beside it, by hard links,
-            which take no space.
+        folder: The checkpoint. It is copied first, so that it may be rotated away meanwhile: into the run's folder, by
+            hard links, which take no space.
         repo_id: Target repository.
         message: Commit message.
         args: Arguments of the run, for token, revision and strategy.
     """
     try:
-        copy = _copy(Path(folder))
+        copy = _copy(Path(folder), args.output_dir)
     except OSError as error:
         _warn(error, folder, repo_id)
         return []
@@ -78,8 +79,8 @@ def _warn(error: BaseException, folder: str, repo_id: str) -> None:
     logger.warning(message, folder, type(error).__name__, error, repo_id, folder)
 
 
-def _copy(folder: Path) -> str:
-    copy = tempfile.mkdtemp(prefix=PUSH_PREFIX, dir=folder.parent)
+def _copy(folder: Path, output_dir: str) -> str:
+    copy = tempfile.mkdtemp(prefix=PUSH_PREFIX, dir=output_dir)
     try:
         shutil.copytree(folder, copy, dirs_exist_ok=True, copy_function=_link)
     except OSError:
@@ -124,12 +125,20 @@ class PushMixin:
         Raises:
             RuntimeError: If the upload fails; the message has the command that repeats it without training.
         """
+        if not self.args.push_to_hub:  # else it was said at the start
+            self.warn_of_license()
         if self.hub_model_id is None:
             # First, so that the folder is complete even where the Hub refuses to create the repository.
             self.save_model(_internal_call=True)
         repo = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
         with explain_failed_upload(repo, self.args.output_dir):
             return super().push_to_hub(*args, **kwargs)
+
+    def warn_of_license(self) -> None:
+        """Logs a warning if the card will state no licence."""
+        warning = license_warning(self.args.license, self.source_names[-1])
+        if warning and self.is_world_process_zero():
+            logger.warning(warning)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:

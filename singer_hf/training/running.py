@@ -8,9 +8,10 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from singer_hf.training.arguments import SingerTrainingArguments
+from singer_hf.training.adapter.base_arguments import AdapterArguments
 from singer_hf.training.build import check_batch, check_sharded_run
 from singer_hf.training.checkpoint import check_disk_space, check_writable
 from singer_hf.training.guards.complete import find_problem, is_being_removed, last_complete_checkpoint
@@ -40,10 +41,12 @@ class RunMixin:
     ``collect_settings()``, what determines the result; ``tensors_to_save(optimizer)``, what a checkpoint holds.
     """
 
-    def _set_guards(self, args: SingerTrainingArguments) -> None:
+    def _set_guards(self, args: AdapterArguments) -> None:
         self.finite, self.signals = FiniteGuard(args), StopSignals()
         self.run_settings: dict[str, Any] | None = None
         self.saved_step: int | None = None
+        # Name of the student -> step of its best checkpoint, once the weights of that are its own.
+        self.loaded_steps: dict[str, int] = {}
         self.rotation_limit: int | None = None
         self.is_over = False  # a finished run that was taken up again
 
@@ -61,7 +64,9 @@ class RunMixin:
         if self.is_fsdp_enabled:
             check_sharded_run(self.args, resume_from_checkpoint)
         check_batch(self.train_dataset, self.args)
-        self.run_settings = self.collect_settings()
+        if self.args.push_to_hub:
+            self.warn_of_license()
+        self.run_settings, self.loaded_steps = self.collect_settings(), {}
         if self.args.should_save:
             check_writable(self.args.output_dir)
         with run_lock(self.args.output_dir) if self.args.should_save else nullcontext():
@@ -74,6 +79,10 @@ class RunMixin:
                     raise ValueError("the training made no step: `num_train_epochs` or `train_dataset` is too small")
                 self._check_finite(weights=True)
         return output
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Returns the loader of the training set, whose workers outlive a signal to all processes of the run."""
+        return self.signals.protect_workers(super().get_train_dataloader())
 
     def _find_start(self, resume: str | bool | None) -> str | None:
         """The checkpoint to go on from; None for a new run, for which the output folder is made ready."""
@@ -91,7 +100,7 @@ class RunMixin:
         check_disk_space(self.distiller, self.published.parameters(), args.output_dir)
         if checkpoint:
             check_settings(self.run_settings, checkpoint)
-        elif self.state.global_step == 0 and not getattr(args, "dry_run", False):
+        elif self.state.global_step == 0 and not args.dry_run:
             self._make_folder_ready(resumed=resume is True)
         remove_push_copies(args.output_dir)
         return checkpoint
@@ -147,8 +156,7 @@ class RunMixin:
             self.args.save_total_limit = self.rotation_limit
         self.saved_step = self.state.global_step
         if self.args.should_save:
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(Path(folder).parent, self.saved_step, self.rotation_limit, best)
+            rotate_checkpoints(Path(folder).parent, self.saved_step, self.rotation_limit, self.best_checkpoints)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -1,6 +1,6 @@
 """A Trainer that distils: student, projectors and adapters are trained together, the plain student is saved."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,26 +10,23 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from singer_hf.baselines.method import Method
 from singer_hf.data.image_collator import ImageCollator
-from singer_hf.data.image_processors import load_image_processor, student_image_processor
-from singer_hf.distillation.artifact_metrics import artifact_metrics
+from singer_hf.distillation.artifact_metrics import TEACHER_METRICS, artifact_metrics
 from singer_hf.distillation.feature_distiller import FeatureDistiller
+from singer_hf.distillation.student_group import StudentGroup
 from singer_hf.training.arguments import SingerTrainingArguments
-from singer_hf.training.build import (
-    build_distiller,
-    check_devices,
-    check_models,
-    default_method,
-    name_of,
-    prepare_datasets,
-)
+from singer_hf.training.build import check_devices, check_models, default_method, name_of, prepare_datasets
 from singer_hf.training.callbacks import AdapterWarmupCallback, EmaCallback, EpochCallback
 from singer_hf.training.guards.data_order import DataOrderMixin
 from singer_hf.training.guards.finite import saved_tensors
 from singer_hf.training.guards.preflight import Preflight
 from singer_hf.training.guards.settings import run_settings
+from singer_hf.training.logs.artifact_images import ArtifactImages
+from singer_hf.training.logs.console import show_own_progress
 from singer_hf.training.loss_averages import LossAverages, LossMixin
 from singer_hf.training.running import RunMixin
 from singer_hf.training.saving import SavingMixin
+from singer_hf.training.students.group import build_students, check_several, choose_processors, load_students
+from singer_hf.training.students.student_run import StudentRun
 from singer_hf.tuner import SingerConfig
 from singer_hf.tuner.model import attach_adapter
 from singer_hf.vit.loading import load_model
@@ -42,10 +39,13 @@ class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin
     """Distils a teacher's features into a student, by default refined by SiNGER (arXiv 2509.20986).
 
     ``trainer.model`` is the distiller (student, teacher and projectors) that is trained; ``trainer.student`` is the
-    model that is evaluated and saved.
+    model that is evaluated and saved. Of several students ``trainer.runs[name].student`` is.
 
     Args:
-        model: The student: a transformers model, a local folder or a Hub id.
+        model: The student: a transformers model, a local folder or a Hub id; or a dict name -> student. Several
+            students share the images, one teacher pass and one adapter, and each has a folder ``output_dir/<name>``
+            and a repository ``<hub_model_id>-<name>`` of its own; their losses and metrics are logged with the name in
+            front, and their best checkpoints are chosen one by one.
         teacher_model: The teacher: a model with or without SiNGER adapters, a local folder or a Hub id.
         args: Arguments of the run.
         peft_config: Adapter to add to the teacher.
@@ -74,7 +74,7 @@ class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin
 
     def __init__(
         self,
-        model: nn.Module | str,
+        model: nn.Module | str | Mapping[str, nn.Module | str],
         teacher_model: nn.Module | str,
         args: SingerTrainingArguments,
         peft_config: SingerConfig | None = None,
@@ -90,51 +90,58 @@ class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin
         **kwargs: Any,
     ) -> None:
         check_devices(args)
-        student, teacher = load_model(model, "model"), load_model(teacher_model, "teacher_model")
-        check_models(student, teacher, peft_config)
-        teacher_processor = teacher_processing_class or load_image_processor(name_of(teacher_model))
-        processor = processing_class or load_image_processor(name_of(model))
-        processor = processor or student_image_processor(student, teacher_processor)
+        students, teacher = load_students(model), load_model(teacher_model, "teacher_model")
+        for student in students.values():
+            check_models(student, teacher, peft_config)
+        processor, teacher_processor = choose_processors(
+            model, students, teacher_model, processing_class, teacher_processing_class
+        )
         teacher = attach_adapter(teacher, peft_config)
         self.method = method or default_method(teacher)
         self.evaluators, self.run_facts = list(evaluators or []), dict(run_facts or {})
         self.teacher_name = name_of(teacher_model)
+        self._set_students(students, args)
         self._set_guards(args)
         self._set_losses()
         collator = data_collator or ImageCollator()
         datasets = prepare_datasets(args, processor, collator, train_dataset, eval_dataset, image_column)
         super().__init__(
-            model=build_distiller(self.method, student, teacher, args, processor, teacher_processor),
+            model=build_students(students, self.method, teacher, args, processor, teacher_processor),
             args=args,
             processing_class=processor,
             data_collator=collator,
             **datasets,
             **kwargs,
         )
-        # Our losses are means: the Trainer must divide them by the number of accumulated batches.
-        self.loss_is_scaled_for_ga = False
-        self.ema = None if args.ema_decay is None else EmaCallback(student, args.ema_decay)
+        self.loss_is_scaled_for_ga = False  # means: the Trainer divides them by the number of accumulated batches
+        check_several(self)
         self._add_callbacks()
 
     @property
-    def distiller(self) -> FeatureDistiller:
-        """The distiller without any wrapper for compilation or several processes."""
+    def distiller(self) -> FeatureDistiller | StudentGroup:
+        """The distiller without any wrapper for compilation or several processes; of several students their group."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @property
     def student(self) -> PreTrainedModel:
-        """The model that is evaluated, saved and pushed: the student, or its moving average."""
-        return self.distiller.student if self.ema is None else self.ema.average
+        """The model that is evaluated, saved and pushed: the student, or its moving average.
+
+        Raises:
+            ValueError: If there are several.
+        """
+        if len(self.runs) > 1:
+            raise ValueError(f"this run has several students: take `trainer.runs[name].student`, of {list(self.runs)}")
+        return next(iter(self.runs.values())).student
 
     @property
-    def published(self) -> PreTrainedModel:
-        """The module whose weights are saved for others: the student."""
-        return self.student
+    def published(self) -> nn.ModuleList:
+        """The modules whose weights are saved for others: the students."""
+        return nn.ModuleList(run.student for run in self.runs.values())
 
     @property
     def source_names(self) -> tuple[str | None, ...]:
-        """Hub ids or folders that student and teacher were loaded from."""
-        return name_of(self.distiller.student), self.teacher_name
+        """Hub ids or folders that students and teacher were loaded from."""
+        return *(name_of(run.distiller.student) for run in self.runs.values()), self.teacher_name
 
     def collect_settings(self) -> dict[str, Any]:
         """Returns what determines the result of the run, see :func:`run_settings`."""
@@ -142,12 +149,12 @@ class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin
 
     def tensors_to_save(self, optimizer: Any = None) -> dict[str, Tensor]:
         """Returns what a checkpoint holds, tensors (...) by name, see :func:`saved_tensors`."""
-        average = None if self.ema is None else self.ema.average
-        return saved_tensors(self.distiller, average, optimizer)
+        return saved_tensors(self.distiller, list(self.runs.values()), optimizer)
 
     def describe(self) -> str:
         """Returns a summary of the run: method, models, paired blocks, trained and frozen parameters."""
-        return self.method.summarize(self.distiller)
+        texts = [(name, self.method.summarize(run.distiller)) for name, run in self.runs.items()]
+        return "\n\n".join(f"{name}:\n{text}" if name else text for name, text in texts)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
@@ -170,28 +177,46 @@ class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin
         self._eval_averages = LossAverages()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         metrics = self._eval_averages.pop_means(self.accelerator)
-        student = self.student.eval()
-        with torch.no_grad():
-            for evaluator in self.evaluators:
-                metrics.update(evaluator(student))
+        for run in self.runs.values():
+            metrics.update(run.named(self._measure(run.student.eval())))
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+    @torch.no_grad()
+    def _measure(self, student: PreTrainedModel) -> dict[str, float]:
+        return {name: value for evaluator in self.evaluators for name, value in evaluator(student).items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the loss components, unweighted means since the last log, and the artifact metrics."""
         if "loss" in logs:
             logs.update(self.loss_averages.pop_means(self.accelerator))
-            if self.args.num_artifact_images and self.last_pixel_values is not None:
-                images = self.last_pixel_values[: self.args.num_artifact_images]
+            images = self.artifact_images.on(self.args.device, self.last_pixel_values)
+            if images is not None:
                 with self.compute_loss_context_manager():
-                    logs.update(artifact_metrics(self.distiller, images))
+                    for run in self.runs.values():
+                        logs.update(run.named(artifact_metrics(run.distiller, images), shared=TEACHER_METRICS))
         super().log(logs, start_time)
+
+    def _set_students(self, students: Mapping[str, PreTrainedModel], args: SingerTrainingArguments) -> None:
+        decay = args.ema_decay
+        self.emas = {} if decay is None else {name: EmaCallback(s, decay) for name, s in students.items()}
+        averages = {name: ema.average for name, ema in self.emas.items()}
+        self.runs = {name: StudentRun(self, name, averages.get(name)) for name in students}
 
     def _add_callbacks(self) -> None:
         steps = self.args.adapter_warmup_steps
         warmup = AdapterWarmupCallback(self.distiller, steps) if steps else None
         trained = [p for p in self.distiller.parameters() if p.requires_grad]
         preflight = Preflight(self.published.parameters(), trained, self.args.dry_run)
-        for callback in (EpochCallback(self.train_dataset), self.ema, warmup, preflight):
+        data = self.train_dataset, self.processing_class, self.data_collator
+        self.artifact_images = ArtifactImages(*data, self.args.num_artifact_images, self.args.seed)
+        show_own_progress(self)
+        for callback in (
+            self.artifact_images,
+            EpochCallback(self.train_dataset),
+            *self.emas.values(),
+            warmup,
+            preflight,
+        ):
             if callback is not None:
                 self.add_callback(callback)

@@ -39,7 +39,7 @@ RECOMMENDED = {
     "outlier_quantile": 0.97,
     "info_weight": 1.0,
     "info_loss": "gram",
-    "info_share": 1.0,
+    "info_share": 0.25,
     "detach_refined": True,
 }
 ADAPTER = {item.name for item in fields(SingerConfig)}

@@ -48,6 +48,6 @@ def clean_planted(teacher: nn.Module | str | None = None, **options: object) -> 
     torch.manual_seed(0)
     given = {name: options.pop(name) for name in ("images", "config", "args") if name in options}
     images, config, args = given.get("images", noise_dataset()), given.get("config"), given.get("args")
-    settings = {} if args else {**QUIET, **FEW_STEPS}
+    settings = {} if args else QUIET if "method" in options else {**QUIET, **FEW_STEPS}
     options = {"processor": planted_processor(), "num_audit_images": NUM_IMAGES, **settings, **options}
     return clean(lasting_vit() if teacher is None else teacher, images, config, args, **options)

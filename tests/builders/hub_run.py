@@ -1,4 +1,4 @@
-"""Runs that push to the Hub in HF_ENDPOINT: `python tests/builders/hub_run.py {push,fail,clean} OUTPUT_DIR`; JSON."""
+"""Runs that push to the Hub in HF_ENDPOINT: `python tests/builders/hub_run.py {push,fail,clean,students} FOLDER`."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from cleanings import clean_planted, saved_teacher
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 from planted import planted_images
-from runs import differing, files_in, make_trainer
+from runs import differing, files_in, make_trainer, small_student
 from transformers import AutoImageProcessor, AutoModel
 from zoo import images, tiny_vit
 
@@ -63,7 +63,7 @@ def fail(folder: Path) -> dict:
             results[kind] = {"message": str(error), "files": sorted(files_in(folder)), "digest": digest(folder)}
     records = []
     logging.getLogger("singer_hf.training.hub").addHandler(Recorder(records))
-    hub = {"push_to_hub": True, "hub_model_id": "someone/error", "hub_strategy": "every_save"}
+    hub = {"push_to_hub": True, "hub_model_id": "someone/error", "hub_strategy": "every_save", "license": "mit"}
     other = make_trainer(folder.with_name("trained"), **hub)
     other.train()
     for _ in range(500):  # the message comes from the upload's own thread
@@ -88,6 +88,25 @@ def clean(folder: Path) -> dict:
     return {"equal": torch.equal(*both), "copied": sorted(files_in(copy)), "card": (copy / "README.md").read_text()}
 
 
+def students(folder: Path) -> dict:
+    """Trains two students with a push at every save, and reads each back from its repository."""
+    hub = {"push_to_hub": True, "hub_model_id": REPO, "hub_strategy": "every_save", "hub_always_push": True}
+    both = {"a": small_student(), "b": small_student(hidden_size=32)}
+    trainer = make_trainer(folder, model=both, hub_token=os.environ["HF_TOKEN"], **hub)
+    trainer.train()
+    trainer.push_to_hub()
+    results = {}
+    for name, run in trainer.runs.items():
+        loaded = AutoModel.from_pretrained(f"{REPO}-{name}", add_pooling_layer=False)
+        copy = Path(snapshot_download(f"{REPO}-{name}"))
+        results[name] = {
+            "differing": sorted(differing(loaded.state_dict(), run.student.state_dict())),
+            "copied": sorted(files_in(copy)),
+            "card": (copy / "README.md").read_text(),
+        }
+    return {"students": results, "left": sorted(path.name for path in folder.glob("_push-*"))}
+
+
 class Recorder(logging.Handler):
     def __init__(self, messages: list[str]) -> None:
         super().__init__()
@@ -98,4 +117,5 @@ class Recorder(logging.Handler):
 
 
 if __name__ == "__main__":
-    print(json.dumps({"push": push, "fail": fail, "clean": clean}[sys.argv[1]](Path(sys.argv[2]))))
+    runs = {"push": push, "fail": fail, "clean": clean, "students": students}
+    print(json.dumps(runs[sys.argv[1]](Path(sys.argv[2]))))

@@ -5,6 +5,7 @@ SIGKILL reaches this process only, any other signal all of its group, as from a 
 
 import os
 import signal
+import subprocess
 import sys
 
 from runs import make_resumable
@@ -20,7 +21,9 @@ def signal_self_at(module: nn.Module, call: int, number: int) -> None:
             return
         calls.append(1)
         if len(calls) == call:
-            os.kill(os.getpid() if number == signal.SIGKILL else 0, number)
+            target = os.getpid() if number == signal.SIGKILL else -os.getpgrp()
+            # Sent by another process: torch's workers treat a signal of their parent in another way.
+            subprocess.run(["kill", "-s", str(int(number)), "--", str(target)], start_new_session=True, check=True)
 
     module.register_forward_pre_hook(send)
 

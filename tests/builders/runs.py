@@ -55,6 +55,7 @@ def arguments(output_dir: object, **settings: object) -> SingerTrainingArguments
         "lr_scheduler_type": "constant",
         "lr_scheduler_kwargs": {},
         "seed": 3,
+        **{"learning_rate": 1e-3, "warmup_steps": 0, "save_total_limit": None},
     }
     return SingerTrainingArguments(output_dir=str(output_dir), **{**defaults, **settings})
 

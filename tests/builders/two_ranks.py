@@ -26,7 +26,8 @@ from singer_hf.distillation.target_norm import ChannelNorm
 from singer_hf.training.checkpoint import save_distilled
 from singer_hf.tuner.gate import OutlierGate
 
-BATCH = {"per_device_train_batch_size": 2, "max_steps": 4}
+# L_info of a part of the images would be of other images in one process.
+BATCH = {"per_device_train_batch_size": 2, "max_steps": 4, "info_share": 1}
 ROW = ("loss", "kd_loss", "outlier_loss", "info_loss", "grad_norm")
 
 
@@ -40,7 +41,7 @@ def train(folder: Path, *callbacks: object, resume: bool = False, **options: obj
     trainer = make_trainer(folder, callbacks=list(callbacks), **{**BATCH, **options})
     trainer.train(resume_from_checkpoint=resume or None)
     trainer.save_model()
-    rows = [{name: row[name] for name in ROW} for row in trainer.state.log_history if "loss" in row]
+    rows = [{name: row.get(name) for name in ROW} for row in trainer.state.log_history if "loss" in row]
     state = trainer.distiller.state_dict()
     return {"rows": rows, "same": equal_on_both_ranks(state), "state": state, "world": trainer.args.world_size}
 
@@ -70,7 +71,7 @@ def sharded_steps(everything: bool, folder: Path) -> dict:
     """Two SGD steps, each rank on half of the batch, beside an unsharded copy on the whole batch."""
     torch.manual_seed(0)
     teacher = get_peft_model(tiny_vit(), adapter())
-    sharded = SingerDistiller(small_student(), teacher).train()
+    sharded = SingerDistiller(small_student(), teacher, info_share=1).train()
     plain = copy.deepcopy(sharded)
     shard(sharded, init_device_mesh("cpu", (2,)), everything)
     half = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
@@ -192,6 +193,9 @@ def main(folder: Path) -> None:
         "resumed": all(torch.equal(value, observing["state"][name]) for name, value in again["state"].items()),
         "batches": [int(value) for name, value in observing["state"].items() if name.endswith("num_batches")],
     }
+    both = {"a": small_student(), "b": small_student(hidden_size=32)}
+    group = train(folder / "students", model=both)
+    result["students"] = {"same": group["same"], "saved": sorted(p.name for p in (folder / "students").glob("[ab]"))}
     cleaned = clean_planted(output_dir=str(folder / "cleaned"), max_steps=4, per_device_train_batch_size=4)
     result["cleaned"] = {
         "same": equal_on_both_ranks(cleaned.state_dict()),

@@ -14,10 +14,12 @@ from singer_hf.cards.student_card import CardInfo, CardMethod, library_versions,
 from singer_hf.version import __version__
 
 SINGER = CardMethod(
-    "singer", "with SiNGER ([paper](https://arxiv.org/abs/2509.20986)): an adapter refined its tokens."
+    "singer", "with SiNGER ([paper](https://arxiv.org/abs/2509.20986)): an adapter refined its tokens.", "SiNGER"
 )
+_KNN = ("knn", "CIFAR 10", "top1", 0.5)
 FULL = CardInfo(
     method=SINGER,
+    student_name="vit-tiny",
     student_class="ViTModel",
     student="WinKawaks/vit-tiny-patch16-224",
     repo_id="someone/vit-tiny-singer",
@@ -32,7 +34,7 @@ FULL = CardInfo(
     layer_pairs=[(17, 8), (23, 11)],
     loss_curve=[{"step": 100 * i, "loss": 8 / (i + 1), "kd_loss": 4 / (i + 1)} for i in range(21)],
     norms={"teacher": 8.1234567, "refined teacher": 1.9, "student": 1.4},
-    evaluations=[Evaluation("classification", "ILSVRC/imagenet-1k", "top1", 0.7059), ("knn", "CIFAR 10", "top1", 0.5)],
+    evaluations=[Evaluation("classification", "ILSVRC/imagenet-1k", "top1", 0.7059, 50000, 0.7019, 0.7099), _KNN],
     loss_figure="figures/losses.png",
     norm_figure="figures/norms.png",
     license="apache-2.0",
@@ -47,7 +49,7 @@ def headings(card: ModelCard) -> list[str]:
 
 def test_the_whole_card_has_its_sections_in_order() -> None:
     assert headings(student_card(FULL)) == [
-        "# vit-tiny-singer",
+        "# vit-tiny distilled from dinov2-large (SiNGER)",
         "## How to load it",
         "## Training",
         "## Losses",
@@ -79,7 +81,9 @@ def test_the_whole_card_has_its_sections_in_order() -> None:
         "| 2000 | 0.381 | 0.1905 |\n\n![Losses over the steps](figures/losses.png)",
         "| teacher | 8.123 |\n| refined teacher | 1.9 |\n| student | 1.4 |\n\n"
         "![Norms of the patch tokens](figures/norms.png)",
-        "| classification | ILSVRC/imagenet-1k | top1 | 0.7059 |",
+        "| classification | ILSVRC/imagenet-1k | top1 | 0.7059 | 0.7019 to 0.7099 | 50000 |\n"
+        "| knn | CIFAR 10 | top1 | 0.5 |  |  |\n\nNothing else than these metrics was measured.",
+        "`apache-2.0`. The teacher and the training data have licences of their own.",
         "title = {{SiNGER}: A Clearer Voice Distills Vision Transformers Further}",
         "author = {Yu, Geunhyeok and Jeong, Sunjae and Choi, Yoonyoung and Kim, Jaeseung and Hwang, Hyoseok}",
         f"  version = {{{__version__}}}\n",
@@ -95,6 +99,7 @@ def test_metadata_comes_back_from_the_file_and_the_hub_finds_no_fault(tmp_path: 
     data = ModelCard.load(tmp_path / "README.md").data
     assert card_errors((tmp_path / "README.md").read_text()) == []
     assert data.base_model == ["facebook/dinov2-large", "WinKawaks/vit-tiny-patch16-224"]
+    assert data.base_model_relation == "finetune"
     assert data.datasets == ["ILSVRC/imagenet-1k"]
     assert (data.library_name, data.pipeline_tag, data.license) == (
         "transformers",
@@ -109,7 +114,8 @@ def test_metadata_comes_back_from_the_file_and_the_hub_finds_no_fault(tmp_path: 
 
 def test_an_empty_card_has_no_empty_headings_tables_or_none() -> None:
     card = student_card(EMPTY)
-    assert headings(card) == ["# student", "## How to load it", "## Limits", "## Citation"]
+    sections = ["## How to load it", "## Evaluation", "## Limits", "## Licence", "## Citation"]
+    assert headings(card) == ["# student", *sections]
     assert "None" not in str(card)
     assert "|" not in card.text
     assert "![" not in card.text

@@ -75,6 +75,14 @@ def test_only_the_adapter_is_trained():
     assert layer.singer_up["default"].weight.any()
 
 
+def test_a_dry_run_ends_after_ten_steps_and_writes_nothing(capsys, tmp_path):
+    clean_planted(dry_run=True, output_dir=str(tmp_path / "cleaned"))
+    printed = capsys.readouterr().out
+    assert "Outlook after 8 timed steps of 8 images" in printed
+    assert "Dry run: the adapter was not trained to the end, and nothing was saved." in printed
+    assert not [path for path in (tmp_path / "cleaned").rglob("*") if path.is_file()]
+
+
 def test_a_teacher_without_artifacts_stays_bit_for_bit(capsys, tmp_path):
     pixel_values = planted_images(2)
     expected = tiny_vit(image_size=(32, 48))(pixel_values).last_hidden_state
@@ -128,6 +136,17 @@ def test_the_card_says_what_was_cleaned_and_how_to_load_it(folder):
     assert "![Norms and principal components before and after](before_after.png)" in card
     assert "100 steps of 8 images each, `outlier_loss` neighbors (weight 1)" in card
     assert str(folder) not in card
+
+
+def test_the_card_names_a_folder_of_images_without_its_path(tmp_path):
+    (tmp_path / "private/photos").mkdir(parents=True)
+    for number, row in enumerate(noise_dataset()):
+        row["image"].save(tmp_path / f"private/photos/{number}.png")
+    clean_planted(images=str(tmp_path / "private/photos"), output_dir=str(tmp_path / "cleaned"), max_steps=1)
+    card = (tmp_path / "cleaned/README.md").read_text()
+    assert "estimated on the training images of `photos`: audit" in card
+    assert "--adapter_name_or_path ADAPTER --inline" in card
+    assert "private" not in card
 
 
 def test_a_hub_teacher_is_the_base_model_of_the_card(tmp_path):

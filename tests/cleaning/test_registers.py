@@ -1,13 +1,15 @@
 """A test-time register by the same call: found without training, saved, loaded."""
 
 import json
+import re
 
 import pytest
 import torch
 from cleanings import clean_planted, lasting_vit, saved_teacher
 from planted import planted_images
+from zoo import tiny_vit
 
-from singer_hf import SingerConfig
+from singer_hf import CleaningArguments, SingerConfig
 from singer_hf.cleaning.registers import load_registers
 from singer_hf.inspection.measure.audit import audit
 from singer_hf.vit.loading import load_model
@@ -50,9 +52,28 @@ def test_another_register_is_not_overwritten(folder):
         clean_planted(method="test_time_register", output_dir=str(folder / "cleaned"))
 
 
-def test_a_register_has_no_adapter_to_configure():
-    with pytest.raises(ValueError, match="`config` must be left out for `method='test_time_register'`"):
-        clean_planted(method="test_time_register", config=SingerConfig())
+@pytest.mark.parametrize("setting", [{"config": SingerConfig()}, {"max_steps": 5}, {"push_to_hub": True}])
+def test_a_setting_of_the_training_is_refused_for_a_register(setting):
+    message = (
+        f"`{next(iter(setting))}` must be left out for `method='test_time_register'`, which has no adapter, no "
+        "training and no upload"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        clean_planted(method="test_time_register", **setting)
+
+
+def test_an_upload_by_the_arguments_is_refused_for_a_register(tmp_path):
+    args = CleaningArguments(output_dir=str(tmp_path), push_to_hub=True, report_to="none")
+    with pytest.raises(ValueError, match="`push_to_hub` must be left out for `method='test_time_register'`"):
+        clean_planted(method="test_time_register", args=args)
+
+
+def test_a_teacher_without_artifacts_gets_no_register(tmp_path):
+    teacher = tiny_vit(image_size=(32, 48))
+    cleaned = clean_planted(teacher, method="test_time_register", output_dir=str(tmp_path))
+    assert cleaned is teacher
+    assert not hasattr(teacher, "test_time_registers")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_method_is_refused():

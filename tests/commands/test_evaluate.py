@@ -82,6 +82,57 @@ def test_a_benchmark_on_a_local_folder_with_windows_over_images_that_are_not_squ
     assert str(tmp_path) not in (out / "results.json").read_text()
 
 
+def test_results_add_up_in_one_folder_and_damaged_ones_stay(run, model, tmp_path, capsys):
+    folder, out = image_folder(tmp_path / "photos", {"train": ["a", "b"], "test": ["a", "b"]}), tmp_path / "out"
+    other, flags = saved_model(tmp_path / "other", seed=1), ("--dataset_name", folder, "--output_dir", out, *SMALL)
+    assert run("--model_name_or_path", model, "--task", "knn", *flags) is None
+    assert run("--model_name_or_path", other, "--task", "knn", *flags) is None
+    assert run("--model_name_or_path", model, "--task", "classification", *flags) is None
+    assert "| model | parameters | photos knn_top1 ↑ | photos top1 ↑ |" in capsys.readouterr().out
+    assert [(row["model"], row["task"]) for row in results(out) if row["metric"] in ("knn_top1", "top1")] == [
+        ("student", "knn"),
+        ("other", "knn"),
+        ("student", "classification"),
+    ]
+    assert run("--model_name_or_path", other, "--task", "classification", *flags, "--seed", 1) == (
+        "error: `output_dir` holds results of 'student' on 'photos' with seed 0, now it is 1: one table would compare "
+        "different settings; take another `output_dir`"
+    )
+    (out / "results.json").write_text('{"results": [')
+    message = run("--model_name_or_path", other, "--task", "knn", *flags)
+    assert message.startswith(f"error: '{out / 'results.json'}' holds no results of an evaluation (JSONDecodeError: ")
+    assert (out / "results.json").read_text() == '{"results": ['
+
+
+def test_all_runs_what_is_on_this_machine_and_says_what_it_skips(run, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    flags = (
+        "--benchmark",
+        "all",
+        "--task",
+        "knn",
+        "--output_dir",
+        tmp_path / "out",
+        *SMALL,
+        "--max_train_samples",
+        100,
+    )
+    assert run("--model_name_or_path", model, *flags) is None
+    assert set(main_metrics(tmp_path / "out")) == {("student", "scenes-classification")}
+    shown = capsys.readouterr().out
+    assert "skipped food101: 'ethz/food101' is not on this machine; name the benchmark to load it\n" in shown
+    assert "skipped imagenet-r: 'axiong/imagenet-r' is not on this machine" in shown
+    assert "skipped ade20k" not in shown
+
+
+def test_a_folder_of_folders_is_the_data_of_several_benchmarks(run, model, tmp_path):
+    image_folder(tmp_path / "copies/inat2019", {"train": ["a", "b"], "validation": ["a", "b"]})
+    flags = ("--benchmark", "inat2019", "cifar10", "--dataset_name", tmp_path / "copies", "--output_dir", tmp_path)
+    assert run("--model_name_or_path", model, *flags, *SMALL).startswith(
+        "error: `num_classes` of 'inat2019' must be 1010, got 2 in the training split"
+    )
+
+
 def test_own_images_by_neighbours(run, model, tmp_path):
     folder = image_folder(tmp_path / "photos", {"train": ["a", "b"], "test": ["a", "b"]})
     flags = ("--task", "knn", "--dataset_name", folder, "--output_dir", tmp_path / "out")
@@ -140,7 +191,12 @@ def test_bad_flags_are_refused_with_what_to_do(run, model, tmp_path):
     assert run(*base, "--benchmark", "cifar10", "--task", "depth").startswith(
         "error: `--task` with `--benchmark` must be knn, got 'depth'"
     )
-    assert run(*base, "--benchmark", "DS", "--dataset_name", tmp_path).endswith("need exactly one benchmark, got 2")
+    assert run(*base, "--benchmark", "DS", "--dataset_name", tmp_path).startswith(
+        "error: `dataset_name` for several benchmarks must be a folder with a folder 'imagenet-r' and so on, got"
+    )
+    assert run(*base, "--benchmark", "DS", "--num_classes", 2) == (
+        "error: `num_classes` must be left out for several benchmarks, got 2"
+    )
     assert "`model_name_or_path` must be a module, a local folder" in run(
         "--model_name_or_path", tmp_path / "none", "--benchmark", "scenes", "--processor_name_or_path", model
     )

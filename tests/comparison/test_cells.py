@@ -8,7 +8,6 @@ import signal
 from dataclasses import replace
 
 import pytest
-import torch
 from runs import differing, snapshot, start_script
 from tiny_study import METHODS, tiny_study, write_study
 
@@ -48,12 +47,6 @@ EVERY_METHOD = {
 }
 # A teacher without outliers has no register neurons.
 IMPOSSIBLE = {"method": "test_time_register", "num_neurons": 1}
-
-
-@pytest.fixture(autouse=True)
-def one_thread_without_pictures(monkeypatch):
-    torch.set_num_threads(1)
-    monkeypatch.setattr("singer_hf.training.saving.save_run_figures", lambda *args: None)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import re
 from dataclasses import replace
 
 import pytest
-import torch
 from adapters import attach
 from labelled import tiny_model
 from tiny_study import tiny_study, write_study
@@ -17,12 +16,6 @@ from singer_hf.comparison.costs import step_costs
 from singer_hf.comparison.study import StudyMethod
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
-
-
-@pytest.fixture(autouse=True)
-def one_thread_without_pictures(monkeypatch):
-    torch.set_num_threads(1)
-    monkeypatch.setattr("singer_hf.training.saving.save_run_figures", lambda *args: None)
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,12 @@ import re
 from dataclasses import replace
 
 import pytest
-import torch
 from tiny_study import tiny_study, write_study
 
 from singer_hf.comparison import cells, runner
 from singer_hf.comparison.cell_folder import cell_folder, reference_folder
 from singer_hf.comparison.cells import run_cell, run_reference
 from singer_hf.training.trainer import SingerDistillationTrainer
-
-
-@pytest.fixture(autouse=True)
-def one_thread_without_pictures(monkeypatch):
-    torch.set_num_threads(1)
-    monkeypatch.setattr("singer_hf.training.saving.save_run_figures", lambda *args: None)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from singer_hf.vit.features import capture_features
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
-RELATIVE = AdapterObjective(outlier_weight=2.0, info_weight=3.0, outlier_loss="relative")
+RELATIVE = AdapterObjective(outlier_weight=2.0, info_weight=3.0, outlier_loss="relative", info_share=1)
 
 
 def cleaner(layers=(1,), objective=RELATIVE, **config):

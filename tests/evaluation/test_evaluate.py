@@ -4,9 +4,13 @@ import pytest
 import torch
 from datasets import DatasetDict
 from labelled import colour_dataset, image_folder, saved_model, tiny_model
-from transformers import AutoImageProcessor
+from peft import PeftModel, get_peft_model
+from transformers import AutoImageProcessor, AutoModel
 
 import singer_hf
+from singer_hf import SingerConfig
+from singer_hf.evaluation.data_at_hand import at_hand
+from singer_hf.evaluation.evaluate_models import select_benchmarks
 from singer_hf.evaluation.evaluation_results import EvaluationResults
 
 SMALL = {"num_epochs": 1, "resamples": 5, "max_train_samples": 12, "max_test_samples": 6, "progress": False}
@@ -88,6 +92,32 @@ def test_a_benchmark_that_cannot_be_reached_is_missing_and_the_others_stay(folde
     assert "Not evaluated: " in results._repr_html_()
     with pytest.raises(FileNotFoundError, match="'food101' cannot be reached"):
         singer_hf.evaluate(folder / "student", "food101", **SMALL)
+
+
+def test_an_adapter_by_name_and_a_module_with_it_are_evaluated_as_they_run(folder, processor):
+    model = get_peft_model(tiny_model(), SingerConfig(r=2, init_weights="random", init_scale=1.0, gate="none"))
+    model.save_pretrained(folder / "cleaned")
+    saved = (folder / "student", "knn", folder / "photos")
+    by_name = singer_hf.evaluate(*saved, adapter=folder / "cleaned", **SMALL)
+    base = AutoModel.from_pretrained(folder / "student")
+    module = PeftModel.from_pretrained(base, folder / "cleaned").eval()
+    attached = singer_hf.evaluate(module, "knn", folder / "photos", processor=processor, **SMALL)
+    assert [(row.model, row.adapter) for row in by_name.results] == [("student + cleaned", "cleaned")]
+    assert [(row.model, row.adapter) for row in attached.results] == [("student + adapter", "adapter")]
+    assert by_name.results[0].value == attached.results[0].value
+    with pytest.raises(ValueError, match="`adapter` goes with one folder or Hub id; give a module with its adapter"):
+        singer_hf.evaluate([folder / "student"] * 2, "knn", folder / "photos", adapter=folder / "cleaned")
+
+
+def test_all_takes_only_what_is_on_this_machine(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    (tmp_path / "timm___oxford-iiit-pet/default/0.0.0/1").mkdir(parents=True)
+    names = {item.name for item in at_hand(select_benchmarks(["all"]))[0]}
+    assert names == {"scenes-classification", "scenes-segmentation", "scenes-depth"}
+    (tmp_path / "timm___oxford-iiit-pet/default/0.0.0/1/dataset_info.json").touch()
+    found, skipped = at_hand(select_benchmarks(["all"], task="knn"))
+    assert [item.name for item in found] == ["oxford-pets", "scenes-classification"]
+    assert "inat2019: no public copy of its data is known; `dataset_name` can name a folder" in skipped
 
 
 def test_wrong_arguments_are_refused(folder):

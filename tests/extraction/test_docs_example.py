@@ -1,4 +1,4 @@
-"""The example of docs/api.md runs and gives the shapes that it names."""
+"""The example of docs/features.md runs and gives the shapes that it names."""
 
 import re
 
@@ -6,11 +6,11 @@ import datasets
 from printed import ROOT
 
 
-def test_the_example_of_the_api_page_gives_the_shapes_in_its_comments(tmp_path, monkeypatch):
+def test_the_example_of_the_page_gives_the_shapes_in_its_comments(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    example = re.search(r"## Features\n.*?```python\n(.*?)```", page, re.DOTALL)[1]
+    page = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     lines, names = example.splitlines(), {}
     for line in lines:
         code, _, comment = line.partition("#")

@@ -11,12 +11,15 @@ from runs import QUIET
 from singer_hf import SingerTrainingArguments
 from singer_hf.distillation.defaults import OBJECTIVE
 from singer_hf.distillation.losses import OUTLIER_LOSSES, TARGET_NORMS
+from singer_hf.training.arguments import choose_precision
 
 
 def test_defaults_are_the_published_schedule_and_the_recommended_objective(tmp_path):
     args = SingerTrainingArguments(output_dir=str(tmp_path), **QUIET)
     assert {name: getattr(args, name) for name in OBJECTIVE} == OBJECTIVE
-    assert (args.learning_rate, args.weight_decay, args.adam_beta1, args.adam_beta2) == (1e-3, 1e-4, 0.9, 0.999)
+    assert (args.weight_decay, args.adam_beta1, args.adam_beta2) == (1e-4, 0.9, 0.999)
+    assert (args.warmup_steps, args.logging_steps, args.save_steps, args.eval_steps) == (0.05, 0.01, 0.05, 0.05)
+    assert (args.save_total_limit, args.bf16, args.tf32) == (2, False, None)
     assert args.optim.value.startswith("adamw")
     assert (args.max_grad_norm, args.color_jitter, args.ema_decay) == (0, 0, None)
     assert args.remove_unused_columns is False
@@ -24,7 +27,7 @@ def test_defaults_are_the_published_schedule_and_the_recommended_objective(tmp_p
 
 
 def test_the_learning_rate_ends_at_a_ten_thousandth_of_its_peak(tmp_path):
-    args = SingerTrainingArguments(output_dir=str(tmp_path), **QUIET)
+    args = SingerTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=512, **QUIET)
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     schedule = hf.get_scheduler(
         args.lr_scheduler_type, optimizer, 2, 10, scheduler_specific_kwargs=args.lr_scheduler_kwargs
@@ -36,6 +39,46 @@ def test_the_learning_rate_ends_at_a_ten_thousandth_of_its_peak(tmp_path):
         rates.append(schedule.get_last_lr()[0])
     assert max(rates) == pytest.approx(1e-3)
     assert rates[-1] == pytest.approx(1e-7, rel=1e-6)
+
+
+def test_the_learning_rate_follows_the_square_root_of_the_batch_unless_it_is_given(tmp_path):
+    def rate(**settings):
+        return SingerTrainingArguments(output_dir=str(tmp_path), **QUIET, **settings).learning_rate
+
+    assert rate(per_device_train_batch_size=512) == 1e-3
+    assert rate(per_device_train_batch_size=64, gradient_accumulation_steps=2) == 0.5e-3
+    assert rate(per_device_train_batch_size=8, learning_rate=0.01) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("capability", "given", "expected"),
+    [
+        ((8, 0), (None, None), (True, True)),
+        ((7, 5), (None, None), (False, None)),
+        ((9, 0), (False, False), (False, False)),
+    ],
+)
+def test_number_formats_are_those_of_the_gpu_unless_they_are_given(monkeypatch, capability, given, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    assert choose_precision(*given) == expected
+    assert choose_precision(None, None, use_cpu=True) == (False, None)
+    assert choose_precision(None, None, fp16=True)[0] is False
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert choose_precision(None, None)[0] is False
+
+
+_BOTH = {"eval_steps": 2, "save_steps": 4}
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [({}, (0.05, 0.05)), ({"eval_steps": 7}, (7, 7)), ({"save_steps": 9}, (9, 9)), (_BOTH, (2, 4))],
+)
+def test_the_best_checkpoint_is_one_that_was_evaluated(tmp_path, given, steps):
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "metric_for_best_model": "loss"}
+    args = SingerTrainingArguments(output_dir=str(tmp_path), **QUIET, **best, **given)
+    assert (args.eval_steps, args.save_steps) == steps
 
 
 @pytest.mark.parametrize(
@@ -86,7 +129,7 @@ def test_arguments_can_be_read_from_a_yaml_file(tmp_path):
 
 def test_every_new_argument_has_a_help_text():
     own = SingerTrainingArguments.__dataclass_fields__.keys() - hf.TrainingArguments.__dataclass_fields__.keys()
-    assert len(own) == 19
+    assert len(own) == 20
     assert all(SingerTrainingArguments.__dataclass_fields__[name].metadata["help"] for name in own)
 
 

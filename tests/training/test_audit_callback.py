@@ -56,7 +56,7 @@ def test_norm_maps_go_to_other_integrations_that_take_pictures(run, name):
     library = types.SimpleNamespace(log=logged.append, Image=lambda picture: picture)
     integration = types.SimpleNamespace(**{name: library})
     trainer = types.SimpleNamespace(
-        distiller=run.trainer.distiller,
+        runs=run.trainer.runs,
         log=lambda figures: None,
         callback_handler=types.SimpleNamespace(callbacks=[integration]),
     )

@@ -14,14 +14,10 @@ from runs import (
     StopAt,
     differing,
     files_in,
-    image_dataset,
-    image_processor,
     make_resumable,
     make_trainer,
-    small_student,
     snapshot,
 )
-from transformers import AutoModel
 from zoo import images, tiny_vit
 
 from singer_hf.baselines.cleaned import Cleaned
@@ -180,17 +176,6 @@ def test_a_teacher_that_carries_its_adapter_is_taken_as_it_is(tmp_path):
     assert not any(p.requires_grad for p in teacher.parameters())
     assert card_info(trainer, tmp_path).settings["adapter"] == "default"
     assert isinstance(make_trainer(tmp_path, bare=True, teacher_model=teacher).distiller, SingerDistiller)
-
-
-def test_the_snippet_of_the_api_page_makes_a_run(adapter, tmp_path, monkeypatch):
-    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
-    snippet = re.search(r"### Cleaned teachers\n.*?```python\n(.*?)```", page, re.DOTALL)[1]
-    monkeypatch.chdir(tmp_path)
-    for part in (tiny_vit(), image_processor()):
-        part.save_pretrained("teacher")
-    names = {"student": small_student(), "teacher": AutoModel.from_pretrained("teacher"), "images": image_dataset()}
-    exec(snippet.replace("outputs/cleaned", adapter), names)
-    assert isinstance(names["trainer"].distiller, InlineDistiller)
 
 
 def refuse(message):

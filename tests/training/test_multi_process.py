@@ -36,7 +36,7 @@ def two_ranks(folder):
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    trainer = make_trainer(tmp_path_factory.mktemp("one"), per_device_train_batch_size=4, max_steps=4)
+    trainer = make_trainer(tmp_path_factory.mktemp("one"), per_device_train_batch_size=4, max_steps=4, info_share=1)
     trainer.train()
     return trainer
 
@@ -50,11 +50,15 @@ def test_a_cleaning_ends_with_the_same_adapter_on_both_ranks(two_ranks):
     assert two_ranks["cleaned"] == {"same": True, "batches": 4, "files": ["adapter_model.safetensors"]}
 
 
+def test_several_students_end_with_the_same_weights_on_both_ranks(two_ranks):
+    assert two_ranks["students"] == {"same": True, "saved": ["a", "b"]}
+
+
 @pytest.fixture(scope="module")
 def one_process_of_tokens(tmp_path_factory):
     """Statistics by channel see the parts of an accumulated step one by one, so they are left out."""
     folder = tmp_path_factory.mktemp("tokens")
-    trainer = make_trainer(folder, per_device_train_batch_size=4, max_steps=4, target_norm="token")
+    trainer = make_trainer(folder, per_device_train_batch_size=4, max_steps=4, info_share=1, target_norm="token")
     trainer.train()
     return trainer
 

@@ -8,8 +8,8 @@ from runs import adapter, make_trainer
 from waits import Waits
 
 from singer_hf import CleaningArguments, SingerConfig, SingerTrainingArguments
+from singer_hf.training.adapter.base_arguments import copy_without_waiting
 from singer_hf.training.adapter.trainer import AdapterTrainer
-from singer_hf.training.arguments import copy_without_waiting
 from singer_hf.training.callbacks import EmaCallback
 from singer_hf.tuner.model import attach_adapter
 

@@ -135,18 +135,19 @@ def test_the_latest_steps_stay_when_the_clock_runs_backwards(tmp_path):
 @pytest.mark.parametrize(
     ("step", "limit", "best", "kept"),
     [
-        (10, 2, None, {9, 10, 12}),
-        (10, 1, None, {10, 12}),
-        (10, 1, 8, {8, 10, 12}),
-        (10, 2, 8, {8, 10, 12}),
-        (10, 3, 8, {8, 9, 10, 12}),
-        (10, None, None, {8, 9, 10, 12}),
-        (12, 1, None, {12}),
+        (10, 2, (), {9, 10, 12}),
+        (10, 1, (), {10, 12}),
+        (10, 1, (8,), {8, 10, 12}),
+        (10, 2, (8,), {8, 10, 12}),
+        (10, 3, (8,), {8, 9, 10, 12}),
+        (10, 1, (8, 9), {8, 9, 10, 12}),
+        (10, None, (), {8, 9, 10, 12}),
+        (12, 1, (), {12}),
     ],
 )
 def test_rotation_keeps_the_last_and_the_best(tmp_path, step, limit, best, kept):
     """Step 12 was left by an interrupted run that is at step 10 again."""
     for number in (8, 9, 10, 12):
         (tmp_path / f"checkpoint-{number}").mkdir()
-    rotate_checkpoints(tmp_path, step, limit, best and str(tmp_path / f"checkpoint-{best}"))
+    rotate_checkpoints(tmp_path, step, limit, [str(tmp_path / f"checkpoint-{number}") for number in best])
     assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{number}" for number in kept}

@@ -45,7 +45,7 @@ NORM = "token" if OBJECTIVE["target_norm"] != "token" else "channel"
         ({"seed": 4, "kd_weight": 2.0}, "seed 3 -> 4, kd_weight 1.0 -> 2.0"),
         ({"target_norm": NORM}, f"target_norm {OBJECTIVE['target_norm']!r} -> {NORM!r}"),
         ({"peft_config": adapter(gate="outlier")}, "adapter.gate 'none' -> 'outlier'"),
-        ({"info_share": 0.5}, "info_share 1.0 -> 0.5"),
+        ({"info_share": 0.5}, "info_share 0.25 -> 0.5"),
         ({"max_steps": 4}, "length '2 steps' -> '4 steps'"),
         ({"per_device_train_batch_size": 2}, "images per step 4 -> 2"),
         ({"train_dataset": image_dataset(16)}, "training images 20 -> 16"),
@@ -87,14 +87,15 @@ def test_a_checkpoint_of_version_0_1_has_the_objective_that_was_the_only_one_the
     for name in ("kd_loss", "target_norm", "outlier_loss", "info_share", "adapter.gate"):
         del saved[name]
     file.write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match=r"target_norm 'none' -> 'channel', outlier_loss 'absolute' -> 'relative'"):
-        make_resumable(tmp_path / "new", max_steps=2, target_norm="channel", outlier_loss="relative").train(
-            resume_from_checkpoint=str(folder)
-        )
+    with pytest.raises(ValueError, match=r"outlier_loss 'absolute' -> 'relative', target_norm 'none' -> 'channel'"):
+        make_resumable(
+            tmp_path / "new", max_steps=2, info_share=1, target_norm="channel", outlier_loss="relative"
+        ).train(resume_from_checkpoint=str(folder))
     with pytest.raises(ValueError, match=r"adapter.gate 'none' -> 'outlier'\. Take"):
         make_resumable(
             tmp_path / "gated",
             max_steps=2,
+            info_share=1,
             target_norm="none",
             outlier_loss="absolute",
             peft_config=adapter(gate="outlier"),

@@ -59,7 +59,7 @@ def test_every_save_is_pushed_in_the_same_layout(pushed):
 
 def test_the_card_tells_how_to_load_what_was_pushed(pushed):
     card = pushed[2]["card"]
-    assert f'AutoModel.from_pretrained("{REPO}")' in card
+    assert f'AutoModel.from_pretrained("{REPO}", add_pooling_layer=False)' in card
     assert "singer-hf" in card
     assert 'subfolder="singer"' in card
 
@@ -111,3 +111,17 @@ def test_training_goes_on_when_its_pushes_fail(failed):
     assert trained["warnings"]
     expected = r"the upload of .+checkpoint-\d failed \(HfHubHTTPError: .+\); training goes on\. By hand: hf upload "
     assert all(re.match(expected, message, re.DOTALL) for message in trained["warnings"])
+
+
+def test_every_student_of_a_run_gets_a_repository_of_its_own(tmp_path):
+    with FakeHub() as hub:
+        read = run_script("hub_run.py", "students", tmp_path / "out", **hub.environment())
+        repos = set(hub.repos)
+        messages = hub.messages(f"{REPO}-b")
+    assert repos == {f"{REPO}-a", f"{REPO}-b"}
+    assert messages[1:] == ["Training in progress, step 2", "Training in progress, step 4", "End of training"]
+    assert read["left"] == []
+    for name, student in read["students"].items():
+        assert student["differing"] == []
+        assert set(student["copied"]) - HUBS_OWN == SAVED | FIGURES
+        assert f'AutoModel.from_pretrained("{REPO}-{name}"' in student["card"]

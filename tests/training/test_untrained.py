@@ -109,7 +109,7 @@ def test_a_partly_frozen_student_is_trained(tmp_path):
 
 def test_the_library_s_own_checkpoint_on_sigterm_is_refused(tmp_path):
     message = (
-        "`enable_jit_checkpoint` must be False: it would publish the unfinished student. SIGTERM and Ctrl-C save a "
+        "`enable_jit_checkpoint` must be False: it would publish an unfinished model. SIGTERM and Ctrl-C save a "
         "checkpoint without it"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

@@ -50,7 +50,10 @@ class RefinerMethod(Method):
     def make_distiller(self, student: nn.Module, teacher: nn.Module, args: Any, **inputs: Any) -> FeatureDistiller:
         """Returns the distiller with a refiner after every distilled block; see :meth:`Method.make_distiller`."""
         objective, view = self.objective(args), view_vit(teacher)
-        size = teacher_image_size(student, view, inputs.get("image_size"), objective["student_layers"])
+        if shared := inputs.get("teacher_input"):
+            size = shared.teacher_image_size
+        else:
+            size = teacher_image_size(student, view, inputs.get("image_size"), objective["student_layers"])
         given = objective["teacher_layers"]
         blocks = resolve_layers(
             "teacher_layers", default_layers(view.num_blocks) if given is None else given, view.num_blocks

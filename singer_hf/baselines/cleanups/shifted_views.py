@@ -52,10 +52,12 @@ class ShiftedViews(Method):
     """
 
     name = "shifted_views"
+    title = "shifted views"
     card = CardMethod(
         "feature-distillation",
         "by matching features of several blocks: the student learned the mean of the teacher's features over shifted "
         "views of the image (after [PH-Reg](https://arxiv.org/abs/2505.21501)).",
+        "mean of shifted views",
     )
 
     num_views: int = 10

@@ -12,7 +12,7 @@ from singer_hf.distillation.adapter.cleaner import TeacherCleaner
 from singer_hf.distillation.adapter.objective import AdapterObjective
 from singer_hf.distillation.distiller import SingerOutput
 from singer_hf.distillation.feature_distiller import FeatureDistiller
-from singer_hf.distillation.trained_module import DistillerOutput
+from singer_hf.distillation.trained_module import DistillerOutput, TeacherStep
 from singer_hf.tuner.layer import SingerLayer, find_singer_layers, flowing_tokens
 from singer_hf.vit.features import CapturedFeatures
 
@@ -60,24 +60,38 @@ class InlineDistiller(FeatureDistiller):
         if objective is None:
             teacher.requires_grad_(False)
 
-    def forward(self, pixel_values: Tensor) -> DistillerOutput:
-        """Computes the losses of images (B, 3, H, W), normalised for the student.
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Name of each component of the loss in the log -> its weight in the sum."""
+        return {**super().loss_weights, **({} if self.objective is None else self.objective.weights)}
+
+    def losses(self, student: Mapping[int, Tensor], teacher: TeacherStep) -> DistillerOutput:
+        """Computes the losses of one step; see :meth:`FeatureDistiller.losses`.
+
+        Args:
+            student: Student block -> tokens (B, C+N, D_S).
+            teacher: The teacher's side of the step, for the same images.
 
         Returns:
             ``loss`` and ``kd_loss``; of adapters that are trained along a
             :class:`singer_hf.distillation.distiller.SingerOutput`.
         """
-        student = self.student_extractor(pixel_values)
+        output = super().losses(student, teacher)
+        if teacher.loss is None:
+            return output
+        return SingerOutput(loss=output.loss + teacher.loss, kd_loss=output.kd_loss, **teacher.components)
+
+    def teacher_step(self, pixel_values: Tensor) -> TeacherStep:
+        """Computes targets, and the adapter's terms where it is trained, for images (B, 3, H, W) of the student."""
         # First, so that the gates have seen the images before the targets are made.
         terms = [cleaner.losses(self.teacher_input(pixel_values), self.training) for cleaner in self._cleaner]
-        targets = self.flowing_features(pixel_values)
-        self.observe(targets)
-        kd = self.kd_loss({i: targets[i] for i in self.teacher_layers}, student)
-        loss = self.kd_weight * kd
+        features = self.flowing_features(pixel_values)
+        self.observe(features)
+        targets = {i: features[i] for i in self.teacher_layers}
         if not terms:
-            return DistillerOutput(loss=loss, kd_loss=kd)
+            return TeacherStep(targets)
         (own,) = terms
-        return SingerOutput(loss=loss + own.loss, kd_loss=kd, outlier_loss=own.outlier_loss, info_loss=own.info_loss)
+        return TeacherStep(targets, own.loss, {"outlier_loss": own.outlier_loss, "info_loss": own.info_loss})
 
     @torch.no_grad()
     def flowing_features(self, pixel_values: Tensor) -> dict[int, Tensor]:

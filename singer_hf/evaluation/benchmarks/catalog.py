@@ -158,6 +158,7 @@ _ALL = (
     Benchmark("scenes-depth", "depth", target_column="depth", **_SCENES),
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
+ALL = "all"  # every benchmark whose data is on this machine
 
 # Means in Table 1 of the paper: distribution shift and fine-grained classification.
 MEANS: dict[str, tuple[str, ...]] = {
@@ -169,6 +170,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     **MEANS,
     "paper": _PAPER,
     "scenes": ("scenes-classification", "scenes-segmentation", "scenes-depth"),
+    ALL: tuple(BENCHMARKS),
 }
 
 
@@ -184,7 +186,7 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def expand_groups(names: Iterable[str]) -> list[str]:
-    """Replaces groups ("DS", "FG", "paper", "scenes") by their members, each once and in order."""
+    """Replaces groups ("DS", "FG", "paper", "scenes", "all") by their members, each once and in order."""
     members = [member for name in names for member in GROUPS.get(name, (name,))]
     return list(dict.fromkeys(get_benchmark(member).name for member in members))
 
@@ -210,5 +212,5 @@ def benchmark_table(benchmarks: Sequence[Benchmark] = _ALL) -> str:
         splits = " / ".join((item.train_split or f"head of {item.head_from}", item.test_split))
         rows.append((item.name, item.task, item.metric, data, splits, item.size, item.license, item.note))
     table = markdown_table(("name", "task", "metric", "data", "splits", "images", "licence", "note"), rows)
-    groups = "; ".join(f"{name} = {', '.join(members)}" for name, members in GROUPS.items())
-    return f"{table}\n\nGroups: {groups}"
+    groups = "; ".join(f"{name} = {', '.join(members)}" for name, members in GROUPS.items() if name != ALL)
+    return f"{table}\n\nGroups: {groups}; {ALL} = those whose data is on this machine"

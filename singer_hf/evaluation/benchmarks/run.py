@@ -21,7 +21,7 @@ from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
 from singer_hf.evaluation.benchmarks.run_settings import RunSettings
 from singer_hf.evaluation.bootstrap import Outcomes, bootstrap_intervals
 from singer_hf.evaluation.heads.linear_heads import LinearHead
-from singer_hf.evaluation.results import Result
+from singer_hf.evaluation.results.result import Result
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from singer_hf.training.build import check_devices, name_of, prepare_datasets
 from singer_hf.training.checkpoint import save_adapter
 from singer_hf.training.guards.data_order import DataOrderMixin
 from singer_hf.training.guards.finite import adapter_tensors
+from singer_hf.training.guards.preflight import Preflight
 from singer_hf.training.guards.settings import common_settings, write_settings
 from singer_hf.training.hub import PushMixin
+from singer_hf.training.logs.console import show_own_progress
 from singer_hf.training.loss_averages import LossMixin
 from singer_hf.training.running import RunMixin
 
@@ -45,7 +47,7 @@ class AdapterTrainer(LossMixin, RunMixin, PushMixin, DataOrderMixin, Trainer):
     """
 
     _tag_names = ("singer-hf", "peft")
-    ema = None
+    best_checkpoints = ()
 
     def __init__(
         self,
@@ -67,6 +69,9 @@ class AdapterTrainer(LossMixin, RunMixin, PushMixin, DataOrderMixin, Trainer):
         datasets = prepare_datasets(args, processing_class, collator, train_dataset, evaluated, image_column)
         cleaner = TeacherCleaner(teacher, args.objective())
         super().__init__(cleaner, args, collator, processing_class=processing_class, **datasets, **kwargs)
+        weights = list(self.published.parameters())
+        self.add_callback(Preflight(weights, weights, args.dry_run))
+        show_own_progress(self)
         self.loss_is_scaled_for_ga = False
         if self.is_fsdp_enabled:
             raise ValueError(

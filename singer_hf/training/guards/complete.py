@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from singer_hf.training.guards.checkpoint_order import sort_checkpoints
+from singer_hf.training.students.names import student_folders
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +37,20 @@ def find_problem(folder: Path) -> str | None:
     """Returns why a run cannot be resumed from a checkpoint, or None. Its state file is written last."""
     config, *weights = _ADAPTER if (folder / _ADAPTER[0]).is_file() else _DISTILLATION
     try:
-        for name in (STATE_FILE, config):
-            json.loads((folder / name).read_text(encoding="utf-8"))
+        parts = student_folders(folder)
+        for file in (folder / STATE_FILE, *(part / config for part in parts)):
+            json.loads(file.read_text(encoding="utf-8"))
         for file in folder.rglob("*.safetensors"):
             with safe_open(file, framework="pt"):
                 pass
         for pattern in _PICKLED:
             for file in folder.glob(pattern):
                 _check_end(file)
-        _check_index(folder)
+        for part in parts:
+            _check_index(part)
     except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
         return f"{type(error).__name__}: {error}"
-    if not all(any(folder.glob(pattern)) for pattern in weights):
+    if not all(any(part.glob(pattern)) for part in parts for pattern in weights):
         return "weights are missing"
     missing = [pattern for pattern in _PICKLED if not any(folder.glob(pattern))]
     return f"{' and '.join(missing)} missing" if missing else None

@@ -1,9 +1,9 @@
 """Checks that losses and weights are finite, without a synchronisation of the device in every batch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from transformers import TrainingArguments
 from singer_hf.distillation.adapter.cleaner import TeacherCleaner
 from singer_hf.distillation.feature_distiller import DistillerOutput, FeatureDistiller
 from singer_hf.vit.inference import evaluation_mode
+
+if TYPE_CHECKING:
+    from singer_hf.training.students.student_run import StudentRun
 
 _NEVER = torch.iinfo(torch.int64).max
 _ADVICE = "Nothing was saved since the last checkpoint. Lower `learning_rate`, use bf16 instead of fp16, or check the "
@@ -108,18 +111,20 @@ class FiniteGuard:
         raise FloatingPointError(self.error)
 
 
-def saved_tensors(distiller: FeatureDistiller, average: nn.Module | None, optimizer: Any = None) -> dict[str, Tensor]:
-    """What a checkpoint holds, tensors (...) by name: trained weights, buffers, average, optimiser's state.
+def saved_tensors(trained: nn.Module, runs: Iterable["StudentRun"], optimizer: Any = None) -> dict[str, Tensor]:
+    """What a checkpoint holds, tensors (...) by name: trained weights, buffers, averages, optimiser's state.
 
     Args:
-        distiller: The distiller.
-        average: The moving average of the student, if any.
+        trained: The module that is trained.
+        runs: Its students with their moving averages.
         optimizer: The optimiser, if there is one yet.
     """
-    tensors = _trained_tensors(distiller, optimizer)
-    tensors |= {f"student.{name}": value for name, value in distiller.student.named_buffers()}
-    if average is not None:
-        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    tensors = _trained_tensors(trained, optimizer)
+    for run in runs:
+        own = f"{run.name}_" if run.name else ""
+        tensors |= {f"{own}student.{name}": value for name, value in run.distiller.student.named_buffers()}
+        if run.average is not None:
+            tensors |= {f"{own}average.{name}": value for name, value in run.average.state_dict().items()}
     return tensors
 
 

@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from singer_hf.training.guards.checkpoint_order import sort_checkpoints
 from singer_hf.training.guards.complete import REMOVAL_MARKER, STATE_FILE, is_being_removed, is_written
+from singer_hf.training.students.names import NAMES_FILE, student_folders
 
 # Copies of checkpoints that are being uploaded; names with a leading underscore are never pushed.
 PUSH_PREFIX = "_push-"
@@ -34,7 +36,7 @@ def check_output_folder(output_dir: str | Path, resumed: bool = False) -> None:
     if is_being_removed(folder):
         return
     checkpoints = [] if resumed else [path for path in folder.glob("checkpoint-*") if is_written(path)]
-    published = [path for pattern in _PUBLISHED for path in folder.glob(pattern)]
+    published = [path for part in student_folders(folder) for pattern in _PUBLISHED for path in part.glob(pattern)]
     found = sorted(path.name for path in (*checkpoints, *published))
     if found:
         resume = "Resume that run (`resume_from_checkpoint=True`), use" if checkpoints else "Use"
@@ -74,13 +76,19 @@ def remove_earlier_run(output_dir: str | Path) -> None:
     if not folder.is_dir():
         return
     (folder / REMOVAL_MARKER).touch()
-    published = [path for pattern in _PUBLISHED for path in folder.glob(pattern)]
-    names = (*_STUDENT_FILES, *_RUN_FILES) if published else _RUN_FILES
     for checkpoint in folder.glob("checkpoint-*"):
         remove_checkpoint(checkpoint)
+    for part in (*student_folders(folder), folder):
+        _remove_student(part)
+    (folder / NAMES_FILE).unlink(missing_ok=True)
+    (folder / REMOVAL_MARKER).unlink()
+
+
+def _remove_student(folder: Path) -> None:
+    published = [path for pattern in _PUBLISHED for path in folder.glob(pattern)]
+    names = (*_STUDENT_FILES, *_RUN_FILES) if published else _RUN_FILES
     for path in [path for name in names for path in folder.glob(name)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (folder / REMOVAL_MARKER).unlink()
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -90,7 +98,7 @@ def remove_checkpoint(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def rotate_checkpoints(output_dir: str | Path, step: int, limit: int | None, best: str | None) -> None:
+def rotate_checkpoints(output_dir: str | Path, step: int, limit: int | None, best: Sequence[str] = ()) -> None:
     """Deletes the checkpoints of the earliest steps, whatever the clock says, so that ``limit`` of them stay.
 
     Those of later steps are neither counted nor deleted: an interrupted run may have left them.
@@ -99,12 +107,12 @@ def rotate_checkpoints(output_dir: str | Path, step: int, limit: int | None, bes
         output_dir: The run's folder.
         step: The current step.
         limit: Number of checkpoints that stay. None or 0: all.
-        best: The best checkpoint, which stays beside the last one.
+        best: The best checkpoints, which stay beside the last one.
     """
     if not limit or limit < 0:
         return
     folders = [path for path in sort_checkpoints(output_dir=str(output_dir)) if _step(path) <= step]
-    kept = {os.path.realpath(path) for path in (folders[-1:] + ([best] if best else []))}
+    kept = {os.path.realpath(path) for path in (*folders[-1:], *best)}
     excess = len(folders) - max(limit, len(kept))
     for path in [path for path in folders if os.path.realpath(path) not in kept][: max(excess, 0)]:
         remove_checkpoint(Path(path))

@@ -29,7 +29,7 @@ _TRAINER_FIELDS = (
 )
 _NO_RESULT = (
     *("num_artifact_images", "overwrite_output_dir", "dry_run", "remove_unused_columns", "logging_nan_inf_filter"),
-    "compile_teacher",
+    *("compile_teacher", "license"),
 )
 # What version 0.1 did, which had no names for it.
 _BEFORE_NAMES = {
@@ -47,14 +47,14 @@ _NOT_COMPARED = (
 
 def run_settings(trainer: "Trainer") -> dict[str, Any]:
     """Returns what determines the result of a run by flat names, as JSON values; no paths, logs or speeds."""
-    distiller = trainer.distiller
-    settings = {
-        **common_settings(trainer),
-        "method": trainer.method.name,
-        **_flat("method", trainer.method.run_settings(distiller)),
-        "block pairs": [pair[:2] for pair in distiller.pairs],
-        **_flat("student", distiller.student.config.to_dict()),
-    }
+    settings = {**common_settings(trainer), "method": trainer.method.name}
+    for run in trainer.runs.values():
+        own = f"{run.name} " if run.name else ""
+        settings |= {
+            **_flat("method", trainer.method.run_settings(run.distiller)),
+            f"{own}block pairs": [pair[:2] for pair in run.distiller.pairs],
+            **_flat(f"{own}student", run.distiller.student.config.to_dict()),
+        }
     return json.loads(json.dumps(settings, default=str))
 
 

@@ -4,10 +4,15 @@ import mmap
 import os
 import signal
 import threading
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+from singer_hf.data.workers import start_method
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -15,8 +20,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignals:
     """A context in which the first SIGTERM or SIGINT is only noted; a second one acts as usual.
 
-    Data workers that were forked from this process ignore both signals meanwhile: a terminal or a queue sends them to
-    all processes of a run, and the step must be ended.
+    Data workers that were forked from this process for a loader of `protect_workers` ignore both signals meanwhile: a
+    terminal or a queue sends them to all processes of a run, and the step must be ended.
 
     Attributes:
         received: Number of the signal that this process got, or 0.
@@ -49,6 +54,22 @@ class StopSignals:
         received = torch.tensor(self.received)
         dist.all_reduce(received, op=dist.ReduceOp.MAX, group=self._group)
         return int(received)
+
+    def protect_workers(self, loader: DataLoader) -> DataLoader:
+        """Lets the workers of a loader, which it returns, ignore both signals while the training runs.
+
+        The handlers that they inherit are not enough: torch gives each worker its own for SIGTERM, which ends it.
+        """
+        workers = getattr(loader, "base_dataloader", loader)
+        if workers.num_workers and start_method() == "fork":
+            workers.worker_init_fn = partial(self._begin_worker, workers.worker_init_fn)
+        return loader
+
+    def _begin_worker(self, begin: Callable[[int], None] | None, worker_id: int) -> None:
+        if begin is not None:
+            begin(worker_id)
+        for number in _SIGNALS:
+            signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._process:

@@ -14,6 +14,7 @@ from singer_hf.training.adapter.trainer import AdapterTrainer
 TRAINER = {
     # what is saved and loaded
     *("_save", "_save_checkpoint", "_save_rng_state", "_load_from_checkpoint", "_load_best_model"),
+    "_determine_best_metric",
     # the course of a run: checks before logs and saves, uploads, where a stream goes on, 8-bit images
     *("_maybe_log_save_evaluate", "_push_from_checkpoint", "_init_training_state", "_prepare_inputs"),
 }

@@ -31,6 +31,7 @@ class Cleaned(Method):
     """
 
     name = "cleaned"
+    title = "cleaned teacher"
     # Those of the adapter's terms have a meaning with `train_adapter` only, see `used_fields`.
     training_fields = (*Method.training_fields, *_ADAPTER_OBJECTIVE)
 

@@ -12,6 +12,7 @@ class FitNet(Method):
     """Distils the teacher's raw features (Romero et al., arXiv 1412.6550, over several blocks)."""
 
     name = "fitnet"
+    title = "FitNet"
     card = CardMethod(
         "fitnet",
         "by matching features of several blocks (FitNet): the student learned the teacher's raw features, high-norm "

@@ -20,11 +20,13 @@ class Method:
 
     Attributes:
         name: Name of the method in commands and YAML files.
+        title: Name of the method in figures.
         objective_fields: Fields of SingerTrainingArguments that :meth:`make_distiller` passes on to the distiller.
         training_fields: All fields of SingerTrainingArguments that belong to the method.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
     objective_fields: ClassVar[tuple[str, ...]] = (
         *("kd_weight", "kd_loss", "target_norm", "teacher_layers", "student_layers"),
     )

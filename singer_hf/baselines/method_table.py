@@ -1,5 +1,6 @@
 """The table of methods by name."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,21 @@ _METHODS = (
     *(LocalOutlierMethod, SingularDirectionMethod, ShiftedViews),
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _METHODS}
+
+
+# Longest first, so that a name which is part of another does not hide it.
+_NAMES = re.compile(rf"(?<![^_])(?:{'|'.join(sorted(METHODS, key=len, reverse=True))})(?![^_])")
+
+
+def display_title(row: str) -> str:
+    """Returns the name of a row of a comparison for people: "fitnet_token" becomes "FitNet token".
+
+    Args:
+        row: The name of a method, or a name of one's own that may contain it between underscores.
+    """
+    if "=" in row:  # a point of a grid, such as "r=4, outlier_quantile=0.9"
+        return row
+    return _NAMES.sub(lambda found: METHODS[found[0]].title, row).replace("_", " ")
 
 
 def method_class(name: str) -> type[Method]:

@@ -34,6 +34,7 @@ class Relational(Method):
     """
 
     name = "relational"
+    title = "relational"
     card = CardMethod(
         "relational-distillation",
         "by matching the similarities between the patches of an image, and the features, of several blocks; high-norm "
@@ -83,6 +84,11 @@ class RelationalDistiller(FeatureDistiller):
     ) -> None:
         super().__init__(student, teacher, **kwargs)
         self.settings = settings or Relational()
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Name of each component of the loss in the log -> its weight in the sum."""
+        return {**super().loss_weights, "relational_loss": self.settings.relational_weight}
 
     def losses(self, student: Mapping[int, Tensor], teacher: TeacherStep) -> RelationalOutput:
         """Computes both terms; see :meth:`FeatureDistiller.losses`.

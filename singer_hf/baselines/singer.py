@@ -42,6 +42,7 @@ class Singer(Method):
     """
 
     name = "singer"
+    title = "SiNGER"
     objective_fields = (*Method.objective_fields, *_ADAPTER_OBJECTIVE)
     # The adapter determines the teacher's blocks.
     training_fields = (

@@ -31,6 +31,7 @@ class ViTKD(Method):
     """
 
     name = "vitkd"
+    title = "ViTKD"
     card = CardMethod(
         "vitkd",
         "with ViTKD ([paper](https://arxiv.org/abs/2209.02432)): the student matched the teacher's features of "
@@ -57,8 +58,7 @@ class ViTKD(Method):
 
     def describe(self, distiller: "ViTKDDistiller") -> str:
         """The method in a few words."""
-        *mimicked, generated = distiller.teacher_layers
-        mask = distiller.evaluation_mask
+        (*mimicked, generated), mask = distiller.teacher_layers, distiller.evaluation_mask
         return (
             f"ViTKD, no refinement: teacher blocks {mimicked} mimicked, block {generated} generated with "
             f"{int(mask.sum())} of {mask.shape[1]} patches masked"
@@ -143,16 +143,15 @@ class ViTKDDistiller(FeatureDistiller):
         """Projectors and generator, by the name of the folder they are saved in."""
         return {**super().trained_modules, "generator": self.generator}
 
-    def losses(self, student: Mapping[int, Tensor], teacher: TeacherStep) -> ViTKDOutput:
-        """Computes both terms; see :meth:`FeatureDistiller.losses`.
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Name of each component of the loss in the log -> its weight in the sum."""
+        return {**super().loss_weights, "generation_loss": self.settings.generation_weight}
 
-        Args:
-            student: Student block -> tokens (B, C+N, D_S).
-            teacher: The teacher's side of the step, for the same images.
-        """
-        targets = teacher.targets
-        mimicking = self.kd_loss({i: targets[i] for i in self.teacher_layers[:-1]}, student)
-        generation = self.generation_loss(targets[self.teacher_layers[-1]], student)
+    def losses(self, student: Mapping[int, Tensor], teacher: TeacherStep) -> ViTKDOutput:
+        """Computes both terms from student tokens (B, C+N, D_S) by block; see :meth:`FeatureDistiller.losses`."""
+        mimicking = self.kd_loss({i: teacher.targets[i] for i in self.teacher_layers[:-1]}, student)
+        generation = self.generation_loss(teacher.targets[self.teacher_layers[-1]], student)
         loss = self.kd_weight * mimicking + self.settings.generation_weight * generation
         return ViTKDOutput(loss=loss, kd_loss=mimicking, generation_loss=generation)
 

@@ -18,6 +18,7 @@ SIGNED_COLOURS = "RdBu_r"
 FONT = 8
 
 _TITLE_FONT = 10
+_RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -44,6 +45,22 @@ def log_ticks(axis: object, low: float, high: float) -> None:
     axis.set_major_locator(LogLocator(subs=subs, numticks=12 if decades < 2.2 else 6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def ratio_bar(figure: "Figure", image: object, place: tuple[float, float, float, float]) -> None:
+    """Adds the colour scale of norms over the median of their model, with plain numbers: 1x, 3x, 10x.
+
+    Args:
+        figure: The figure.
+        image: What ``imshow`` returned, with a logarithmic scale.
+        place: (left, bottom, width, height) of the scale in shares of the figure.
+    """
+    bar = figure.colorbar(image, cax=figure.add_axes(place))
+    ticks = [tick for tick in _RATIOS if image.norm.vmin <= tick <= image.norm.vmax]
+    bar.set_ticks(ticks, labels=[f"{tick:g}\N{MULTIPLICATION SIGN}" for tick in ticks], fontsize=FONT)
+    bar.ax.minorticks_off()
+    high = place[3] * figure.get_figheight() > 2.2
+    bar.set_label("patch norm / median of the model" if high else "norm / median", fontsize=FONT)
 
 
 def legend_below(figure: "Figure", axis: "Axes") -> None:

@@ -16,7 +16,9 @@ from tqdm.auto import tqdm
 from singer_hf.comparison.cell_folder import CellFolder, cell_folder, reference_folder
 from singer_hf.comparison.cells import run_cell, run_reference
 from singer_hf.comparison.costs import step_costs
-from singer_hf.comparison.figures import curves_figure, methods_figure, paired_figure, sweep_figure
+from singer_hf.comparison.figures.curves import curves_figure
+from singer_hf.comparison.figures.intervals import methods_figure, paired_figure
+from singer_hf.comparison.figures.sweep import sweep_figure
 from singer_hf.comparison.study import Study, grid_name
 from singer_hf.comparison.summary import summarise
 from singer_hf.comparison.tables import comparison_markdown

@@ -4,6 +4,7 @@ from typing import Any
 
 import datasets
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -92,8 +93,13 @@ def train_classifier(
 
     Returns:
         The log of the Trainer.
+
+    Raises:
+        ValueError: If transformers is too old for endless scenes, whose order is that of their indices.
     """
     if settings.is_endless:
+        if not hasattr(args, "train_sampling_strategy"):
+            raise ValueError(f"endless scenes need transformers 5.2 or later, got {transformers.__version__}")
         args.train_sampling_strategy = "sequential"
         args.save_strategy = SaveStrategy.STEPS if args.save_strategy == SaveStrategy.EPOCH else args.save_strategy
         images, collator = SceneIndices(args.max_steps * views_per_step(args)), collate_indices

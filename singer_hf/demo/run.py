@@ -23,8 +23,9 @@ from singer_hf.data.image_processors import load_image_processor
 from singer_hf.data.transforms import eval_transform
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.evaluation.heads.logistic_regression import linear_probe
+from singer_hf.inspection.report.student_maps import student_maps
 from singer_hf.training.arguments import SingerTrainingArguments
-from singer_hf.training.figures import norm_rows, save_figure
+from singer_hf.training.figures import longest_norms, save_figure
 from singer_hf.training.guards.output_folder import check_output_folder
 from singer_hf.training.trainer import SingerDistillationTrainer
 from singer_hf.tuner import SingerConfig
@@ -34,7 +35,8 @@ singer-hf demo. Everything here is SYNTHETIC: the images are scenes drawn in thi
 ViT trained on such scenes in which high-norm artifact tokens were PLANTED. It shows how the software works; the
 numbers say nothing about photographs. For your own data: singer-hf distill --help
 """
-PICTURES = 4
+PICTURES = 2
+CANDIDATES = 250  # test scenes of which the pictures are chosen
 
 
 @dataclass
@@ -196,16 +198,18 @@ def _pixel_values(scenes: Dataset, transform: Callable) -> Tensor:
     return torch.stack([transform(image) for image in scenes["image"]])
 
 
+@torch.no_grad()
 def _draw(trainers: dict[str, SingerDistillationTrainer], test: Dataset, folder: Path) -> None:
-    """Writes the norm maps of the first test scenes to ``demo.png``."""
-    scenes = test.select(range(PICTURES))
+    """Writes ``demo.png``: maps of the test scenes in which the teacher has the longest patch tokens."""
+    scenes = test.select(range(min(CANDIDATES, len(test))))
     images = _pixel_values(scenes, eval_transform(trainers["singer"].processing_class))
+    extracted = {name: extract(images) for name, extract in _extractors(trainers).items()}
+    tokens = {name: found[:, prefix:] for name, (found, prefix) in extracted.items()}
     grid = trainers["singer"].distiller.teacher_input.grid
-    norms = {name: _features(extract, images)[1].unflatten(1, grid) for name, extract in _extractors(trainers).items()}
-    pictures = (
-        torch.stack([pil_to_tensor(image.convert("RGB")) for image in scenes["image"]]).permute(0, 2, 3, 1) / 255
-    )
-    save_figure(lambda: norm_rows(pictures, norms), folder / "demo.png")
+    chosen = longest_norms(tokens["teacher"].norm(dim=-1).unflatten(1, grid), PICTURES)
+    pictures = [pil_to_tensor(scenes[index]["image"].convert("RGB")) for index in chosen]
+    pictures = torch.stack(pictures).permute(0, 2, 3, 1) / 255
+    save_figure(lambda: student_maps(pictures, tokens, grid, chosen), folder / "demo.png")
 
 
 def _table(rows: dict[str, dict[str, float]]) -> str:

@@ -23,7 +23,6 @@ from typing import Any
 
 import datasets
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor, set_seed
-from transformers.trainer_utils import sort_checkpoints
 
 from singer_hf.data.image_processors import load_image_processor
 from singer_hf.demo.artifact_log import artifact_figure, artifact_rows
@@ -40,6 +39,7 @@ from singer_hf.demo.teacher_data import (
 )
 from singer_hf.demo.teacher_settings import TeacherArguments, TeacherSettings
 from singer_hf.training.figures import save_figure
+from singer_hf.training.guards.checkpoint_order import sort_checkpoints
 from singer_hf.training.guards.complete import is_written
 
 
@@ -108,11 +108,10 @@ def _train(
 
 def _last_checkpoint(output_dir: str) -> str:
     """The latest checkpoint that was written to its end."""
-    checkpoints = sort_checkpoints(output_dir=output_dir) if Path(output_dir).is_dir() else []
-    written = [folder for folder in checkpoints if is_written(Path(folder))]
+    written = [folder for folder in sort_checkpoints(output_dir) if is_written(Path(folder))]
     if not written:
         raise ValueError(f"`--resume` found no checkpoint in {output_dir!r}; omit it to start from the beginning")
-    return str(written[-1])
+    return written[-1]
 
 
 def _report_artifacts(settings: TeacherSettings, log: list[dict[str, Any]], output: Path) -> dict[str, Any]:

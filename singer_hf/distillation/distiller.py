@@ -89,6 +89,11 @@ class SingerDistiller(FeatureDistiller):
         self.in_adapter_warmup = False
         self._batched = self._find_batched_values() if adapters and objective.info_share < 1 else {}
 
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Name of each component of the loss in the log -> its weight in the sum."""
+        return {**super().loss_weights, **self.objective.weights}
+
     def losses(self, student: Mapping[int, Tensor], teacher: TeacherStep) -> SingerOutput:
         """Computes ``λ_KD L_KD + λ_outlier L_outlier + λ_info L_info``; see :meth:`FeatureDistiller.losses`.
 

@@ -44,6 +44,13 @@ class TeacherStep:
 class TrainedModule(nn.Module):
     """Base of the distillers, which have ``student``, ``teacher``, ``projectors`` and their extractors."""
 
+    kd_weight: float
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Name of each component of the loss in the log -> its weight in the sum."""
+        return {"kd_loss": self.kd_weight}
+
     accepts_loss_kwargs = False
     main_input_name = "pixel_values"
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from singer_hf.cards.privacy import without_paths
 from singer_hf.configs import TRAINED, find
 from singer_hf.evaluation.results.card import has_student_card
+from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.tuner.loading import load_adapter
 from singer_hf.vit.inference import unwrap_peft
 from singer_hf.vit.loading import load_model
@@ -71,8 +72,9 @@ def load_models(
         raise ValueError(f"`adapter_name_or_path` goes with one model, got {len(given)} models")
     place = find_device(device)
     paths = [_path_of(item) for item in given]
-    labels = labels_of([path or type(unwrap_peft(item)).__name__ for path, item in zip(paths, given, strict=True)])
     modules = [_load(item, adapter_name_or_path, place) for item in given]
+    names = [path or type(unwrap_peft(item)).__name__ for path, item in zip(paths, given, strict=True)]
+    labels = labels_of([_with_adapter(name, model, names) for name, model in zip(names, modules, strict=True)])
     return [NamedModel(*entry) for entry in zip(labels, paths, modules, strict=True)]
 
 
@@ -114,6 +116,11 @@ def on_device(models: Sequence[NamedModel], device: str | torch.device | None) -
     finally:
         for entry, place in zip(models, before, strict=True):
             entry.model.to(place)
+
+
+def _with_adapter(name: str, model: nn.Module, names: Sequence[str]) -> str:
+    """The name of a model; of two models of this name, such as before and after a cleaning, the adapter is told."""
+    return f"{name} + adapter" if names.count(name) > 1 and find_singer_layers(model) else name
 
 
 def _path_of(model: Any) -> str | None:

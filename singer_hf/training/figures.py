@@ -8,25 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from singer_hf.cards.drawing import COLOURS, MAP_COLOURS, log_ticks, ratio_bar
 from singer_hf.data.pictures import to_pictures
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.vit.inference import evaluation_mode
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from transformers import Trainer
 
 logger = logging.getLogger(__name__)
 
 NUM_FIGURE_IMAGES = 4
+# Of so many images of the last batch those with the longest patch tokens are drawn.
+_CANDIDATES = 32
 _LABELS = {
-    "loss": "total",
     "kd_loss": "L_KD",
     "outlier_loss": "L_outlier",
     "info_loss": "L_info",
     "generation_loss": "L_gen",
+    "relational_loss": "L_relational",
 }
-_STYLES = ("-", "--", "-.", ":")
+_STYLES = ("--", "-.", ":")
+# Contributions smaller than this share of the largest loss are not drawn.
+_SMALLEST = 1e-4
+# Inches: edge of a picture, space between pictures, and around them for titles and the scale.
+_CELL, _GAP, _TOP, _RIGHT, _MARGIN = 1.7, 0.08, 0.3, 0.85, 0.08
 
 
 def save_run_figures(trainer: "Trainer", folder: str | Path) -> None:
@@ -39,14 +47,28 @@ def save_run_figures(trainer: "Trainer", folder: str | Path) -> None:
     folder = Path(folder)
     curve = [row for row in trainer.state.log_history if "loss" in row]
     if curve:
-        save_figure(lambda: loss_curves(curve), folder / "loss_figure.png")
+        weights, start = trainer.distiller.loss_weights, getattr(trainer.args, "adapter_warmup_steps", 0)
+        save_figure(lambda: loss_curves(curve, weights, start), folder / "loss_figure.png")
     images = trainer.artifact_images.on(trainer.args.device, trainer.last_pixel_values)
     images = trainer.last_pixel_values if images is None else images
     if images is not None:
-        images = images[:NUM_FIGURE_IMAGES]
-        save_figure(
-            lambda: norm_rows(to_pictures(images), norm_maps(trainer.distiller, images)), folder / "norm_figure.png"
-        )
+        save_figure(lambda: _norm_figure(trainer.distiller, images[:_CANDIDATES]), folder / "norm_figure.png")
+
+
+def _norm_figure(distiller: FeatureDistiller, images: Tensor) -> "Figure":
+    norms = norm_maps(distiller, images)
+    chosen = longest_norms(norms["teacher"], NUM_FIGURE_IMAGES)
+    return norm_rows(to_pictures(images[chosen]), norms, chosen)
+
+
+def longest_norms(norms: Tensor, number: int) -> list[int]:
+    """Indices of the images with the longest patch tokens, longest first.
+
+    Args:
+        norms: L2 norms of the patch tokens (B, rows, columns).
+        number: At most this many indices.
+    """
+    return norms.flatten(1).amax(dim=1).topk(min(number, len(norms))).indices.tolist()
 
 
 def save_figure(draw: Callable[[], Any], file: Path) -> None:
@@ -78,57 +100,83 @@ def norm_maps(distiller: FeatureDistiller, images: Tensor) -> dict[str, Tensor]:
     return maps | {"student": own.unflatten(1, pair.grid).cpu()}
 
 
-def loss_curves(curve: Sequence[Mapping[str, float]]) -> "Figure":
-    """Draws the loss and its unweighted components over the steps, on a logarithmic axis.
+def loss_curves(curve: Sequence[Mapping[str, float]], weights: Mapping[str, float], kd_start: int = 0) -> "Figure":
+    """Draws what each component adds to the loss over the steps, and their sum, on a logarithmic axis.
 
     Args:
-        curve: Points ``{"step": int, "loss": float, "kd_loss": float, ...}`` in order; a component that is 0
-            everywhere is left out.
+        curve: Points ``{"step": int, "kd_loss": float, ...}`` in order, the components unweighted.
+        weights: Component -> its weight in the loss. A component that adds nothing anywhere is left out.
+        kd_start: Last step in which L_KD has weight 0.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     steps = [point["step"] for point in curve]
-    names = [name for name in _LABELS if any(point.get(name) for point in curve)]
-    for number, name in enumerate(names):
-        values = [point.get(name) or None for point in curve]
-        axes.plot(steps, values, _STYLES[number % len(_STYLES)], label=_LABELS[name])
-    axes.set(
-        xlabel="step", ylabel="loss (components unweighted)", yscale="log", title="Losses over the training steps"
-    )
+    added = {name: [_contribution(point, name, weights, kd_start) for point in curve] for name in weights}
+    added = {name: values for name, values in added.items() if any(values)}
+    # None leaves a gap: a logarithmic axis cannot show 0.
+    totals = [sum(values[i] for values in added.values()) or None for i in range(len(steps))]
+    axes.plot(steps, totals, color=COLOURS[-1], label="loss")
+    for number, (name, values) in enumerate(added.items()):
+        label = f"{weights[name]:g} \N{MULTIPLICATION SIGN} {_LABELS.get(name, name)}"
+        label += " (below the axis)" if max(values) < _SMALLEST * max(filter(None, totals)) else ""
+        style = {"linestyle": _STYLES[number % len(_STYLES)], "color": COLOURS[number % len(COLOURS)]}
+        axes.plot(steps, [value or None for value in values], label=label, **style)
+    axes.set(xlabel="step", ylabel="contribution to the loss", yscale="log")
+    axes.set_title("Loss and its weighted components over the training steps")
+    _plain_log_axis(axes)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def norm_rows(pictures: Tensor, norms: Mapping[str, Tensor]) -> "Figure":
+def _contribution(point: Mapping[str, float], name: str, weights: Mapping[str, float], kd_start: int) -> float:
+    in_warmup = name == "kd_loss" and point["step"] <= kd_start
+    return 0.0 if in_warmup else weights[name] * point.get(name, 0.0)
+
+
+def _plain_log_axis(axes: "Axes") -> None:
+    values = [value for line in axes.lines for value in line.get_ydata() if value]
+    if values:
+        low, high = max(min(values), _SMALLEST * max(values)), max(values)
+        axes.set_ylim(low / 1.5, 1.5 * high)
+        log_ticks(axes.yaxis, low, high)
+
+
+def norm_rows(pictures: Tensor, norms: Mapping[str, Tensor], chosen: Sequence[int] | None = None) -> "Figure":
     """Draws a row per image: the image, then a map of its patch norms for every model, relative to the model's median.
 
     All maps have one colour scale, so that a patch of 8 times the median looks the same everywhere.
 
     Args:
         pictures: Images (R, H, W, 3), values in [0, 1].
-        norms: Title of the column -> L2 norms (R, rows, columns) of the patch tokens.
+        norms: Title of the column -> L2 norms (B, rows, columns) of the patch tokens, of which the medians are taken.
+        chosen: Indices of the R images in ``norms``. None: these are all, B = R.
     """
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    relative = {name: maps / maps.median() for name, maps in norms.items()}
+    chosen = list(range(len(pictures)) if chosen is None else chosen)
+    relative = {name: maps[chosen] / maps.median() for name, maps in norms.items()}
     highest = max(float(maps.max()) for maps in relative.values())
-    scale = LogNorm(vmin=0.5, vmax=max(highest, 4.0))
+    scale = LogNorm(vmin=0.5, vmax=max(highest, 4.0), clip=True)
     rows, columns = len(pictures), len(norms) + 1
-    aspect = pictures.shape[1] / pictures.shape[2]
-    figure = Figure(figsize=(1.7 * columns + 0.8, 1.7 * aspect * rows + 0.9), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    cell = _CELL * pictures.shape[1] / pictures.shape[2]  # height
+    width = _MARGIN + columns * (_CELL + _GAP) + _RIGHT
+    height = _TOP + rows * (cell + _GAP) + _MARGIN
+    figure = Figure(figsize=(width, height))
     for row in range(rows):
-        grid[row][0].imshow(pictures[row].numpy())
-        for axes, maps in zip(grid[row][1:], relative.values(), strict=True):
-            shown = axes.imshow(maps[row].numpy(), norm=scale, cmap="viridis", extent=(0, 1, 0, aspect))
-    for axes, title in zip(grid[0], ["input", *norms], strict=True):
-        axes.set_title(title, fontsize=9)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-    bar = figure.colorbar(shown, ax=grid, shrink=0.8, aspect=30, pad=0.02)
-    bar.set_label("patch norm / median of the model")
+        bottom = height - _TOP - row * (cell + _GAP) - cell
+        for column, title in enumerate(("input", *norms)):
+            left = _MARGIN + column * (_CELL + _GAP)
+            axes = figure.add_axes((left / width, bottom / height, _CELL / width, cell / height), xticks=[], yticks=[])
+            if column == 0:
+                axes.imshow(pictures[row].numpy(), aspect="auto")
+            else:
+                shown = axes.imshow(relative[title][row].numpy(), norm=scale, cmap=MAP_COLOURS, aspect="auto")
+            if row == 0:
+                axes.set_title(title, fontsize=10, pad=4)
+    left, bottom, top = width - _RIGHT + 0.06, _MARGIN + _GAP, height - _TOP
+    ratio_bar(figure, shown, (left / width, bottom / height, 0.14 / width, (top - bottom) / height))
     return figure

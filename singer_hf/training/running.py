@@ -48,6 +48,7 @@ class RunMixin:
         # Name of the student -> step of its best checkpoint, once the weights of that are its own.
         self.loaded_steps: dict[str, int] = {}
         self.rotation_limit: int | None = None
+        self.is_over = False  # a finished run that was taken up again
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Trains; with ``resume_from_checkpoint=True`` from the last complete checkpoint, without one from the start.
@@ -123,6 +124,8 @@ class RunMixin:
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
     ) -> None:
+        if self.is_over:
+            return
         signal_number = self.signals.agreed()
         due = self.control.should_evaluate or self.control.should_save or signal_number
         if due or self.control.should_log:
@@ -163,9 +166,10 @@ class RunMixin:
     def _checkpoint_folder(self, trial: Any) -> str:
         return str(Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """Collects the batches of an optimiser step, none if all steps are made, see the base class."""
         # A finished run that ended within an epoch: taken up again, the base class would train one step more.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
+        if self.state.global_step < self.state.max_steps:
+            return super().get_batch_samples(*args, **kwargs)
+        self.control.should_training_stop = self.is_over = True
+        return [], None

@@ -5,6 +5,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from singer_hf.tuner.config import SingerConfig, SingerPeftType
 from singer_hf.tuner.layer import SingerLayer
 from singer_hf.tuner.model import SingerModel
+from singer_hf.tuner.old_peft import support_old_peft
 
 __all__ = ["SingerConfig", "SingerLayer", "SingerModel", "SingerPeftType"]
 
@@ -24,3 +25,4 @@ def _register() -> None:
 
 
 _register()
+support_old_peft()

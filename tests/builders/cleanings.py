@@ -11,6 +11,7 @@ from planted import IMAGE, planted_vit
 from torch import nn
 
 from singer_hf.cleaning.clean import clean
+from singer_hf.vit.structure import view_vit
 
 # 4,000 patches are 167 images of 24 patches.
 NUM_IMAGES = 168
@@ -32,7 +33,7 @@ def lasting_vit() -> hf.ViTModel:
     """The planted ViT in which no block removes the long vectors again."""
     model = planted_vit()
     with torch.no_grad():
-        model.get_parameter("layers.2.mlp.fc2.weight").zero_()
+        view_vit(model).mlp_layers(2)[1].weight.zero_()
     return model
 
 

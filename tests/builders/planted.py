@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
 from singer_hf import SingerConfig
+from singer_hf.vit.structure import view_vit
 
 GRID, PATCH, WIDTH, BLOCKS = (4, 6), 8, 32, 4
 IMAGE = (GRID[0] * PATCH, GRID[1] * PATCH)
@@ -50,12 +51,12 @@ def planted_vit() -> ViTModel:
 
 def _plant(model: ViTModel, block: int, weights: dict[int, float], bias: float, token: Tensor, length: float) -> None:
     """Sets unit 0 of a block's MLP, which adds ``length`` along ``DIRECTION`` to ``token``."""
-    weight = model.get_parameter(f"layers.{block}.mlp.fc1.weight")
+    first, second = view_vit(model).mlp_layers(block)
     for channel, value in weights.items():
-        weight[0, channel] = value
-    model.get_parameter(f"layers.{block}.mlp.fc1.bias")[0] = bias
-    activation = F.gelu(F.layer_norm(token, (WIDTH,), eps=1e-12) @ weight[0] + bias)
-    model.get_parameter(f"layers.{block}.mlp.fc2.weight")[DIRECTION, 0] = length / activation
+        first.weight[0, channel] = value
+    first.bias[0] = bias
+    activation = F.gelu(F.layer_norm(token, (WIDTH,), eps=1e-12) @ first.weight[0] + bias)
+    second.weight[DIRECTION, 0] = length / activation
 
 
 def expected_tokens(block: int) -> Tensor:

@@ -191,7 +191,7 @@ def test_a_teacher_with_adapters_is_refused():
         r"`teacher` must have no adapter yet, it has SiNGER adapters behind the blocks \[1\]; pass the plain teacher",
         teacher=own.base_model.model,
     )
-    lora = get_peft_model(lasting_vit(), LoraConfig(target_modules=["fc1"]))
+    lora = get_peft_model(lasting_vit(), LoraConfig(target_modules=r".*(fc1|intermediate\.dense)"))
     refused("the teacher must have no other adapters inside, it has 4", teacher=lora)
 
 

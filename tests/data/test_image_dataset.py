@@ -100,7 +100,7 @@ def write_shards(folder, count=12, shards=3):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_streaming_reads_every_image_once(tmp_path, monkeypatch, num_workers):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05)
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05, raising=False)
     stream = load_image_dataset(write_shards(tmp_path / "data"), streaming=True, shuffle_buffer=4)
     rows = transform_images(stream, crop())
     first = batches(rows, batch_size=4, num_workers=num_workers)

@@ -27,7 +27,7 @@ from singer_hf.inspection.report.maps import (
     relative_norm_maps,
     similarity_maps,
 )
-from singer_hf.training.figures import loss_curves
+from singer_hf.training.figures import longest_norms, loss_curves, norm_rows
 
 LONG_NAME = "an-organisation-of-many-words/a-vision-transformer-of-many-words-patch16-224"
 GRIDS = [(4, 6), (14, 14), (16, 7), (10, 24)]
@@ -198,9 +198,45 @@ def test_blocks_are_spread_over_the_depth():
 
 
 def test_a_loss_curve_names_the_terms_that_a_run_has():
-    steps = [{"step": i, "loss": 3.0, "kd_loss": 2.0, "outlier_loss": 0.0, "info_loss": 0.0} for i in (1, 2)]
-    assert legend(loss_curves(steps)) == ["total", "L_KD"]
-    assert legend(loss_curves([step | {"generation_loss": 20.0} for step in steps])) == ["total", "L_KD", "L_gen"]
+    steps = [{"step": i, "kd_loss": 2.0, "outlier_loss": 0.0, "info_loss": 0.0} for i in (1, 2)]
+    weights = {"kd_loss": 1.0, "outlier_loss": 0.01, "info_loss": 1.0}
+    assert legend(loss_curves(steps, weights)) == ["loss", "1 × L_KD"]
+    steps, weights = [step | {"generation_loss": 20.0} for step in steps], {"kd_loss": 1.0, "generation_loss": 0.05}
+    assert legend(loss_curves(steps, weights)) == ["loss", "1 × L_KD", "0.05 × L_gen"]
+
+
+def test_a_loss_curve_shows_what_each_term_adds():
+    steps = [{"step": i, "loss": 9.0, "kd_loss": 2.0, "outlier_loss": 50.0} for i in (10, 20)]
+    figure = loss_curves(steps, {"kd_loss": 1.5, "outlier_loss": 0.01}, kd_start=10)
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[0.5, 3.5], [None, 3.0], [0.5, 0.5]]
+
+
+def test_a_negligible_term_does_not_stretch_the_axis():
+    steps = [{"step": i, "kd_loss": 2.0, "info_loss": 1e-9} for i in (10, 20)]
+    figure = loss_curves(steps, {"kd_loss": 1.0, "info_loss": 1.0})
+    assert legend(figure) == ["loss", "1 × L_KD", "1 × L_info (below the axis)"]
+    assert figure.axes[0].get_ylim() == pytest.approx((2e-4 / 1.5, 3.0))
+
+
+def test_norm_rows_have_one_scale_with_plain_ticks():
+    norms = torch.ones(2, 2, 3)
+    norms[1, 0, 0] = 12.0
+    figure = norm_rows(torch.zeros(2, 8, 12, 3), {"teacher": norms, "student": 5 * norms})
+    *panels, bar = figure.axes
+    assert [axis.get_title() for axis in panels] == ["input", "teacher", "student", "", "", ""]
+    assert [text.get_text() for text in bar.get_yticklabels()] == ["1×", "3×", "10×"]
+    assert [axis.images[0].norm.vmax for axis in panels if axis.images[0].get_array().ndim == 2] == [12.0] * 4
+    # No empty bands: all panels have the aspect ratio of the images.
+    width, height = figure.get_size_inches()
+    for box in (axis.get_position() for axis in panels):
+        assert box.width * width / (box.height * height) == pytest.approx(12 / 8)
+
+
+def test_images_with_the_longest_tokens_come_first():
+    norms = torch.ones(3, 2, 2)
+    norms[2, 1, 0], norms[0, 0, 0] = 9.0, 4.0
+    assert longest_norms(norms, 2) == [2, 0]
+    assert longest_norms(norms, 8) == [2, 0, 1]
 
 
 def legend(figure):

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerControl, TrainerState
 
 from singer_hf.training.guards import preflight
-from singer_hf.training.guards.preflight import Preflight, duration
+from singer_hf.training.guards.preflight import Preflight, duration, memory_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
@@ -87,3 +87,12 @@ def test_a_dry_run_writes_nothing_and_deletes_nothing(tmp_path, capsys):
 )
 def test_durations_in_words(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(("used", "advised"), [(10.0, 512), (30.0, 256), (32.0, 256), (60.0, None), (100.0, None)])
+def test_a_larger_batch_is_advised_where_it_fits(used, advised):
+    """Of 80 GiB 64 may be filled; the batch is doubled as often as it fits."""
+    seen, *advice = memory_lines(used, 80.0, 128)
+    assert seen == f"At most {used:.1f} of 80.0 GiB of GPU memory were in use."
+    room = f"There is room for `per_device_train_batch_size` {advised} (now 128); the learning rate is to be"
+    assert advice == ([] if advised is None else [f"{room} chosen anew then."])

@@ -7,6 +7,7 @@ import torch
 from adapters import attach, last_hidden_state
 from peft import PeftConfig, PeftModel, TaskType, get_model_status, get_peft_model
 from safetensors.torch import load_file
+from versions import needs
 from zoo import images, tiny, tiny_vit
 
 from singer_hf import SingerConfig
@@ -116,6 +117,7 @@ def test_saved_embeddings_are_loaded_again(tmp_path):
     assert torch.equal(last_hidden_state(PeftModel.from_pretrained(other, tmp_path)), last_hidden_state(peft_model))
 
 
+@needs("peft", "0.21")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_adapter_gets_the_type_of_its_block_where_autocasting_is_off(tmp_path, dtype):
     config = SingerConfig(r=4, init_weights="random", gate="none")

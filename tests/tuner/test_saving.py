@@ -13,6 +13,7 @@ import zoo
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from versions import needs
 from zoo import every_family, images, tiny, tiny_vit
 
 from singer_hf import SingerConfig
@@ -24,6 +25,8 @@ from singer_hf.vit.structure import view_vit
 pytestmark = pytest.mark.filterwarnings("ignore:.*exceeds the effective null dimension")
 every_gate = pytest.mark.parametrize("gate", GATES)
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# "layers" or, before transformers 5.9, "encoder.layer".
+BLOCKS = f"base_model.model.{view_vit(tiny_vit()).blocks_path}"
 
 
 def tokens_of(model: nn.Module) -> Tensor:
@@ -104,7 +107,7 @@ def test_the_file_holds_the_adapter_alone_and_the_config_no_paths(tmp_path):
     trained(tiny_vit(), r=5, layers_to_transform=[1, -1]).save_pretrained(tmp_path)
     shapes = {key: tuple(value.shape) for key, value in load_file(tmp_path / WEIGHTS).items()}
     assert shapes == {
-        f"base_model.model.layers.{index}.singer_{kind}.weight": shape
+        f"{BLOCKS}.{index}.singer_{kind}.weight": shape
         for index in (1, 3)
         for kind, shape in (("down", (5, 32)), ("up", (32, 5)))
     }
@@ -137,6 +140,7 @@ def test_an_adapter_saved_under_older_module_paths_loads(gate, tmp_path):
         assert torch.equal(tokens_of(PeftModel.from_pretrained(model, tmp_path)), tokens_of(peft_model))
 
 
+@needs("transformers", "5.14")
 @every_gate
 def test_transformers_own_load_adapter_takes_the_folder(gate, tmp_path):
     peft_model = trained(tiny_vit(), gate=gate)
@@ -152,6 +156,7 @@ def test_transformers_own_load_adapter_takes_the_folder(gate, tmp_path):
     assert torch.equal(tokens_of(model), raw)
 
 
+@needs("transformers", "5.14")
 @every_gate
 def test_transformers_own_load_adapter_finds_the_blocks_under_a_head(gate, tmp_path):
     peft_model, model = trained(tiny_vit(), gate=gate), classifier()
@@ -169,6 +174,7 @@ def test_a_raw_timm_model_takes_an_adapter_and_loads_it(tmp_path):
     assert torch.equal(tokens_of(PeftModel.from_pretrained(twin, tmp_path)), tokens_of(peft_model))
 
 
+@needs("transformers", "5.14")
 def test_from_pretrained_of_the_adapter_folder_brings_its_teacher(tmp_path):
     teacher, adapter = tmp_path / "teacher", tmp_path / "adapter"
     tiny_vit().save_pretrained(teacher)
@@ -239,7 +245,7 @@ def _message_of_loading(folder: Path, model: nn.Module | None = None) -> str:
 
 def test_missing_weights_are_named(saved):
     weights = load_file(saved / WEIGHTS)
-    del weights["base_model.model.layers.3.singer_up.weight"]
+    del weights[f"{BLOCKS}.3.singer_up.weight"]
     save_file(weights, saved / WEIGHTS)
     assert _message_of_loading(saved) == (
         "the adapter file misses weights for this model and its configuration: block 3 singer_up. The file and "
@@ -259,19 +265,15 @@ def test_surplus_weights_are_named(saved):
 
 
 def test_weights_of_another_method_are_named(saved):
-    weights = load_file(saved / WEIGHTS)
-    weights["base_model.model.layers.1.lora_A.weight"] = torch.zeros(4, 32)
-    save_file(weights, saved / WEIGHTS)
-    message = _message_of_loading(saved)
-    assert (
-        message == "'base_model.model.layers.1.lora_A.weight' in the adapter file is not a tensor of a SiNGER adapter"
-    )
+    key = f"{BLOCKS}.1.lora_A.weight"
+    save_file({**load_file(saved / WEIGHTS), key: torch.zeros(4, 32)}, saved / WEIGHTS)
+    assert _message_of_loading(saved) == f"'{key}' in the adapter file is not a tensor of a SiNGER adapter"
 
 
 def test_another_hidden_size_gives_both_shapes(saved):
     wider = tiny_vit(hidden_size=48)
     assert _message_of_loading(saved, wider) == (
-        "the adapter does not fit this model: base_model.model.layers.1.singer_down.default.weight has shape (4, 32) "
+        f"the adapter does not fit this model: {BLOCKS}.1.singer_down.default.weight has shape (4, 32) "
         "in the file and (4, 48) here; it was trained on a teacher of another hidden size"
     )
 

@@ -49,6 +49,7 @@ class ClipNormMethod(NormThresholdMethod):
     """Distils features whose long patch tokens are clipped; settings of :class:`NormThresholdMethod`."""
 
     name = "clip_norm"
+    title = "clipped norms"
 
     def make_refiner(self, view: ViTView, grid: tuple[int, int]) -> ClipNorm:
         """Returns the refiner for a teacher; see :meth:`RefinerMethod.make_refiner`."""

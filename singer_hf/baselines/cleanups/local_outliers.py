@@ -69,6 +69,7 @@ class LocalOutlierMethod(RefinerMethod):
     """
 
     name = "local_outlier_factor"
+    title = "local outlier factor"
 
     num_neighbors: int = 30
     share: float = 0.05

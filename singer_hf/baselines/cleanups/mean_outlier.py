@@ -52,6 +52,7 @@ class MeanOutlierMethod(NormThresholdMethod):
     """
 
     name = "mean_outlier"
+    title = "mean outlier removed"
     needs_images = True
 
     def prepare(self, teacher: nn.Module, images: Iterable[Tensor] = (), seed: int = 0) -> nn.Module:

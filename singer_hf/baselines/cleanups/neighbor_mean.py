@@ -55,6 +55,7 @@ class NeighborMeanMethod(NormThresholdMethod):
     """Distils features with neighbours' means for outliers; settings of :class:`NormThresholdMethod`."""
 
     name = "neighbor"
+    title = "neighbours' mean"
 
     def make_refiner(self, view: ViTView, grid: tuple[int, int]) -> NeighborMean:
         """Returns the refiner for a teacher; see :meth:`RefinerMethod.make_refiner`."""

@@ -37,6 +37,7 @@ class TestTimeRegister(Method):
     __test__ = False  # the name is the paper's, not that of a test
 
     name = "test_time_register"
+    title = "test-time register"
     needs_images = True
     card = refined_features_card(
         "a test-time register ([paper](https://arxiv.org/abs/2506.08010)), an additional token that takes their "

@@ -52,6 +52,7 @@ class ShiftedViews(Method):
     """
 
     name = "shifted_views"
+    title = "shifted views"
     card = CardMethod(
         "feature-distillation",
         "by matching features of several blocks: the student learned the mean of the teacher's features over shifted "

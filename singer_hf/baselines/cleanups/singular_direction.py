@@ -54,6 +54,7 @@ class SingularDirectionMethod(RefinerMethod):
     """
 
     name = "singular_direction"
+    title = "singular direction"
 
     sigma: float = 4.0
     scope: str = "image"

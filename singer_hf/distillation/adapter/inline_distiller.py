@@ -60,6 +60,11 @@ class InlineDistiller(FeatureDistiller):
         if objective is None:
             teacher.requires_grad_(False)
 
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Name of each component of the loss in the log -> its weight in the sum."""
+        return {**super().loss_weights, **({} if self.objective is None else self.objective.weights)}
+
     def losses(self, student: Mapping[int, Tensor], teacher: TeacherStep) -> DistillerOutput:
         """Computes the losses of one step; see :meth:`FeatureDistiller.losses`.
 

@@ -51,6 +51,11 @@ class AdapterObjective:
             self.info_share,
         )
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Name of each term in the log -> its weight."""
+        return {"outlier_loss": self.outlier_weight, "info_loss": self.info_weight}
+
     def draw_images(self, num_images: int, device: torch.device) -> Tensor | None:
         """Indices (K,) of the images that L_info of this step is taken of, other ones in every step; None: all.
 

@@ -46,7 +46,7 @@ def before_after_maps(before: Snapshot, after: Snapshot) -> "Figure":
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     bar = figure.colorbar(shown[0], ax=axes, fraction=0.04, pad=0.02, aspect=24)
-    bar.set_label("norm / median of the model", fontsize=FONT)
+    bar.set_label("norm / median of the model" if rows > 1 else "norm / median", fontsize=FONT)
     bar.ax.tick_params(labelsize=FONT)
     log_ticks(bar.ax.yaxis, scale.vmin, scale.vmax)
     bar.ax.minorticks_off()

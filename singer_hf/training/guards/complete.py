@@ -6,8 +6,8 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from transformers.trainer_utils import sort_checkpoints
 
+from singer_hf.training.guards.checkpoint_order import sort_checkpoints
 from singer_hf.training.students.names import student_folders
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
 from singer_hf.data.image_collator import ImageCollator
 from singer_hf.data.image_dataset import ImageDataset
@@ -19,6 +20,17 @@ _ORDER_OF_A_STREAM = ("dataloader_num_workers", "per_device_train_batch_size", "
 
 class DataOrderMixin:
     """Overrides of `transformers.Trainer` for resuming streams and runs with persistent workers."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Trains, see the base class.
+
+        Raises:
+            ValueError: If transformers is older than 5.3 and the checkpoint lies behind the first pass over a stream.
+        """
+        is_stream = not has_length(self.train_dataset)
+        if is_stream and isinstance(resume_from_checkpoint, str) and not hasattr(super(), "_init_training_state"):
+            _check_first_pass(self.args, Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _init_training_state(
         self,
@@ -40,7 +52,7 @@ class DataOrderMixin:
             return done
         # The base class takes `max_steps` for the length of a pass over a stream. So does the logged epoch, of which
         # the integer part counts the passes: the fraction gives the batches since the last one began.
-        saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+        saved = _saved_state(Path(resume_from_checkpoint))
         num_passes = int(saved.epoch)
         if self.args.ignore_data_skip:
             return num_passes, 0
@@ -81,6 +93,21 @@ class DataOrderMixin:
                 loader = getattr(loader, "base_dataloader", loader)
                 if getattr(loader, "_iterator", None) is not None:
                     loader._iterator = None  # the next pass starts new ones
+
+
+def _saved_state(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+
+def _check_first_pass(args: TrainingArguments, checkpoint: Path) -> None:
+    """The Trainer of transformers 5.0 to 5.2 has no method that says where in a stream it goes on."""
+    if _saved_state(checkpoint).epoch >= 1:
+        raise ValueError(
+            "`resume_from_checkpoint` must lie in the first pass over a stream with transformers "
+            f"{transformers.__version__}, got {str(checkpoint)!r}; install transformers 5.3 or later"
+        )
+    if not args.ignore_data_skip:
+        _check_order(args, checkpoint)
 
 
 def _check_order(args: TrainingArguments, checkpoint: Path) -> None:

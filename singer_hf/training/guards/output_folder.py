@@ -5,8 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers.trainer_utils import sort_checkpoints
-
+from singer_hf.training.guards.checkpoint_order import sort_checkpoints
 from singer_hf.training.guards.complete import REMOVAL_MARKER, STATE_FILE, is_being_removed, is_written
 from singer_hf.training.students.names import NAMES_FILE, student_folders
 

@@ -1,5 +1,6 @@
 """A few timed steps at the start of a run: speed, share of the loader, memory, time to the end, size on disk."""
 
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ _WARM_UP, _TIMED = 2, 8
 _LONG = 100
 # From this share of the time on, the loader holds the run back.
 _LARGE_SHARE = 0.2
+# A batch may fill this share of the memory.
+_FILLED = 0.8
 
 
 class Preflight(TrainerCallback):
@@ -80,9 +83,28 @@ class Preflight(TrainerCallback):
             f"loader takes {share:.0%} of the time; a checkpoint takes {self.checkpoint_bytes / 2**20:.0f} MiB."
         ]
         if torch.cuda.is_available() and not args.use_cpu:
-            used, total = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.mem_get_info()[1] / 2**30
-            lines.append(f"At most {used:.1f} of {total:.1f} GiB of GPU memory were in use.")
+            used, total = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
+            lines += memory_lines(used / 2**30, total / 2**30, args.per_device_train_batch_size)
         return [*lines, *_loader_advice(share, args.dataloader_num_workers)]
+
+
+def memory_lines(used: float, total: float, batch_size: int) -> list[str]:
+    """What is said of the memory of a GPU, with a larger batch size where one fits.
+
+    Args:
+        used: Most memory that was in use, in GiB.
+        total: Memory of the GPU in GiB.
+        batch_size: Images per step and device.
+    """
+    lines = [f"At most {used:.1f} of {total:.1f} GiB of GPU memory were in use."]
+    # The weights do not grow with the batch, so what fits by proportion fits.
+    factor = 2 ** int(math.log2(max(1.0, _FILLED * total / used)))
+    if factor > 1:
+        lines.append(
+            f"There is room for `per_device_train_batch_size` {factor * batch_size} (now {batch_size}); the learning "
+            "rate is to be chosen anew then."
+        )
+    return lines
 
 
 def _loader_advice(share: float, num_workers: int) -> list[str]:

@@ -115,7 +115,7 @@ def check_settings(settings: dict[str, Any], checkpoint: str | Path) -> None:
 def _training(args: TrainingArguments) -> dict[str, Any]:
     inherited = {item.name for item in dataclasses.fields(TrainingArguments)}
     own = [item.name for item in dataclasses.fields(args) if item.name not in (*inherited, *_NO_RESULT)]
-    settings = {name: getattr(args, name) for name in (*_TRAINER_FIELDS, *own)}
+    settings = {name: getattr(args, name) for name in (*_TRAINER_FIELDS, *own) if hasattr(args, name)}
     if args.lr_scheduler_type not in _CONSTANT:  # such a run may be made longer
         settings["length"] = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     return settings

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from huggingface_hub import ModelCard, try_to_load_from_cache
+from huggingface_hub import metadata_load, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from yaml import YAMLError
 
 CARD_FILE = "README.md"
 
@@ -39,8 +40,11 @@ def license_of(model: str | None) -> str:
             return ""
     if not isinstance(file, str | Path):
         return ""
-    license = ModelCard.load(file, ignore_metadata_errors=True).data.get("license")
-    return license if isinstance(license, str) else ""
+    try:
+        metadata = metadata_load(file) or {}
+    except (ValueError, YAMLError):
+        return ""
+    return metadata["license"] if isinstance(metadata.get("license"), str) else ""
 
 
 def license_warning(license: str | None, teacher: str | None) -> str:

@@ -157,6 +157,9 @@ def test_the_licence_is_the_user_s_and_the_teacher_s_is_named(tmp_path):
     assert "Not stated by who published this student. The card of the teacher says `cc-by-nc-4.0`." in card.text
     assert license_warning(None, str(tmp_path / "teacher")).endswith("; the teacher's card says 'cc-by-nc-4.0'")
     assert license_warning("mit", str(tmp_path / "teacher")) == license_of("someone/unknown") == license_of(None) == ""
+    for text in ("# No metadata\n", "---\nlicense: [\n---\n", "---\n- a\n---\n", "---\nlicense: [mit]\n---\n"):
+        (tmp_path / "teacher/README.md").write_text(text)
+        assert license_of(str(tmp_path / "teacher")) == ""
     with pytest.raises(ValueError, match=r"`license` must be an identifier of the Hub such as .*, got 'Apache 2.0'"):
         make_trainer(tmp_path / "out", license="Apache 2.0")
 

@@ -1,6 +1,5 @@
 """What all commands share: flags or a YAML file, and one line for what a user got wrong."""
 
-import difflib
 import json
 import logging
 import re
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from singer_hf.commands.flag_names import unknown_flag
 from singer_hf.commands.help_text import foreign_fields, help_text
 from singer_hf.configs import find, hint
 from singer_hf.data.yaml_file import load_yaml
@@ -164,17 +164,8 @@ class CommandParser(_RaisingParser, HfArgumentParser):
         names = [flag.partition("=")[0] for flag in flags if flag.startswith("--")]
         for name in names:
             if name not in self._option_string_actions:
-                raise ValueError(f"unknown flag `{name}`; {self._nearest(name)}")
+                raise ValueError(unknown_flag(name, [*self._option_string_actions, "--config"]))
         return {self._option_string_actions[name].dest for name in names}
-
-    def _nearest(self, name: str) -> str:
-        name = f"--{name.lstrip('-').replace('-', '_')}"
-        known = [*self._option_string_actions, "--config"]
-        known = [flag for flag in known if flag.startswith("--") and "-" not in flag[2:]]
-        near = [flag for flag in known if flag.startswith(name)] or difflib.get_close_matches(name, known, 1, 0.75)
-        if not near:  # a typo in an abbreviation
-            near = [flag for flag in known if difflib.get_close_matches(name, [flag[: len(name)]], cutoff=0.8)]
-        return f"did you mean `{'` or `'.join(near[:3])}`?" if near else "see --help"
 
 
 def expand_file(arguments: list[str], kind: str | None = None) -> list[str]:

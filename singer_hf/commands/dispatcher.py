@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
+from singer_hf.commands.flag_names import find_unknown, listed_flags, unknown_flag
 from singer_hf.configs import listing
 from singer_hf.version import __version__
 
@@ -40,6 +41,20 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2)
     elif {"-h", "--help"} & set(flags) and (text := stored_help(name)):
         print(text, end="")
+    elif text := stored_help(f"{name}_all"):
+        _run_or_print_all(name, flags, text)
+    else:
+        import_module(f"singer_hf.commands.{name}").main(flags)
+
+
+def _run_or_print_all(name: str, flags: list[str], text: str) -> None:
+    """Prints the text of `--help_all`, names a mistyped flag, or runs the command."""
+    known = listed_flags(text)
+    if "--help_all" in flags:
+        print(text, end="")
+    elif wrong := find_unknown(flags, known):
+        print(f"error: {unknown_flag(wrong, known)}", file=sys.stderr)
+        raise SystemExit(2)
     else:
         import_module(f"singer_hf.commands.{name}").main(flags)
 
@@ -55,12 +70,12 @@ def usage() -> str:
 
 
 def stored_help(command: str) -> str | None:
-    """Returns the stored text of `--help`, whose making would import all that the command needs.
+    """Returns the stored text of a command's `--help`, whose making would import all that the command needs.
 
     None if there is none, or if its defaults are those of another version of transformers.
 
     Args:
-        command: Name of a command.
+        command: Name of a command; with ``_all`` behind it for `--help_all`.
     """
     file = STORED_HELP / f"{command}.txt"
     if not file.is_file():

@@ -11,6 +11,7 @@ from printed import ROOT
 
 import singer_hf
 from singer_hf.commands import dispatcher
+from singer_hf.commands.flag_names import find_unknown, listed_flags, unknown_flag
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "sklearn", "matplotlib")
 
@@ -37,6 +38,32 @@ def test_no_command_s_help_imports_a_library():
     )
     assert heavy == "[]"
     assert printed.count("usage: singer-hf ") == len(dispatcher.COMMANDS)
+
+
+def test_a_mistyped_flag_and_all_flags_import_no_library():
+    heavy, printed = loaded_by(
+        "from singer_hf.commands import dispatcher\n"
+        "dispatcher.made_with = lambda: (dispatcher.STORED_HELP / 'distill.txt').read_text().splitlines()[0]\n"
+        "dispatcher.main(['distill', '--help_all'])\n"
+        "try: dispatcher.main(['distill', '--rank', '8', '--lerning_rate=1'])\n"
+        "except SystemExit as stopped: print(stopped.code)\n"
+    )
+    assert heavy == "[]"
+    assert "  --adam_beta1 " in printed
+    assert printed.splitlines()[-1] == "2"
+
+
+def test_a_mistyped_flag_is_named_with_the_nearest():
+    known = ["--learning_rate", "--seed", "--config"]
+    assert find_unknown(["--learning-rate=1", "--no_seed", "value", "-1"], known) is None
+    assert find_unknown(["--seed", "1", "--lerning_rate=1"], known) == "--lerning_rate"
+    assert unknown_flag("--lerning_rate", known) == "unknown flag `--lerning_rate`; did you mean `--learning_rate`?"
+    assert unknown_flag("--xyz", known) == "unknown flag `--xyz`; see --help"
+
+
+def test_flags_are_read_from_the_text_of_all():
+    text = "  --r, --rank                    Rank.\n  --seed  Seed, not --that.\n      --not_this\n"
+    assert listed_flags(text) == ["--r", "--rank", "--seed"]
 
 
 def test_the_package_runs_as_a_module_and_only_the_chosen_command_is_imported():

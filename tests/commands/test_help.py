@@ -57,12 +57,13 @@ def test_the_help_has_at_most_120_lines_of_our_width(command, text_of):
 
 
 @every_command
-def test_the_stored_help_is_what_the_command_prints(command, text_of):
-    head = (dispatcher.STORED_HELP / f"{command}.txt").read_text(encoding="utf-8").split("\n")[0]
+@pytest.mark.parametrize(("end", "flag"), [("", "--help"), ("_all", "--help_all")])
+def test_the_stored_help_is_what_the_command_prints(command, end, flag, text_of):
+    head = (dispatcher.STORED_HELP / f"{command}{end}.txt").read_text(encoding="utf-8").split("\n")[0]
     if head not in ("", dispatcher.made_with()):
         pytest.skip(f"stored with {head}")
     stale = f"run `python .ci/store_help.py {command}`"
-    assert dispatcher.stored_help(command) == text_of(command), stale
+    assert dispatcher.stored_help(f"{command}{end}") == text_of(command, flag), stale
 
 
 @every_setting

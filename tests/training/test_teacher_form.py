@@ -44,8 +44,8 @@ def test_a_half_precision_teacher_is_never_trained_or_averaged(tmp_path, dtype, 
     teachers = {id(p) for p in trainer.distiller.teacher.parameters()}
     assert trained.keys() & teachers == adapters
     assert bool(adapters) != bare
-    assert {p.dtype for p in trainer.ema.average.parameters()} == {torch.float32}
-    assert len(list(trainer.ema.average.parameters())) == len(list(trainer.distiller.student.parameters()))
+    assert {p.dtype for p in trainer.emas[""].average.parameters()} == {torch.float32}
+    assert len(list(trainer.emas[""].average.parameters())) == len(list(trainer.distiller.student.parameters()))
     after = {name.replace("base_layer.", ""): value for name, value in snapshot(teacher).items()}
     assert all(torch.equal(after[name], value) for name, value in before.items())
 

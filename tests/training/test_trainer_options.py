@@ -42,8 +42,9 @@ def train_to(folder, **settings):
 
 def test_two_accumulated_batches_of_two_equal_one_of_four(tmp_path):
     # Statistics by channel settle over batches, whatever a step is made of: they are left out.
-    one = train_to(tmp_path / "a", target_norm="token")
-    two = train_to(tmp_path / "b", target_norm="token", per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    all_images = {"target_norm": "token", "info_share": 1.0}  # a share is drawn anew for every batch
+    one = train_to(tmp_path / "a", **all_images)
+    two = train_to(tmp_path / "b", **all_images, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     for first, second in zip(training_rows(one), training_rows(two), strict=True):
         for name in ("loss", "grad_norm", *COMPONENTS):
             assert second[name] == pytest.approx(first[name], rel=1e-5, abs=1e-9), name

@@ -37,7 +37,7 @@ def full(*args, **kwargs):
 
 
 def run(folder, monkeypatch, **options):
-    trainer = make_trainer(folder, max_steps=2, hub_strategy="every_save", **options)
+    trainer = make_trainer(folder, max_steps=2, hub_strategy="every_save", license="apache-2.0", **options)
     trainer.hub_model_id, trainer.push_in_progress = "someone/student", None
     monkeypatch.setattr(trainer.args, "push_to_hub", True)
     monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)

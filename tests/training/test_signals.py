@@ -88,6 +88,15 @@ def test_nothing_of_a_stopped_run_is_pushed(tmp_path, monkeypatch):
         trainer.train()
 
 
+@pytest.fixture
+def usual_interrupt():
+    """Python's own handler of Ctrl-C, which a process in the background of a script does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_interrupt")
 def test_a_second_signal_acts_as_usual():
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGINT)

@@ -64,9 +64,9 @@ class AdapterArguments(LoadingArguments):
     """Arguments of a training in which adapters are trained, with a student or alone.
 
     Differences from `transformers.TrainingArguments`: ``weight_decay`` 1e-4; no gradient clipping (the adapter's
-    gradient norm is much larger than a student's, so a joint clip would slow the student down); two checkpoints and all
-    columns are kept; batches are copied to the device while it works; a loss that is not finite stops the run instead
-    of being filtered from the log; loading processes as in :class:`LoadingArguments`.
+    gradient norm is much larger than a student's, so a joint clip would slow the student down); two checkpoints and
+    all columns are kept; batches are copied to the device while it works; a loss that is not finite stops the run
+    instead of being filtered from the log; loading processes as in :class:`LoadingArguments`.
 
     Args:
         outlier_weight: λ_outlier, >= 0.

@@ -148,5 +148,11 @@ class PushMixin:
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if not busy or self.args.hub_always_push:
             message = f"Training in progress, step {self.state.global_step}"
-            jobs = upload_checkpoint(checkpoint_folder, self.hub_model_id, message, self.args)
-            self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if busy else ()), *jobs])
+            jobs = list(self.push_in_progress.jobs) if busy else []
+            for folder, repo in self._uploads(checkpoint_folder):
+                jobs += upload_checkpoint(folder, repo, message, self.args)
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _uploads(self, checkpoint_folder: str) -> list[tuple[str, str]]:
+        """What is uploaded of a checkpoint: its folders with their repositories."""
+        return [(checkpoint_folder, self.hub_model_id)]

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
-from transformers.utils import PushInProgress
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from singer_hf.training.hub import PushMixin, explain_failed_upload, upload_checkpoint
+from singer_hf.training.hub import PushMixin, explain_failed_upload
 from singer_hf.training.students.student_run import StudentRun, student_repo
 
 _NOT_PUSHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]
@@ -70,17 +69,5 @@ class StudentsPushMixin(PushMixin):
                 ignore_patterns=_NOT_PUSHED,
             )
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.named_runs:
-            super()._push_from_checkpoint(checkpoint_folder)
-            return
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END or self.signals.received:
-            return
-        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if busy and not self.args.hub_always_push:
-            return
-        message = f"Training in progress, step {self.state.global_step}"
-        jobs = list(self.push_in_progress.jobs) if busy else []
-        for run in self.named_runs:
-            jobs += upload_checkpoint(str(run.folder(checkpoint_folder)), run.hub_model_id, message, self.args)
-        self.push_in_progress = PushInProgress(jobs)
+    def _uploads(self, checkpoint_folder: str) -> list[tuple[str, str]]:
+        return [(str(run.folder(checkpoint_folder)), run.hub_model_id) for run in self.runs.values()]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, set_seed
 from singer_hf.artifacts.outliers import outlier_ratio
 from singer_hf.baselines.fitnet import FitNet
 from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES, recipe_settings
+from singer_hf.cards.evaluation_section import add_evaluations
 from singer_hf.cards.markdown import markdown_table
 from singer_hf.configs import TRAINED, find
 from singer_hf.data.drawn_scenes import scene_dataset
@@ -83,6 +85,8 @@ def run_demo(settings: DemoSettings) -> dict[str, dict[str, float]]:
         trainers[name] = _distil(settings, name, adapter, objective, train)
         seconds[name] = time.perf_counter() - start
     rows = _measure(trainers, seconds, train, test)
+    for name, label in (("fitnet", "FitNet student"), ("singer", "SiNGER student")):
+        _add_to_card(Path(settings.output_dir, name, "README.md"), rows[label]["probe_top1"], len(test))
     _draw(trainers, test, Path(settings.output_dir))
     print(f"\n{_table(rows)}")
     print(f"\nfigure: {settings.output_dir}/demo.png")
@@ -192,6 +196,13 @@ def _measure(
         rows[name] = {"outlier_ratio": float(outlier_ratio(norms)), "probe_top1": accuracy}
     rows["FitNet student"]["seconds"], rows["SiNGER student"]["seconds"] = seconds["fitnet"], seconds["singer"]
     return rows
+
+
+def _add_to_card(file: Path, top1: float, num_images: int) -> None:
+    """Adds the top-1 of the linear probe on ``num_images`` test scenes to a student's card."""
+    card = ModelCard.load(file)
+    add_evaluations(card, [("classification", "drawn scenes", "linear_probe_top1", top1, num_images)])
+    card.save(file)
 
 
 def _pixel_values(scenes: Dataset, transform: Callable) -> Tensor:

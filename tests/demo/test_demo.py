@@ -24,6 +24,10 @@ def test_the_singer_student_follows_the_recipe(tmp_path, capsys, settings, recip
     assert [args["target_norm"] for args in objectives] == [expected["target_norm"]] * 2
     assert "| Data | drawn scenes |" in card
     assert "distilled from the demo teacher (planted artifacts) with SiNGER" in card
+    # The card holds what the probe measured.
+    top1 = rows["SiNGER student"]["probe_top1"]
+    assert f"| classification | drawn scenes | linear_probe_top1 | {top1:.4g} |  | 32 |" in card
+    assert "not evaluated" not in card
     printed = capsys.readouterr().out
     assert "SYNTHETIC" in printed
     assert f"with SiNGER (recipe: {recipe})" in printed

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from singer_hf.cards.evaluation_section import replace_evaluations
-from singer_hf.cards.hub_metadata import Evaluation, eval_results
+from singer_hf.cards.evaluation_section import add_evaluations
+from singer_hf.cards.hub_metadata import Evaluation
 from singer_hf.evaluation.results.result import Result
 
 _TAG = "singer-hf"
@@ -41,13 +41,6 @@ def write_to_card(folder: str | Path, results: Sequence[Result]) -> None:
         for result in results
         if result.is_main
     ]
-    new = eval_results(rows)
-    kept = [old for old in card.data.eval_results or () if not any(_is_same(old, item) for item in new)]
-    replace_evaluations(card, [*kept, *new])
+    add_evaluations(card, rows)
     card.data.model_name = card.data.model_name or Path(folder).resolve().name
     card.save(Path(folder) / "README.md")
-
-
-def _is_same(first: object, second: object) -> bool:
-    names = ("task_type", "dataset_name", "metric_name")  # of tasks on the same data the Hub keeps one name
-    return all(getattr(first, name) == getattr(second, name) for name in names)

@@ -25,7 +25,8 @@ from singer_hf.evaluation.benchmarks.protocols import PROTOCOLS, get_protocol
 from singer_hf.evaluation.benchmarks.run_settings import RunSettings
 from singer_hf.evaluation.data_at_hand import at_hand
 from singer_hf.evaluation.evaluate import run_benchmarks
-from singer_hf.evaluation.evaluate_models import load_models, select_benchmarks
+from singer_hf.evaluation.evaluate_models import select_benchmarks
+from singer_hf.evaluation.given_models import given_models
 from singer_hf.evaluation.metrics import TASK_METRICS
 from singer_hf.evaluation.results.card import has_student_card, write_to_card
 from singer_hf.evaluation.results.files import read_results
@@ -183,8 +184,13 @@ def run(settings: Settings) -> None:
     if ALL in (settings.benchmark or ()):
         benchmarks, skipped = at_hand(benchmarks, settings.head_dataset_name)
         print(*(f"skipped {text}" for text in skipped), sep="\n")
-    loading = settings.processor_name_or_path, settings.device, settings.adapter_name_or_path
-    models = load_models(settings.model_name_or_path, *loading)
+    models = given_models(
+        list(dict.fromkeys(settings.model_name_or_path)),
+        settings.processor_name_or_path,
+        settings.device,
+        settings.adapter_name_or_path,
+        argument="model_name_or_path",
+    )
     limits = {name: getattr(settings, name) for name in ("head_dataset_name", "max_train_samples", "max_test_samples")}
     results, missing = run_benchmarks(models, benchmarks, settings.run_settings, settings.output_dir, **limits)
     if any(results.values()):

@@ -23,7 +23,7 @@ from singer_hf.evaluation.evaluate_models import evaluate_models, select_benchma
 from singer_hf.evaluation.evaluation_results import EvaluationResults
 from singer_hf.evaluation.given_models import given_models
 from singer_hf.evaluation.metrics import TASK_METRICS
-from singer_hf.evaluation.results.files import check_comparable, read_results, write_results
+from singer_hf.evaluation.results.files import check_comparable, check_sources, read_results, write_results
 from singer_hf.evaluation.results.result import Result
 
 Model = nn.Module | str | os.PathLike
@@ -127,6 +127,7 @@ def run_benchmarks(
     """
     results: dict[str, list[Result]] = {name: [] for name in models}
     missing, earlier = [], read_results(folder)
+    check_sources(earlier, models.values())
     for benchmark in benchmarks:  # before any work
         settings = settings_of(benchmark)
         given = {"seed": settings.seed, "changes": settings.changes()}

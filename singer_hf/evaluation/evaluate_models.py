@@ -1,13 +1,10 @@
-"""Several models on one benchmark: loading, runs, files and figures."""
+"""Several models on one benchmark: runs, files and figures."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from singer_hf.data.image_processors import image_spec, load_image_processor
 from singer_hf.evaluation.benchmarks.benchmark import Benchmark
 from singer_hf.evaluation.benchmarks.benchmark_data import load_benchmark, with_folder
 from singer_hf.evaluation.benchmarks.catalog import ALL, expand_groups, get_benchmark
@@ -18,60 +15,6 @@ from singer_hf.evaluation.data_at_hand import with_folders
 from singer_hf.evaluation.figures import save_figures
 from singer_hf.evaluation.results.files import check_comparable, read_results, write_per_class
 from singer_hf.evaluation.results.result import Result
-from singer_hf.tuner.loading import load_adapter
-from singer_hf.vit.loading import load_model
-
-
-def load_models(
-    names: Sequence[str],
-    processor_name: str | None = None,
-    device: str | None = None,
-    adapter_name: str | None = None,
-) -> dict[str, EvaluatedModel]:
-    """Loads models for evaluation.
-
-    Args:
-        names: Local folders or Hub ids.
-        processor_name: Image processor for all models; None takes that of each model.
-        device: Torch device; None takes a GPU if there is one.
-        adapter_name: SiNGER adapter of the only model, folder or Hub id; the model is evaluated with its refinement.
-
-    Returns:
-        Name -> model.
-
-    Raises:
-        ValueError: If a model cannot be loaded or has no image processor, or an adapter is given for several models
-            or does not fit.
-    """
-    names = list(dict.fromkeys(names))
-    if adapter_name is not None and len(names) != 1:
-        raise ValueError(f"`--adapter_name_or_path` goes with one model, got {len(names)} models")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    models = {}
-    for name, label in zip(names, short_names(names), strict=True):
-        processor = load_image_processor(processor_name or name)
-        if processor is None:
-            raise ValueError(
-                f"`--model_name_or_path` {name!r} has no image processor; give `--processor_name_or_path`"
-            )
-        model = load_model(name, "model_name_or_path")
-        adapter = ""
-        if adapter_name is not None:
-            (adapter,), model = short_names([adapter_name]), load_adapter(model, adapter_name)
-            label = f"{label} + {adapter}"
-        model = model.to(device).eval().requires_grad_(False)
-        models[name] = EvaluatedModel(label, model, image_spec(processor), adapter)
-    return models
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Returns the last parts of paths, as few as are needed to distinguish them."""
-    parts = [Path(name).resolve().parts if Path(name).exists() else Path(name).parts for name in names]
-    for depth in range(1, max(map(len, parts)) + 1):
-        short = ["/".join(part[-depth:]) for part in parts]
-        if len(set(short)) == len(short):
-            break
-    return short
 
 
 def select_benchmarks(

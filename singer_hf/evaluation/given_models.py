@@ -1,6 +1,9 @@
 """Models as a user gives them to an evaluation: modules, folders and Hub ids."""
 
+import hashlib
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +11,6 @@ from torch import nn
 
 from singer_hf.data.image_processors import ImageSpec, image_spec, load_image_processor
 from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
-from singer_hf.evaluation.evaluate_models import short_names
 from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.tuner.loading import load_adapter
 from singer_hf.vit.inference import unwrap_peft
@@ -16,7 +18,7 @@ from singer_hf.vit.loading import load_model
 
 
 def given_models(
-    models: Any, processor: Any = None, device: Any = None, adapter: Any = None
+    models: Any, processor: Any = None, device: Any = None, adapter: Any = None, argument: str = "models"
 ) -> dict[str, EvaluatedModel]:
     """Prepares models for an evaluation.
 
@@ -25,6 +27,7 @@ def given_models(
         processor: Image processor for all models, or the folder or Hub id of one; None takes that of each model.
         device: Torch device of loaded models; None takes a GPU if there is one. A module stays where it is.
         adapter: SiNGER adapter of the only model, which is a folder or Hub id.
+        argument: Name of the argument ``models``, for error messages.
 
     Returns:
         Name -> model; equal names are numbered.
@@ -35,29 +38,46 @@ def given_models(
     """
     given = list(models) if isinstance(models, list | tuple) else [models]
     if not given:
-        raise ValueError("`models` must be at least one model, got none")
+        raise ValueError(f"`{argument}` must be at least one model, got none")
     if adapter is not None and (len(given) > 1 or isinstance(given[0], nn.Module)):
         raise ValueError("`adapter` goes with one folder or Hub id; give a module with its adapter attached")
     names = _numbered([_name_of(model) for model in given])
     labels = short_names(names)
     return {
-        name: _evaluated(label, _load(model, device, adapter), image_spec(_processor(model, name, processor)), adapter)
+        name: _evaluated(model, label, image_spec(_processor(model, name, processor)), adapter, device, argument)
         for name, label, model in zip(names, labels, given, strict=True)
     }
 
 
-def _evaluated(label: str, model: nn.Module, spec: ImageSpec, adapter: Any) -> EvaluatedModel:
-    if adapter is None:
-        return EvaluatedModel(label, model, spec, _adapter_of(model))
-    (name,) = short_names([os.fspath(adapter)])
-    return EvaluatedModel(f"{label} + {name}", model, spec, name)
+def short_names(names: Sequence[str]) -> list[str]:
+    """Returns the last parts of paths, as few as are needed to distinguish them."""
+    parts = [Path(name).resolve().parts if Path(name).exists() else Path(name).parts for name in names]
+    for depth in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(part[-depth:]) for part in parts]
+        if len(set(short)) == len(short):
+            break
+    return short
 
 
-def _load(model: Any, device: Any, adapter: Any) -> nn.Module:
+def _evaluated(given: Any, label: str, spec: ImageSpec, adapter: Any, device: Any, argument: str) -> EvaluatedModel:
+    own = _adapter_of(given) if adapter is None else short_names([os.fspath(adapter)])[0]
+    name = label if adapter is None else f"{label} + {own}"
+    return EvaluatedModel(name, _load(given, device, adapter, argument), spec, own, _source(given))
+
+
+def _source(model: Any) -> str:
+    """Hash of the Hub id or of the folder's path, empty for a module without one."""
+    place = _config_path(model) if isinstance(model, nn.Module) else os.fspath(model)
+    if place is None:
+        return ""
+    return hashlib.sha256(str(Path(place).resolve() if Path(place).exists() else place).encode()).hexdigest()[:12]
+
+
+def _load(model: Any, device: Any, adapter: Any, argument: str) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_model(os.fspath(model), "models")
+    loaded = load_model(os.fspath(model), argument)
     loaded = loaded if adapter is None else load_adapter(loaded, adapter)
     return loaded.to(place).eval().requires_grad_(False)
 
@@ -68,7 +88,9 @@ def _processor(model: Any, name: str, processor: Any) -> Any:
     place = processor or (_config_path(model) if isinstance(model, nn.Module) else model)
     found = load_image_processor(os.fspath(place) if place else None)
     if found is None:
-        raise ValueError(f"`processor` must be given: the model {name!r} has no image processor")
+        raise ValueError(
+            f"`processor` (`--processor_name_or_path`) must be given: the model {name!r} has no image processor"
+        )
     return found
 
 

@@ -18,7 +18,8 @@ from singer_hf.commands import audit as audit_command
 from singer_hf.commands import compare, distill, evaluate
 from singer_hf.comparison.study import read_study
 from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
-from singer_hf.evaluation.evaluate_models import evaluate_models, load_models
+from singer_hf.evaluation.evaluate_models import evaluate_models
+from singer_hf.evaluation.given_models import given_models
 from singer_hf.inspection.measure.audit import audit
 from singer_hf.inspection.measure.audit_result import AuditResult
 
@@ -184,7 +185,7 @@ def test_a_model_is_evaluated_with_its_adapter(evaluated, run_evaluate, tmp_path
     assert [row["value"] for row in bare] != [row["value"] for row in refined]
     (settings,) = evaluate.CommandParser(evaluate.Settings).parse([*map(str, base), str(tmp_path / "python")])
     model = PeftModel.from_pretrained(tiny_model(), tmp_path / "cleaned").eval()
-    (loaded,) = load_models([str(evaluated)]).values()
+    (loaded,) = given_models([str(evaluated)]).values()
     (benchmark,) = settings.benchmarks()
     models = {"own": EvaluatedModel("own", model.to(loaded.device), loaded.spec)}
     limits = {"max_train_samples": 12, "max_test_samples": 6}
@@ -217,8 +218,8 @@ def test_an_adapter_goes_with_one_evaluated_model_whose_card_is_left_alone(run_e
     assert run_evaluate("--model_name_or_path", "m", *flags, "--write_card") == (
         "error: `--write_card` must be left out with `--adapter_name_or_path`: the card is that of the bare model"
     )
-    with pytest.raises(ValueError, match="goes with one model, got 2 models"):
-        load_models(["m", "n"], adapter_name="a")
+    with pytest.raises(ValueError, match="`adapter` goes with one folder or Hub id"):
+        given_models(["m", "n"], adapter="a")
 
 
 @pytest.fixture

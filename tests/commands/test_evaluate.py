@@ -82,6 +82,21 @@ def test_a_benchmark_on_a_local_folder_with_windows_over_images_that_are_not_squ
     assert str(tmp_path) not in (out / "results.json").read_text()
 
 
+def test_results_of_another_model_with_the_same_name_are_not_replaced(run, model, tmp_path):
+    again, out = saved_model(tmp_path / "later" / "student", seed=1), tmp_path / "out"
+    flags = ("--benchmark", "scenes-classification", "--output_dir", out, *SMALL)
+    assert run("--model_name_or_path", model, *flags) is None
+    before = (out / "results.json").read_bytes()
+    assert run("--model_name_or_path", again, *flags) == (
+        "error: `output_dir` holds results of another model with the name 'student', from another folder; take "
+        "another `output_dir`, or rename the model's folder"
+    )
+    assert (out / "results.json").read_bytes() == before
+    saved_model(tmp_path / "student", seed=2)  # trained again in its own folder
+    assert run("--model_name_or_path", model, *flags) is None
+    assert (out / "results.json").read_bytes() != before
+
+
 def test_results_add_up_in_one_folder_and_damaged_ones_stay(run, model, tmp_path, capsys):
     folder, out = image_folder(tmp_path / "photos", {"train": ["a", "b"], "test": ["a", "b"]}), tmp_path / "out"
     other, flags = saved_model(tmp_path / "other", seed=1), ("--dataset_name", folder, "--output_dir", out, *SMALL)
@@ -200,7 +215,7 @@ def test_bad_flags_are_refused_with_what_to_do(run, model, tmp_path):
     assert "`model_name_or_path` must be a module, a local folder" in run(
         "--model_name_or_path", tmp_path / "none", "--benchmark", "scenes", "--processor_name_or_path", model
     )
-    assert "has no image processor; give `--processor_name_or_path`" in run(
+    assert "`processor` (`--processor_name_or_path`) must be given: the model" in run(
         "--model_name_or_path", tmp_path / "none", "--benchmark", "scenes"
     )
 

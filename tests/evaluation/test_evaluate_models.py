@@ -2,7 +2,8 @@
 
 import pytest
 
-from singer_hf.evaluation.evaluate_models import select_benchmarks, short_names
+from singer_hf.evaluation.evaluate_models import select_benchmarks
+from singer_hf.evaluation.given_models import short_names
 
 
 def test_models_are_named_by_the_fewest_parts_of_their_paths(tmp_path):

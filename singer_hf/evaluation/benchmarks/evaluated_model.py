@@ -27,12 +27,14 @@ class EvaluatedModel:
         model: The model, in evaluation mode.
         spec: Size, normalisation and interpolation of its image processor.
         adapter: Name of the SiNGER adapter that refines it; empty without one.
+        source: Hash of its Hub id or folder; empty for a module without one.
     """
 
     name: str
     model: nn.Module
     spec: ImageSpec
     adapter: str = ""
+    source: str = ""
 
     @property
     def device(self) -> torch.device:

@@ -123,6 +123,7 @@ def _results(
         Result(
             model=evaluated.name,
             adapter=evaluated.adapter,
+            source=evaluated.source,
             benchmark=benchmark.name,
             task=benchmark.task,
             metric=name,

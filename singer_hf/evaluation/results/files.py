@@ -13,6 +13,7 @@ from torch import Tensor
 
 from singer_hf.cards.student_card import library_versions
 from singer_hf.evaluation.benchmarks.benchmark import Benchmark
+from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
 from singer_hf.evaluation.metrics import greater_is_better, per_class_accuracy, per_class_iou
 from singer_hf.evaluation.results.result import Result
 from singer_hf.evaluation.results.tables import all_metrics_table, mean_values, metric_descriptions, results_table
@@ -106,6 +107,26 @@ def check_comparable(
                     f"`output_dir` holds results of {result.model!r} on {column[0]!r} with {name} {before!r}, now it "
                     f"is {value!r}: one table would compare different settings; take another `output_dir`"
                 )
+
+
+def check_sources(old: Iterable[Result], models: Iterable[EvaluatedModel]) -> None:
+    """Checks that no result would be replaced by one of another model that has the same name.
+
+    Args:
+        old: Results that are there.
+        models: Models that are evaluated.
+
+    Raises:
+        ValueError: If there are results of another model with the name of one of these.
+    """
+    sources = {model.name: model.source for model in models}
+    for result in old:
+        new = sources.get(result.model)
+        if new and result.source and new != result.source:
+            raise ValueError(
+                f"`output_dir` holds results of another model with the name {result.model!r}, from another folder; "
+                "take another `output_dir`, or rename the model's folder"
+            )
 
 
 def write_per_class(

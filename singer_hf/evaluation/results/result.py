@@ -29,6 +29,7 @@ class Result:
         num_train: Number of training images; 0 for a reused head, whose name gives it.
         notes: What the model lacks for the protocol, and the replacement.
         adapter: Name of the SiNGER adapter with which the model was evaluated; empty without one.
+        source: Hash of the Hub id or folder of the model, which tells models of the same name apart; may be empty.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Result:
     num_train: int = 0
     notes: tuple[str, ...] = ()
     adapter: str = ""
+    source: str = ""
 
     @property
     def is_main(self) -> bool:

@@ -1,4 +1,7 @@
-"""Runs that push to the Hub in HF_ENDPOINT: `python tests/builders/hub_run.py {push,fail,clean,students} FOLDER`."""
+"""Runs that push to the Hub in HF_ENDPOINT: `python tests/builders/hub_run.py FOLDER {push,fail,clean,students} ...`.
+
+Every run has a folder of its name in FOLDER.
+"""
 
 import hashlib
 import json
@@ -69,6 +72,7 @@ def fail(folder: Path) -> dict:
     for _ in range(500):  # the message comes from the upload's own thread
         if not records:
             sleep(0.01)
+    time.sleep = sleep
     results["trained"] = {"step": other.state.global_step, "warnings": records}
     return results
 
@@ -118,4 +122,4 @@ class Recorder(logging.Handler):
 
 if __name__ == "__main__":
     runs = {"push": push, "fail": fail, "clean": clean, "students": students}
-    print(json.dumps(runs[sys.argv[1]](Path(sys.argv[2]))))
+    print(json.dumps({name: runs[name](Path(sys.argv[1], name)) for name in sys.argv[2:]}))

@@ -15,7 +15,7 @@ FILES = {
 def pushed(tmp_path_factory):
     pytest.importorskip("matplotlib")
     with FakeHub() as hub:
-        yield hub, run_script("hub_run.py", "clean", tmp_path_factory.mktemp("hub"), **hub.environment())
+        yield hub, run_script("hub_run.py", tmp_path_factory.mktemp("hub"), "clean", **hub.environment())["clean"]
 
 
 def test_a_stranger_gets_the_same_cleaned_teacher(pushed):

@@ -110,10 +110,12 @@ def test_the_public_names_are_imported_when_they_are_used():
         singer_hf.SingerConfg  # noqa: B018
 
 
-@pytest.mark.parametrize("imports", ["import singer_hf, peft", "import peft, singer_hf"])
-def test_importing_the_package_registers_the_method_with_peft_in_any_order(imports):
+def test_importing_the_package_before_peft_registers_the_method():
+    """After PEFT: tests/tuner/test_saving.py."""
     _, printed = loaded_by(
-        f"{imports}\nfrom peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known\nprint(known['SINGER'].__name__)"
+        "import singer_hf, peft\n"
+        "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known\n"
+        "print(known['SINGER'].__name__)"
     )
     assert printed == "SingerConfig\n"
 

@@ -2,13 +2,13 @@
 
 import copy
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from distillers import make
 from runs import StopAt, adapter, differing, make_resumable, make_trainer, snapshot
-from torch._inductor import cpp_builder
 from zoo import images, tiny, tiny_vit
 
 from singer_hf.baselines.method_table import make_method
@@ -18,16 +18,6 @@ from singer_hf.distillation.adapter.objective import AdapterObjective
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 GATED = {"peft_config": adapter(gate="outlier")}
-
-
-def has_compiler() -> bool:
-    try:
-        return bool(cpp_builder.get_cpp_compiler())
-    except Exception:  # whatever keeps torch from finding one
-        return False
-
-
-needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 
 
 @HALF
@@ -125,9 +115,10 @@ def test_the_card_names_a_teacher_in_half_precision(tmp_path, dtype, mentioned):
     assert bool(re.search(r"teacher dtype.*bfloat16", text)) == mentioned
 
 
-@needs_compiler
-def test_a_compiled_teacher_gives_the_run_of_the_plain_one(tmp_path):
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.gpu)])
+def test_a_compiled_teacher_gives_the_run_of_the_plain_one(tmp_path, monkeypatch, backend):
     """Losses, logs of eight images out of four and evaluation outside of the training included."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     runs = []
     for compiled in (False, True):
         trainer = make_trainer(tmp_path / str(compiled), compile_teacher=compiled, max_steps=3, **GATED)

@@ -21,19 +21,25 @@ HUBS_OWN = {".gitattributes"}
 
 
 @pytest.fixture(scope="module")
-def pushed(tmp_path_factory):
-    """The Hub after a run that pushed at every save and at its end, the run's folder, and what was read back."""
-    folder = tmp_path_factory.mktemp("hub") / "out"
+def runs(tmp_path_factory):
+    """The Hub after all runs, which one process did, their folder, and what each read back."""
+    folder = tmp_path_factory.mktemp("hub")
     with FakeHub() as hub:
-        yield hub, folder, run_script("hub_run.py", "push", folder, **hub.environment())
+        hub.failures = {f"someone/{kind}": kind for kind in ("forbidden", "cut", "error")}
+        yield hub, folder, run_script("hub_run.py", folder, "push", "students", "fail", **hub.environment())
 
 
 @pytest.fixture(scope="module")
-def failed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("failed") / "out"
-    with FakeHub() as hub:
-        hub.failures = {f"someone/{kind}": kind for kind in ("forbidden", "cut", "error")}
-        yield hub, folder, run_script("hub_run.py", "fail", folder, **hub.environment())
+def pushed(runs):
+    """The Hub, the folder of a run that pushed at every save and at its end, and what was read back."""
+    hub, folder, results = runs
+    return hub, folder / "push", results["push"]
+
+
+@pytest.fixture(scope="module")
+def failed(runs):
+    hub, folder, results = runs
+    return hub, folder / "fail", results["fail"]
 
 
 def test_student_adapter_and_processor_are_read_back_equal(pushed):
@@ -113,15 +119,16 @@ def test_training_goes_on_when_its_pushes_fail(failed):
     assert all(re.match(expected, message, re.DOTALL) for message in trained["warnings"])
 
 
-def test_every_student_of_a_run_gets_a_repository_of_its_own(tmp_path):
-    with FakeHub() as hub:
-        read = run_script("hub_run.py", "students", tmp_path / "out", **hub.environment())
-        repos = set(hub.repos)
-        messages = hub.messages(f"{REPO}-b")
-    assert repos == {f"{REPO}-a", f"{REPO}-b"}
-    assert messages[1:] == ["Training in progress, step 2", "Training in progress, step 4", "End of training"]
-    assert read["left"] == []
-    for name, student in read["students"].items():
+def test_every_student_of_a_run_gets_a_repository_of_its_own(runs):
+    hub, _, results = runs
+    assert {name for name in hub.repos if name.startswith(f"{REPO}-")} == {f"{REPO}-a", f"{REPO}-b"}
+    assert hub.messages(f"{REPO}-b")[1:] == [
+        "Training in progress, step 2",
+        "Training in progress, step 4",
+        "End of training",
+    ]
+    assert results["students"]["left"] == []
+    for name, student in results["students"]["students"].items():
         assert student["differing"] == []
         assert set(student["copied"]) - HUBS_OWN == SAVED | FIGURES
         assert f'AutoModel.from_pretrained("{REPO}-{name}"' in student["card"]

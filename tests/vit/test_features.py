@@ -227,7 +227,6 @@ def test_capture_works_in_half_precision_on_the_models_own_dtype():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_replay_is_exact_on_a_gpu():
     teacher = Teacher(zoo.tiny("dinov3")).cuda()
     _, after, replayed = teacher(zoo.images().cuda())

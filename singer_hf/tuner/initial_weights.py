@@ -38,7 +38,8 @@ def _initial_basis(config: SingerConfig, view: ViTView, index: int) -> Tensor:
         return reference_basis(weight, config.r, threshold, generator)
     gram = source_gram(view, index, config.nullspace_source, config.calibration_images, generator)
     spectrum = Spectrum.of_gram(gram)
-    _warn_if_rank_exceeds_null_space(config, spectrum, index)
+    if config.init_weights != "identity" and config.init_scale:  # else the initial adapter changes nothing
+        _warn_if_rank_exceeds_null_space(config, spectrum, index)
     return spectrum.smallest(config.r)
 
 

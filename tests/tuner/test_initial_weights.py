@@ -96,14 +96,17 @@ def test_a_rank_above_the_effective_null_dimension_is_warned_of_with_both_figure
             model.layers[index].mlp.fc2.weight.copy_(torch.eye(D, 64))
             model.layers[index].mlp.fc2.weight[:3, :3] = 0.01 * torch.eye(3)
     with pytest.warns(UserWarning, match="effective null dimension") as caught:
-        attach(copy.deepcopy(model), r=4, layers_to_transform=[1], init_weights="nullspace")
+        attach(copy.deepcopy(model), r=4, layers_to_transform=[1], init_weights="nullspace", init_scale=1.0)
     assert str(caught[0].message) == (
         'block 1: `r` = 4 exceeds the effective null dimension 3 (singular values of `nullspace_source="mlp"` '
         "below 0.05 times the largest singular value), so the initial adapter also changes what the next block "
         "computes; lower `r`"
     )
+    settings = {"init_weights": "nullspace", "init_scale": -1.0, "null_threshold": 0.005}
     with pytest.warns(UserWarning, match="effective null dimension 0 .* below the `null_threshold` 0.005"):
-        attach(copy.deepcopy(model), r=4, layers_to_transform=[1], init_weights="nullspace", null_threshold=0.005)
+        attach(copy.deepcopy(model), r=4, layers_to_transform=[1], **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        attach(model, r=3, layers_to_transform=[1], init_weights="nullspace")
+        attach(copy.deepcopy(model), r=3, layers_to_transform=[1], init_weights="nullspace", init_scale=1.0)
+        # An adapter that starts as the identity changes nothing, whatever its rank.
+        attach(model, r=4, layers_to_transform=[1], init_weights="nullspace", init_scale=0.0)

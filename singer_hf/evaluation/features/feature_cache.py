@@ -159,7 +159,7 @@ def _write(
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:
-        _fill(loader, partial, shapes, batches, f"caching {size:.3g} GiB" if progress else None)
+        _fill(loader, partial, shapes, batches, "caching features" if progress else None)
         meta = {"fingerprint": fingerprint, "features": [name for name in shapes if name != _LABELS]}
         (partial / _META).write_text(json.dumps(meta, indent=2))
         _publish(partial, folder)

@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -35,7 +35,7 @@ from singer_hf.commands.command_line import CommandParser, one_line_errors
 # hidden size, blocks, heads
 SIZES = {
     **{"vit-tiny": (192, 12, 3), "vit-small": (384, 12, 6), "vit-base": (768, 12, 12), "vit-large": (1024, 24, 16)},
-    **{"dinov2-small": (384, 12, 6), "dinov2-large": (1024, 24, 16)},
+    **{"dinov2-small": (384, 12, 6), "dinov2-large": (1024, 24, 16), "vit-mini": (64, 2, 2)},
 }
 
 
@@ -88,14 +88,20 @@ def build_distiller(settings: Settings, singer: bool, info_share: float = 1.0) -
     return SingerDistiller(student, teacher, info_share=info_share).to(settings.device).train()
 
 
-def parts(settings: Settings) -> dict[str, Callable[[], None]]:
-    """Name -> measured call: teacher forward pass, student training step, FitNet step, SiNGER steps."""
+def parts(settings: Settings, stack: ExitStack) -> dict[str, Callable[[], None]]:
+    """Name -> measured call: teacher forward pass, student training step, FitNet step, SiNGER steps.
+
+    The hooks of the distillers stay attached until `stack` ends, as in the trainer; hooks that come and go would
+    break a compiled graph.
+    """
     compiled = torch.compile if settings.compile else lambda module: module
     images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size, device=settings.device)
     teacher, student = build_vit(settings.teacher, settings).eval(), build_vit(settings.student, settings).train()
     distillers = {"fitnet": build_distiller(settings, singer=False), "singer": build_distiller(settings, singer=True)}
     if settings.info_share < 1:
         distillers["singer_share"] = build_distiller(settings, singer=True, info_share=settings.info_share)
+    for distiller in distillers.values():
+        stack.enter_context(distiller.attached())
     run_teacher, run_student = compiled(teacher), compiled(student)
 
     def teacher_forward() -> None:
@@ -141,7 +147,16 @@ def seconds(call: Callable[[], None], device: str, clock: str = "wall") -> float
 
 
 def measure(settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
-    calls = parts(settings)
+    with ExitStack() as stack:
+        times, memory = time_calls(parts(settings, stack), settings)
+    if settings.device == "cpu":  # on a CPU only the peak of the whole process is known
+        memory = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
+    return {name: statistics.median(values) for name, values in times.items()}, memory
+
+
+def time_calls(
+    calls: dict[str, Callable[[], None]], settings: Settings
+) -> tuple[dict[str, list[float]], dict[str, float]]:
     times: dict[str, list[float]] = {name: [] for name in calls}
     memory = {}
     for round_index in range(settings.warmup + settings.rounds):
@@ -153,9 +168,7 @@ def measure(settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
                 memory[name] = torch.cuda.max_memory_allocated() / 2**20
             if round_index >= settings.warmup:
                 times[name].append(duration)
-    if settings.device == "cpu":  # on a CPU only the peak of the whole process is known
-        memory = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
-    return {name: statistics.median(values) for name, values in times.items()}, memory
+    return times, memory
 
 
 def flop_use(settings: Settings, step_seconds: float, teacher_seconds: float) -> dict[str, float]:

@@ -71,6 +71,7 @@ class ModelFeatureLoader:
             batch_sampler=[[int(row) for row in batch] for batch in batches],
             num_workers=self.num_workers,
             collate_fn=collate_rows,
+            pin_memory=torch.device(self.device).type == "cuda",
         )
         for images, labels in loader:
             with evaluation_mode(self.model):  # not around the yield: the caller trains its heads there

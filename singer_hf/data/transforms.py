@@ -40,7 +40,7 @@ class PixelTransform:
         pixels = image if isinstance(image, Tensor) else v2.functional.pil_to_tensor(to_rgb(image))
         for step in self.steps:
             pixels = step(pixels)
-        return pixels.contiguous()
+        return pixels
 
 
 def train_transform(

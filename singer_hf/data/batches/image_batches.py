@@ -13,7 +13,7 @@ from singer_hf.data.batches.given_images import take
 from singer_hf.data.image_collator import ImageCollator
 from singer_hf.data.image_dataset import prepare_image_dataset, transform_images
 from singer_hf.data.image_processors import ImageSpec
-from singer_hf.data.pixels import PixelNormalization
+from singer_hf.data.pixels import PixelNormalization, stack_pixels
 
 _BATCH = 16
 
@@ -192,4 +192,4 @@ def _collate_readable(rows: list[dict]) -> tuple[list[int], Tensor | None, list[
     """Places of the readable rows, their images (B, 3, H, W), and the errors of the others."""
     readable = [place for place, row in enumerate(rows) if "error" not in row]
     images = [rows[place]["pixels" if "pixels" in rows[place] else "pixel_values"] for place in readable]
-    return readable, torch.stack(images) if images else None, [row["error"] for row in rows if "error" in row]
+    return readable, stack_pixels(images) if images else None, [row["error"] for row in rows if "error" in row]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from singer_hf.data.batches.image_batches import to_pixel_values
+from singer_hf.data.pixels import stack_pixels
 from singer_hf.vit.inference import evaluation_mode
 
 Batch = tuple[dict[str, Tensor], Tensor]
@@ -133,7 +134,7 @@ def collate_rows(rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
                 "and crop both alike"
             )
     labels = torch.stack([torch.as_tensor(row["labels"]) for row in rows])
-    return torch.stack([row[key] for row in rows]), labels
+    return stack_pixels([row[key] for row in rows]), labels
 
 
 def in_order(num_rows: int, batch_size: int) -> list[range]:

@@ -73,6 +73,8 @@ def test_unreadable_images_are_left_out_and_listed_once_a_pass():
     found = torch.cat(list(batches))
     assert [error.split(" (")[0] for error in batches.unreadable] == ["row 0", "row 1", "row 3"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert torch.equal(batches.first(), found[:1])  # and what the whole pass found stays
+    assert len(batches.unreadable) == 3
     assert torch.equal(batches.pick([2, 0]), found[[2, 0]])
 
 

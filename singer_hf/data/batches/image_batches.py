@@ -33,7 +33,7 @@ class ImageBatches:
 
     Attributes:
         spec: See above.
-        unreadable: Names and errors of the unreadable images that the latest pass has found so far.
+        unreadable: Names and errors of the unreadable images, once all batches have been iterated over.
     """
 
     def __init__(
@@ -67,14 +67,15 @@ class ImageBatches:
 
     def with_places(self) -> Iterator[tuple[list[int], Tensor]]:
         """Yields the places of readable images in the dataset, and their pixel values (B, 3, H, W)."""
-        self._places, self.unreadable, start = [], [], 0
+        found, unreadable, start = [], [], 0
         for readable, images, errors in self._loader:
             places = [start + index for index in readable]
-            self._places += places
-            self.unreadable += errors
+            found += places
+            unreadable += errors
             start += len(readable) + len(errors)
             if places:
                 yield places, to_pixel_values(images, self._rows.normalization, self._device)
+        self._places, self.unreadable = found, unreadable  # not those of a part of the images
 
     def first(self) -> Tensor:
         """Returns the first batch (B, 3, H, W).

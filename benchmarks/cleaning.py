@@ -39,7 +39,8 @@ from singer_hf.baselines.cleanups.singular_direction import SingularDirectionMet
 from singer_hf.cards.markdown import markdown_table
 from singer_hf.cleaning.clean import clean
 from singer_hf.cleaning.plan import plan_cleaning
-from singer_hf.comparison.measure.cell_metrics import benchmark_metrics, pixel_batches_of, probe_metrics
+from singer_hf.comparison.measure.cell_metrics import benchmark_metrics, probe_metrics
+from singer_hf.data.batches.image_batches import load_batches
 from singer_hf.data.columns import select_image_and_label
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.data.drawn_scenes import scene_dataset
@@ -161,12 +162,12 @@ def run_cell(args: argparse.Namespace, method: str, seed: int) -> dict[str, floa
     if file.is_file():
         return json.loads(file.read_text())
     processor, test = processor_of(args), images(args, "test", args.num_test_images)
-    calibration = pixel_batches_of(images(args, "train", 250), processor, 250)
+    calibration = load_batches(images(args, "train", 250), processor, batch_size=250)
     start = time.perf_counter()
     model = prepare(args, method, seed, calibration).eval()
     metrics = {"seconds": time.perf_counter() - start}
     first = plan_cleaning(audit(load(args.planted), calibration, progress=False)).blocks[0]
-    batch = pixel_batches_of(test, processor, 250)[0]
+    batch = load_batches(test, processor, 250, batch_size=250)[0]
     metrics |= {
         "worst_ratio": worst_ratio(model, batch, first),
         "time_ratio": time_ratio(model, load(args.planted), batch),
@@ -192,7 +193,7 @@ def dense_metrics(args: argparse.Namespace, model: nn.Module, processor: object,
 def scene_features(model: nn.Module, processor: object, number: int, series: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens after the final norm with the class token (M, 2 D), depth (M,) and class (M,) of patches of scenes."""
     rows = scene_dataset(number, seed=series)
-    batches = pixel_batches_of(select_image_and_label(rows), processor, number)
+    batches = load_batches(select_image_and_label(rows), processor, batch_size=250)
     tokens = torch.cat([model(batch).last_hidden_state for batch in batches])
     patches, first = tokens[:, 1:], tokens[:, :1]
     side = round(patches.shape[1] ** 0.5)

@@ -12,16 +12,11 @@ from transformers import set_seed
 
 from singer_hf.baselines.cleanups.register_method import TestTimeRegister
 from singer_hf.cleaning.card import write_cleaning_card
-from singer_hf.cleaning.images import (
-    CleaningInputs,
-    audit_batches,
-    check_number,
-    is_of_images,
-    load_training_images,
-)
+from singer_hf.cleaning.images import CleaningInputs, check_number, is_of_images, load_training_images
 from singer_hf.cleaning.plan import plan_cleaning
 from singer_hf.cleaning.registers import clean_with_registers
 from singer_hf.cleaning.report import CleaningReport
+from singer_hf.data.batches.image_batches import load_batches
 from singer_hf.data.image_processors import load_image_processor
 from singer_hf.distillation.losses import check_choice
 from singer_hf.inspection.measure.audit import audit
@@ -171,7 +166,7 @@ def _load(
             "`processor` must be given for a dataset of images: the teacher was not loaded from a folder or Hub id "
             "with an image processor"
         )
-    batches = audit_batches(dataset, processor, number, args.seed)
+    batches = load_batches(dataset, processor, number, seed=args.seed)
     label = Path(name).name if name else type(model).__name__
     check_size(model, batches[0], label)
     rows, columns = view_vit(model).grid(*batches[0].shape[-2:])

@@ -3,18 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import datasets
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 from singer_hf.data.columns import select_image_and_label
 from singer_hf.data.datasets import load_image_dataset
-from singer_hf.data.image_collator import ImageCollator
-from singer_hf.data.image_dataset import prepare_image_dataset
+from singer_hf.data.image_dataset import has_pixel_values
 
 # With fewer patches a share of outliers that counts as artifacts may not be seen at all.
 _MIN_PATCHES = 4_000
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -62,32 +59,7 @@ def load_training_images(images: Any, split: str, image_column: str | None, max_
 
 def is_of_images(images: Any) -> bool:
     """Whether a dataset is one of the `datasets` library with images that are still to be transformed."""
-    return hasattr(images, "column_names") and "pixel_values" not in (images.column_names or ())
-
-
-def audit_batches(dataset: Any, processor: Any, number: int, seed: int) -> list[Tensor]:
-    """Loads a sample of the training images, without random crops, in batches (B, 3, H, W).
-
-    Args:
-        dataset: The training images.
-        processor: Image processor of the teacher.
-        number: Number of images.
-        seed: Seed of the sample.
-
-    Raises:
-        ValueError: If no image can be read.
-    """
-    prepared = prepare_image_dataset(dataset, processor, train=False)
-    if hasattr(prepared, "__len__"):
-        order = torch.randperm(len(prepared), generator=torch.Generator().manual_seed(seed))[:number]
-        prepared = Subset(prepared, order.tolist())
-    batches, count = [], 0
-    for batch in DataLoader(prepared, _BATCH, collate_fn=ImageCollator()):
-        batches.append(batch["pixel_values"][: number - count])
-        count += len(batches[-1])
-        if count >= number:
-            break
-    return batches
+    return isinstance(images, datasets.Dataset | datasets.IterableDataset) and not has_pixel_values(images)
 
 
 def check_number(batches: list[Tensor], num_patches: int) -> None:

@@ -38,10 +38,9 @@ from singer_hf.commands.distill_flags import (
 )
 from singer_hf.commands.teacher_check import choose_method
 from singer_hf.configs import RUNS
+from singer_hf.data.batches.image_batches import load_batches
 from singer_hf.data.datasets import load_image_dataset
-from singer_hf.data.decoding import decode_image
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
-from singer_hf.data.transforms import eval_transform
 from singer_hf.evaluation.online_probes import OnlineProbes
 from singer_hf.training.logs.closing import closing_lines
 from singer_hf.tuner.model import attach_adapter
@@ -104,10 +103,7 @@ def calibration_images(script: ScriptArguments, seed: int, number: int) -> list[
     processor = load_image_processor(script.teacher_name_or_path)
     if processor is None:
         raise ValueError("calibration on training images needs an image processor saved with the teacher")
-    rows = load_split(script, script.train_split, number, seed)
-    transform = eval_transform(processor)
-    images = [transform(decode_image(row["image"])) for row in rows]
-    return list(torch.stack(images).split(8))
+    return load_batches(load_split(script, script.train_split, number, seed), processor, batch_size=8)
 
 
 def make_students(script: ScriptArguments) -> nn.Module | dict[str, nn.Module]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import set_seed
 
 from singer_hf.comparison.cell_folder import cell_folder, reference_folder
@@ -14,12 +14,12 @@ from singer_hf.comparison.images import probe_images, training_images
 from singer_hf.comparison.measure.artifact_place_metrics import student_place_metrics, teacher_place_metrics
 from singer_hf.comparison.measure.cell_metrics import (
     benchmark_metrics,
-    pixel_batches_of,
     probe_metrics,
     refinement_metrics,
     similarity_metrics,
 )
 from singer_hf.comparison.study import Study
+from singer_hf.data.batches.image_batches import load_batches
 from singer_hf.data.image_processors import load_image_processor, student_image_processor
 from singer_hf.evaluation.online_probes import OnlineProbes
 from singer_hf.training.arguments import SingerTrainingArguments
@@ -28,6 +28,8 @@ from singer_hf.training.trainer import SingerDistillationTrainer
 from singer_hf.vit.loading import load_model, model_from_config
 
 _EVAL_IMAGES, _CURVE_IMAGES = 250, 2_000
+_FEATURE_IMAGES = 500  # for similarities, inheritance and leakage
+_BATCH = 250
 
 
 def run_cell(study: Study, method: str, seed: int, quiet: bool = False) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def run_reference(study: Study, name: str, model: str) -> dict[str, Any]:
 def _place_metrics(study: Study, model: nn.Module, processor: Any, test: Dataset) -> dict[str, float | None]:
     distilled = load_model(study.teacher_name_or_path, "teacher_name_or_path").to(_device())
     processors = processor, load_image_processor(study.teacher_name_or_path) or processor
-    batches = ([batch.to(_device()) for batch in pixel_batches_of(test, own)] for own in processors)
+    batches = (_feature_batches(test, own) for own in processors)
     return teacher_place_metrics(model, distilled, *batches)
 
 
@@ -121,7 +123,7 @@ def prepare_trainer(
     if processor is None:
         raise ValueError(f"`teacher_name_or_path` must hold an image processor, got {teacher_name!r} without one")
     rows = training_images(study)
-    calibration = pixel_batches_of(rows, teacher_processor, study.num_calibration_images)
+    calibration = load_batches(rows, teacher_processor, study.num_calibration_images, batch_size=_BATCH)
     teacher = entry.method.prepare(teacher, calibration, seed)
     set_seed(seed)  # whatever the method drew, projectors and image order are the same for all methods
     return SingerDistillationTrainer(
@@ -172,7 +174,7 @@ def _make_trainer(study: Study, method: str, seed: int, output_dir: Path, quiet:
 def _measure(study: Study, trainer: SingerDistillationTrainer, folder: Path) -> dict[str, Any]:
     distiller, student, processor = trainer.distiller.eval(), trainer.student.eval(), trainer.processing_class
     train, test = probe_images(study)
-    batches = [batch.to(_device()) for batch in pixel_batches_of(test, processor)]
+    batches = _feature_batches(test, processor)
     # Read anew: what a method did to its teacher must not change what it is compared with.
     teachers = {"teacher": load_model(study.teacher_name_or_path, "teacher_name_or_path").to(_device())}
     if study.clean_teacher_name_or_path:
@@ -183,6 +185,10 @@ def _measure(study: Study, trainer: SingerDistillationTrainer, folder: Path) -> 
     metrics |= student_place_metrics(distiller, teachers["teacher"], teachers.get("clean"), batches)
     metrics |= refinement_metrics(distiller, batches)
     return metrics | benchmark_metrics(student, processor, study.benchmarks, folder / "work")
+
+
+def _feature_batches(rows: Dataset, processor: Any) -> list[Tensor]:
+    return load_batches(rows, processor, _FEATURE_IMAGES, batch_size=_BATCH, device=_device())
 
 
 def _curve(trainer: SingerDistillationTrainer) -> list[dict[str, float]]:

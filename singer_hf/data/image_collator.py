@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
+from singer_hf.data.pixels import stack_pixels
+
 _MAX_WORKERS = 128
 
 
@@ -93,7 +95,7 @@ def _stack(images: list[torch.Tensor]) -> torch.Tensor:
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
         raise ValueError(f"`transform` must give all images one shape, got {shapes}; end it with a crop.")
-    return torch.stack(images)
+    return stack_pixels(images)
 
 
 def _stack_labels(labels: list[int], num_rows: int) -> torch.Tensor:

@@ -45,7 +45,7 @@ def prepare_image_dataset(
         options = {"train": train, "image_column": image_column, "color_jitter": color_jitter}
         options |= {"seed": seed, "normalize": normalize}
         return {name: prepare_image_dataset(part, processor, **options) for name, part in dataset.items()}
-    if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset) or _has_pixel_values(dataset):
+    if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset) or has_pixel_values(dataset):
         return dataset
     if processor is None:
         raise ValueError(
@@ -59,7 +59,8 @@ def prepare_image_dataset(
     return transform_images(rows, transform, seed=seed, normalize=normalize)
 
 
-def _has_pixel_values(dataset: Any) -> bool:
+def has_pixel_values(dataset: datasets.Dataset | datasets.IterableDataset) -> bool:
+    """Whether the rows of a dataset have ``pixel_values``, as a column or by a transform of its own."""
     if "pixel_values" in (dataset.column_names or ()):
         return True
     format_type = dataset.format["type"] if isinstance(dataset, datasets.Dataset) else None

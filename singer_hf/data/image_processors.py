@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,18 @@ def load_image_processor(name: str | None) -> BaseImageProcessor | None:
         return AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):
         return None
+
+
+def find_image_processor(processor: Any, model_name: str | None) -> Any:
+    """Returns an image processor that is given, or loads one by its name, or that of a model; None if there is none.
+
+    Args:
+        processor: Image processor, or the folder or Hub id where one is saved, or None.
+        model_name: Folder or Hub id of the model whose processor is loaded if none is given.
+    """
+    if processor is None or isinstance(processor, str | os.PathLike):
+        return load_image_processor(os.fspath(processor) if processor else model_name or None)
+    return processor
 
 
 def _saves_processor(folder: Path) -> bool:

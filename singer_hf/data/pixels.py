@@ -33,7 +33,7 @@ class PixelNormalization:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 pixels (..., 3, H, W) -> normalised float32 (..., 3, H, W)."""
-        scaled = pixels.to(torch.float32).mul_(1 / 255)
+        scaled = pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
         return scaled.sub_(_channels(self.mean, pixels.device)).div_(_channels(self.std, pixels.device))
 
 
@@ -94,6 +94,14 @@ class RandomFlip:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels (3, H, W) -> pixels (3, H, W)."""
         return pixels.flip(-1) if torch.rand(1) < 0.5 else pixels
+
+
+def stack_pixels(images: Sequence[Tensor]) -> Tensor:
+    """Stacks images (3, H, W) to (B, 3, H, W); bytes stay as they lie in memory, the channels last."""
+    rows = [image.permute(1, 2, 0) for image in images]
+    if rows[0].dtype == torch.uint8 and rows[0].is_contiguous():
+        return torch.stack(rows).permute(0, 3, 1, 2)
+    return torch.stack(list(images))
 
 
 def resize_pixels(pixels: Tensor, size: Sequence[int], interpolation: InterpolationMode) -> Tensor:

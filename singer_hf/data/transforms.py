@@ -40,7 +40,7 @@ class PixelTransform:
         pixels = image if isinstance(image, Tensor) else v2.functional.pil_to_tensor(to_rgb(image))
         for step in self.steps:
             pixels = step(pixels)
-        return pixels.contiguous()
+        return pixels
 
 
 def train_transform(
@@ -80,11 +80,12 @@ def train_transform(
     return PixelTransform(steps, PixelNormalization(spec.mean, spec.std))
 
 
-def eval_transform(processor: Any) -> PixelTransform | v2.Compose:
+def eval_transform(processor: Any, image_size: Sequence[int] | None = None) -> PixelTransform | v2.Compose:
     """Build the evaluation transform: any image to RGB, then the image processor itself.
 
     Args:
         processor: The image processor of the model that is evaluated.
+        image_size: Height and width in pixels to which whole images are resized instead; see `resize_transform`.
 
     Returns:
         A picklable transform: image of any mode and size -> float32 tensor (3, H, W), equal to the output of the
@@ -96,6 +97,8 @@ def eval_transform(processor: Any) -> PixelTransform | v2.Compose:
         ValueError: The processor is not supported (see `image_spec`).
     """
     spec = image_spec(processor)
+    if image_size is not None:
+        return resize_transform(image_size, spec)
     # The crop only has an effect after a processor that only resizes the shorter edge.
     crop = v2.CenterCrop(spec.size)
     whole = v2.Compose([to_rgb, partial(_run_processor, processor), crop])

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
 from transformers.trainer_utils import SaveStrategy
 
+from singer_hf.data.batches.image_batches import load_batches
 from singer_hf.data.endless.rows import SceneIndices
 from singer_hf.data.image_collator import ImageCollator
 from singer_hf.data.image_dataset import transform_images
@@ -149,5 +150,4 @@ def first_images(rows: datasets.Dataset, processor: ViTImageProcessor, number: i
         processor: Image processor that gives size, mean and standard deviation.
         number: Number of images; all of them if there are fewer.
     """
-    rows = transform_images(rows.select(range(min(number, len(rows)))), eval_transform(processor))
-    return torch.stack([row["pixel_values"] for row in rows])
+    return torch.cat(load_batches(rows, processor, number))

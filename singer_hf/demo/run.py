@@ -20,9 +20,9 @@ from singer_hf.baselines.recipes import DEFAULT_RECIPE, RECIPES, recipe_settings
 from singer_hf.cards.evaluation_section import add_evaluations
 from singer_hf.cards.markdown import markdown_table
 from singer_hf.configs import TRAINED, find
+from singer_hf.data.batches.image_batches import load_batches
 from singer_hf.data.drawn_scenes import scene_dataset
 from singer_hf.data.image_processors import load_image_processor
-from singer_hf.data.transforms import eval_transform
 from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.evaluation.heads.logistic_regression import linear_probe
 from singer_hf.inspection.report.student_maps import student_maps
@@ -185,8 +185,8 @@ def _measure(
     trainers: dict[str, SingerDistillationTrainer], seconds: dict[str, float], train: Dataset, test: Dataset
 ) -> dict[str, dict[str, float]]:
     """A row per model: outlier ratio on the test scenes, linear probe of the scene's class, seconds of training."""
-    transform = eval_transform(trainers["singer"].processing_class)
-    images, test_images = _pixel_values(train, transform), _pixel_values(test, transform)
+    processor = trainers["singer"].processing_class
+    images, test_images = (torch.cat(load_batches(scenes, processor)) for scenes in (train, test))
     labels, test_labels = torch.tensor(train["label"]), torch.tensor(test["label"])
     rows = {}
     for name, extract in tqdm(_extractors(trainers).items(), desc="linear probes"):
@@ -205,15 +205,11 @@ def _add_to_card(file: Path, top1: float, num_images: int) -> None:
     card.save(file)
 
 
-def _pixel_values(scenes: Dataset, transform: Callable) -> Tensor:
-    return torch.stack([transform(image) for image in scenes["image"]])
-
-
 @torch.no_grad()
 def _draw(trainers: dict[str, SingerDistillationTrainer], test: Dataset, folder: Path) -> None:
     """Writes ``demo.png``: maps of the test scenes in which the teacher has the longest patch tokens."""
     scenes = test.select(range(min(CANDIDATES, len(test))))
-    images = _pixel_values(scenes, eval_transform(trainers["singer"].processing_class))
+    images = torch.cat(load_batches(scenes, trainers["singer"].processing_class))
     extracted = {name: extract(images) for name, extract in _extractors(trainers).items()}
     tokens = {name: found[:, prefix:] for name, (found, prefix) in extracted.items()}
     grid = trainers["singer"].distiller.teacher_input.grid

@@ -12,10 +12,11 @@ from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from singer_hf.data.batches.given_images import check_images, iterate_pixels
 from singer_hf.data.datasets import load_image_dataset
 from singer_hf.extraction.extractors import Extractor, make_extractor
 from singer_hf.extraction.feature_dataset import FeatureDatasetWriter, feature_folder
-from singer_hf.extraction.preprocessing import check_image_size, check_images, iterate_pixels, make_transform
+from singer_hf.extraction.preprocessing import check_image_size, make_transform
 from singer_hf.tuner.loading import load_adapter
 from singer_hf.vit.inference import evaluation_mode
 from singer_hf.vit.loading import load_model
@@ -61,8 +62,8 @@ def extract_features(
         images: One of these:
 
             - a PIL image or an iterable of them;
-            - normalised pixel values (B, 3, H, W), or a dict with ``"pixel_values"``, such as the image processor
-              returns, or an iterable of these, such as a ``DataLoader``;
+            - normalised pixel values (B, 3, H, W) or (3, H, W), or a dict with ``"pixel_values"``, such as the image
+              processor returns, or an iterable of these, such as a ``DataLoader``;
             - a ``datasets.Dataset`` with a column of images, or the folder or Hub id of one.
         layers: 0-based block indices, negative ones from the end. None takes the last block.
         output: ``"map"``: patch tokens on their grid, (B, D, rows, columns). ``"tokens"``: all tokens with the
@@ -112,10 +113,11 @@ def extract_features(
     with _on_device(module, device), evaluation_mode(module):
         if isinstance(images, Dataset):
             prefix, folder = column_prefix or output, feature_folder(cache_dir)
-            write = FeatureDatasetWriter(compute, prefix, folder, batch_size, num_workers, progress)
+            place = next(module.parameters()).device
+            write = FeatureDatasetWriter(compute, prefix, folder, batch_size, num_workers, place, progress)
             return write(images, transform(), image_column)
         check_images(images)
-        batches = iterate_pixels(images, transform, batch_size, image_size)
+        batches = iterate_pixels(images, batch_size, transform, image_size)
         found = _join(map(compute, _with_bar(batches, images, progress)))
     return found if isinstance(layers, Iterable) else next(iter(found.values()))
 

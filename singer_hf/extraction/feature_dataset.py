@@ -5,7 +5,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -13,13 +13,10 @@ import torch
 from datasets import Array2D, Array3D, Dataset, Features
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from singer_hf.data.batches.image_batches import ImageBatches
 from singer_hf.data.columns import select_image_and_label
-from singer_hf.data.image_dataset import transform_images
-
-_NAMED_IMAGES = 5
 
 
 @dataclass
@@ -35,8 +32,8 @@ class FeatureDatasetWriter:
         folder: Folder of the file.
         batch_size: Images per forward pass and per record batch.
         num_workers: Processes that load images.
+        device: Device of the model.
         progress: Whether to show a progress bar.
-        unreadable: Unreadable images so far, the first ones by their errors.
     """
 
     compute: Callable[[Tensor], dict[int, Tensor]]
@@ -44,8 +41,8 @@ class FeatureDatasetWriter:
     folder: Path
     batch_size: int
     num_workers: int
+    device: torch.device
     progress: bool
-    unreadable: list[str | None] = field(default_factory=list)
 
     def __call__(self, dataset: Dataset, transform: Callable, image_column: str | None) -> Dataset:
         """Writes the rows of ``dataset`` with their features.
@@ -60,23 +57,24 @@ class FeatureDatasetWriter:
         """
         if not len(dataset):
             raise ValueError("`images` must hold at least one image, got a dataset without rows")
-        rows = transform_images(select_image_and_label(dataset, image_column=image_column), transform)
-        loader = DataLoader(rows, self.batch_size, num_workers=self.num_workers, collate_fn=_collate)
+        rows = select_image_and_label(dataset, image_column=image_column)
+        place = {"num_workers": self.num_workers, "device": self.device}
+        images = ImageBatches(rows, transform, self.batch_size, **place)
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{uuid.uuid4().hex}.arrow"
         partial = file.with_suffix(".partial")
         try:
-            self._write(dataset.with_format("arrow"), loader, partial)
+            self._write(dataset.with_format("arrow"), images, partial)
             partial.rename(file)
         finally:
             partial.unlink(missing_ok=True)
-        self._warn(len(dataset))
+        _warn(images, len(dataset))
         return Dataset.from_file(str(file), split=dataset.split)
 
-    def _write(self, table: Dataset, loader: DataLoader, file: Path) -> None:
+    def _write(self, table: Dataset, images: ImageBatches, file: Path) -> None:
         writer = None
         try:
-            for kept, pixel_values in self._readable(loader, len(table)):
+            for kept, pixel_values in self._with_bar(images, len(table)):
                 arrays = self._columns(self.compute(pixel_values), table.column_names)
                 if writer is None:
                     _check_disk(arrays, len(table), self.folder)
@@ -86,23 +84,18 @@ class FeatureDatasetWriter:
                 arrays = {name: array.numpy() for name, array in arrays.items()}
                 writer.write_batch({**{name: rows[name] for name in rows.column_names}, **arrays})
             if writer is None:
-                raise ValueError(f"none of the {len(table)} images can be read: {self._named()}")
+                raise ValueError(f"none of the {len(table)} images can be read: {images.list_unreadable()}")
             writer.finalize()
         finally:
             if writer is not None:
                 writer.stream.close()
 
-    def _readable(self, loader: DataLoader, num_rows: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Yields (row indices, pixel values (B, 3, H, W)) of the readable images of each batch."""
-        start = 0
+    def _with_bar(self, images: ImageBatches, num_rows: int) -> Iterator[tuple[list[int], Tensor]]:
         with tqdm(desc="features", total=num_rows, unit="image", disable=not self.progress) as bar:
-            for pixel_values, errors in loader:
-                for error in filter(None, errors):
-                    self.unreadable.append(error if len(self.unreadable) < _NAMED_IMAGES else None)
-                if pixel_values is not None:
-                    yield [start + offset for offset, error in enumerate(errors) if error is None], pixel_values
-                start += len(errors)
-                bar.update(len(errors))
+            for kept, pixel_values in images.with_places():
+                yield kept, pixel_values
+                bar.update(kept[-1] + 1 - bar.n)
+            bar.update(num_rows - bar.n)
 
     def _columns(self, features: dict[int, Tensor], taken: list[str]) -> dict[str, Tensor]:
         columns = {f"{self.prefix}_{index}": tensor for index, tensor in features.items()}
@@ -113,14 +106,6 @@ class FeatureDatasetWriter:
             )
         return columns
 
-    def _named(self) -> str:
-        return "; ".join(error for error in self.unreadable if error is not None)
-
-    def _warn(self, num_rows: int) -> None:
-        if self.unreadable:
-            count = f"{len(self.unreadable)} of the {num_rows} images cannot be read"
-            warnings.warn(f"{count}, their rows are left out: {self._named()}", stacklevel=4)
-
 
 def feature_folder(folder: str | os.PathLike | None) -> Path:
     """The folder that was given, or one in the cache of ``datasets``."""
@@ -129,9 +114,10 @@ def feature_folder(folder: str | os.PathLike | None) -> Path:
     return Path(folder).expanduser()
 
 
-def _collate(rows: list[dict]) -> tuple[Tensor | None, list[str | None]]:
-    pixels = [row["pixel_values"] for row in rows if "pixel_values" in row]
-    return torch.stack(pixels) if pixels else None, [row.get("error") for row in rows]
+def _warn(images: ImageBatches, num_rows: int) -> None:
+    if images.unreadable:
+        count = f"{len(images.unreadable)} of the {num_rows} images cannot be read"
+        warnings.warn(f"{count}, their rows are left out: {images.list_unreadable()}", stacklevel=4)
 
 
 def _feature(array: Tensor) -> Array2D | Array3D:

@@ -9,8 +9,9 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from singer_hf.cards.privacy import without_paths
+from singer_hf.data.batches.image_batches import ImageBatches, PixelBatches
 from singer_hf.distillation.teacher_input import TeacherInput
-from singer_hf.inspection.images import ImageBatches, PixelBatches, batches_for
+from singer_hf.inspection.images import batches_for
 from singer_hf.inspection.inputs import AuditOptions
 from singer_hf.inspection.measure.audit import audit
 from singer_hf.inspection.measure.audit_result import AuditResult

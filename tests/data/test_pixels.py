@@ -13,7 +13,7 @@ from transformers import ViTImageProcessor
 from singer_hf.data.image_collator import ImageCollator
 from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.image_processors import image_spec
-from singer_hf.data.pixels import PixelNormalization, RandomCrop, resize_pixels
+from singer_hf.data.pixels import PixelNormalization, RandomCrop, resize_pixels, stack_pixels
 from singer_hf.data.transforms import resize_transform, to_rgb, train_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -107,6 +107,19 @@ def test_normalisation_is_that_of_the_formula():
     torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-6)
     assert found.dtype == torch.float32
     assert pixels.dtype == torch.uint8
+
+
+def test_stacked_pixels_stay_as_they_lie_in_memory_and_pixel_values_do_not():
+    rows = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).view(2, 4, 5, 3)
+    images = [row.permute(2, 0, 1) for row in rows]
+    expected = torch.stack(images)
+    stacked = stack_pixels(images)
+    assert torch.equal(stacked, expected)
+    assert stacked.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(stack_pixels([image.contiguous() for image in images]), expected)
+    assert stack_pixels([image.float() for image in images]).is_contiguous()
+    assert PixelNormalization(MEAN, STD)(stacked).is_contiguous()
+    assert torch.equal(PixelNormalization(MEAN, STD)(stacked), PixelNormalization(MEAN, STD)(expected))
 
 
 def test_rows_of_pixels_are_those_that_are_normalised_later():

@@ -56,10 +56,10 @@ CASES = {
         {"image_size": 48},
         "`image_size` must be None for pixel values, got 48; resize them yourself",
     ),
-    "one image": (
-        IMAGES[0],
+    "a row of an image": (
+        IMAGES[0, 0],
         {},
-        "`images` must hold batches of pixel values (B, 3, H, W), got shape (3, 32, 32)",
+        "`images` must hold batches of pixel values (B, 3, H, W), got shape (32, 32)",
     ),
     "bytes": (
         IMAGES.byte(),

@@ -84,10 +84,10 @@ def test_images_come_in_any_form(form, processor, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (None, "`images` must be a dataset with an image column, .* got NoneType"),
+        (None, "`images` must be PIL images, .* or a folder or Hub id, got NoneType"),
         ([], "`images` must hold at least one image, got none"),
-        (["photo.png"], "`images` must be a dataset .* got str among them"),
-        ([torch.ones(2, 3)], r"`images` must hold normalised pixel values .* got torch.float32 of shape \(2, 3\)"),
+        (["photo.png"], "`images` must hold PIL images or pixel values .* got str at position 0; yield"),
+        ([torch.ones(2, 3)], r"`images` must hold batches of pixel values .* got shape \(2, 3\)"),
         (Dataset.from_dict({"label": [1]}), "`dataset` must have a column of images"),
     ],
 )

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from singer_hf.data.image_collator import ImageCollator
 from singer_hf.data.image_dataset import transform_images
 from singer_hf.data.image_processors import image_spec
 from singer_hf.data.transforms import eval_transform
@@ -32,7 +30,6 @@ from singer_hf.tuner.nullspace import Spectrum, energy_shares
 from singer_hf.tuner.nullspace_sources import source_gram
 
 _BATCH = 250
-NUM_FEATURE_IMAGES = 500  # for similarities, inheritance and leakage
 _NUM_ARTIFACT_IMAGES = 250
 _NAMES = {"rmse": "depth_rmse", "top1": "probe_sgd"}
 
@@ -163,15 +160,3 @@ def benchmark_metrics(
         )
         metrics[_NAMES.get(benchmark.metric, benchmark.metric)] = run.results[0].value
     return metrics
-
-
-def pixel_batches_of(rows: Dataset, processor: Any, number: int = NUM_FEATURE_IMAGES) -> list[Tensor]:
-    """Loads the first images as batches (B, 3, H, W).
-
-    Args:
-        rows: Images.
-        processor: Image processor that gives size, mean and standard deviation.
-        number: Number of images.
-    """
-    rows = transform_images(rows.select(range(min(number, len(rows)))), eval_transform(processor))
-    return [batch["pixel_values"] for batch in DataLoader(rows, _BATCH, collate_fn=ImageCollator())]

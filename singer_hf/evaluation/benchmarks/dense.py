@@ -87,7 +87,7 @@ def measure_dense(
     shown = torch.linspace(0, len(data.test) - 1, settings.num_pictures).round().long().unique().tolist()
     predicted = tqdm(predicted, total=len(data.test), desc="test", disable=not settings.progress)
     counts, truths, predictions = _count(predicted, task, shown)
-    images = [crops.test.to_picture(test.dataset[i]["pixel_values"]) for i in shown]
+    images = [test.dataset[i]["pixels"].permute(1, 2, 0) / 255 for i in shown]
     outcomes = CountedOutcomes(counts, task.new_metric().from_counts)
     return outcomes, name, notes, DenseExamples(images, truths, predictions)
 
@@ -174,7 +174,7 @@ def _by_window(
     """Yields logits and labels of each image as :func:`_in_batches`, from windows over images of any size."""
     predict = head_predictor(evaluated.model, loader.features_fn, head)
     for row in DataLoader(loader.dataset, batch_size=None, num_workers=settings.num_workers):
-        pixel_values = row["pixel_values"][None].to(evaluated.device)
+        pixel_values = loader.to_pixel_values(row["pixels"][None])
         logits = sliding_window(predict, pixel_values, crops.test.size, crops.stride)
         yield logits, row["labels"][None].to(evaluated.device)
 

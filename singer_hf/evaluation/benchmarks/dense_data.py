@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
-from singer_hf.data.decoding import decode_image
+from singer_hf.data.decoding import decode_image, decode_pixels
 from singer_hf.evaluation.benchmarks.image_crops import ImageCrop
 
 IGNORED = 255
@@ -39,13 +39,18 @@ class MaskDecoder:
         Raises:
             ValueError: If the image has more than one channel, or an index does not fit into 0 to 254.
         """
-        values = torch.from_numpy(_one_channel(image, "a mask of class indices").astype(np.int64))
-        ignored = torch.isin(values, torch.tensor(self.ignore_values, dtype=torch.int64))
-        indices = torch.where(ignored, IGNORED, values + self.offset)
-        wrong = indices[(indices < 0) | (indices > IGNORED)]
-        if len(wrong):
+        values = _one_channel(image, "a mask of class indices")
+        if values.dtype == np.uint8:  # by a table, as most masks are of bytes
+            indices = np.take(self._shift(np.arange(256)), values)
+        else:
+            indices = self._shift(values.astype(np.int64))
+        if indices.min() < 0 or indices.max() > IGNORED:
+            wrong = indices[(indices < 0) | (indices > IGNORED)]
             raise ValueError(f"a mask's class indices must be within 0 and 254, got {int(wrong[0])}")
-        return indices.to(torch.uint8)
+        return torch.from_numpy(indices.astype(np.uint8))
+
+    def _shift(self, values: np.ndarray) -> np.ndarray:
+        return np.where(np.isin(values, self.ignore_values), IGNORED, values + self.offset)
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class DepthDecoder:
 
 
 class DenseRows(torch.utils.data.Dataset):
-    """Rows {"pixel_values": (3, h, w), "labels": (h, w)} of images and targets, cut alike on access.
+    """Rows {"pixels": uint8 (3, h, w), "labels": (h, w)} of images and targets, cut alike on access.
 
     Each row draws its random numbers from a generator seeded by (seed, epoch, index), so that the number of workers
     does not matter.
@@ -80,12 +85,16 @@ class DenseRows(torch.utils.data.Dataset):
         crop: Crop of image and target.
         decode: Decoder of a target image to a tensor (H, W): a :class:`MaskDecoder` or a :class:`DepthDecoder`.
         seed: Seed of random crops.
+
+    Attributes:
+        normalization: What the pixels are still to go through, on the device.
     """
 
     def __init__(
         self, dataset: Dataset, crop: ImageCrop, decode: Callable[[Image.Image], Tensor], seed: int = 0
     ) -> None:
         self.dataset, self.crop, self.decode, self.seed = dataset, crop, decode, seed
+        self.normalization = crop.normalization
         # In shared memory, so that persistent workers see a new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -93,35 +102,35 @@ class DenseRows(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image, target = self.load(index)
+        pixels, target = self.load(index)
         seed = int(np.random.SeedSequence((self.seed, int(self._epoch), index)).generate_state(1, np.uint64)[0])
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            pixel_values, labels = self.crop(image, target)
-        return {"pixel_values": pixel_values, "labels": labels}
+            pixels, labels = self.crop.cut_pair(pixels, target)
+        return {"pixels": pixels, "labels": labels}
 
     def set_epoch(self, epoch: int) -> None:
         """Draws new random crops from now on."""
         self._epoch.fill_(epoch)
 
-    def load(self, index: int) -> tuple[Image.Image, Tensor]:
-        """Loads the image of a row and its decoded target (H, W), at their stored size.
+    def load(self, index: int) -> tuple[Tensor, Tensor]:
+        """Loads the image of a row, uint8 (3, H, W), and its decoded target (H, W), at their stored size.
 
         Raises:
             ValueError: If one cannot be decoded or they differ in size.
         """
         row = self.dataset[int(index)]
         try:
-            image, stored = decode_image(row["image"]), decode_image(row["target"])
+            pixels, stored = decode_pixels(row["image"]), decode_image(row["target"])
         except Exception as error:  # Pillow's plugins raise almost anything on damaged files.
             raise ValueError(f"row {index} must hold a readable image and target, got {error}") from error
-        target = self.decode(stored)
-        if tuple(target.shape) != (image.height, image.width):
+        target, size = self.decode(stored), tuple(pixels.shape[1:])
+        if tuple(target.shape) != size:
             raise ValueError(
-                f"a mask must be of the size of its image (height, width) {(image.height, image.width)}, got "
-                f"{tuple(target.shape)} in row {index}; resize the masks to their images, to the nearest pixel"
+                f"a mask must be of the size of its image (height, width) {size}, got {tuple(target.shape)} in row "
+                f"{index}; resize the masks to their images, to the nearest pixel"
             )
-        return image, target
+        return pixels, target
 
 
 def select_dense_columns(

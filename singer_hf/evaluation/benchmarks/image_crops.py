@@ -10,7 +10,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from singer_hf.data.image_processors import ImageSpec
-from singer_hf.data.pictures import to_pictures
 from singer_hf.data.pixels import PixelNormalization
 from singer_hf.data.transforms import to_rgb
 
@@ -19,7 +18,7 @@ CropKind = Literal["center", "squash", "whole", "random_crop", "random_resized_c
 
 @dataclass(frozen=True)
 class ImageCrop:
-    """A callable PIL image -> tensor (3, H, W), or (image, target) -> both tensors, cut alike.
+    """A callable image -> normalised tensor (3, h, w). `cut_pair` cuts an image and its target alike.
 
     Its ``repr`` describes it completely, as it is part of the fingerprint of a feature cache. Images are resized by
     ``interpolation``, targets always to the nearest pixel: the mean of two classes or depths has no meaning.
@@ -50,28 +49,26 @@ class ImageCrop:
         if self.kind in ("center", "random_crop") and self.resize < max(self.size):
             raise ValueError(f"`resize` must be at least the crop's {max(self.size)} pixels, got {self.resize!r}")
 
-    def __call__(self, image: Image.Image, target: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Cuts an image to normalised float32 (3, h, w), and a target (H, W) to (h, w) of its own dtype."""
-        if target is None:
-            return self.normalization(self.to_pixels(image))
-        if self.kind == "whole":
-            return self.normalization(self.to_pixels(image)), target
-        image, target = self._cut(v2.functional.to_image(to_rgb(image)), tv_tensors.Mask(target[None]))
-        return self.normalization(image.as_subclass(Tensor)), target.as_subclass(Tensor)[0]
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """Cuts an image, or its pixels (3, H, W), to normalised float32 (3, h, w)."""
+        return self.normalization(self.to_pixels(image))
 
     def to_pixels(self, image: Image.Image | Tensor) -> Tensor:
         """Cuts an image, or its pixels (3, H, W), to uint8 (3, h, w), not normalised."""
         pixels = image if isinstance(image, Tensor) else v2.functional.pil_to_tensor(to_rgb(image))
         return self._cut(pixels).contiguous()
 
+    def cut_pair(self, pixels: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Cuts pixels uint8 (3, H, W) to uint8 (3, h, w), and a target (H, W) to (h, w) of its own dtype."""
+        if self.kind == "whole":
+            return self.to_pixels(pixels), target
+        image, mask = self._cut(tv_tensors.Image(pixels), tv_tensors.Mask(target[None]))
+        return image.as_subclass(Tensor).contiguous(), mask.as_subclass(Tensor)[0]
+
     @cached_property
     def normalization(self) -> PixelNormalization:
         """What follows the cut."""
         return PixelNormalization(self.mean, self.std)
-
-    def to_picture(self, pixel_values: Tensor) -> Tensor:
-        """Undoes the normalisation of a cut image (3, h, w): a picture (h, w, 3) in [0, 1]."""
-        return to_pictures(pixel_values[None], self.mean, self.std)[0]
 
     @cached_property
     def _cut(self) -> v2.Compose:

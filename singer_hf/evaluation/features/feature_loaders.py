@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from singer_hf.data.batches.image_batches import to_pixel_values
+from singer_hf.data.pixels import stack_pixels
 from singer_hf.vit.inference import evaluation_mode
 
 Batch = tuple[dict[str, Tensor], Tensor]
@@ -65,20 +67,21 @@ class ModelFeatureLoader:
         Raises:
             ValueError: If a row cannot be loaded or its mask is not of its image's size.
         """
-        images = DataLoader(
+        loader = DataLoader(
             self.dataset,
             batch_sampler=[[int(row) for row in batch] for batch in batches],
             num_workers=self.num_workers,
             collate_fn=collate_rows,
+            pin_memory=torch.device(self.device).type == "cuda",
         )
-        for pixel_values, labels in images:
+        for images, labels in loader:
             with evaluation_mode(self.model):  # not around the yield: the caller trains its heads there
-                features = self.features_fn(self.model, self._normalized(pixel_values.to(self.device)))
+                features = self.features_fn(self.model, self.to_pixel_values(images))
             yield features, labels
 
-    def _normalized(self, images: Tensor) -> Tensor:
-        normalization = getattr(self.dataset, "normalization", None)
-        return images if normalization is None else normalization(images)
+    def to_pixel_values(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) as the rows hold them -> pixel values (B, 3, H, W) on the device of the model."""
+        return to_pixel_values(images, getattr(self.dataset, "normalization", None), self.device)
 
 
 class ArrayFeatureLoader:
@@ -131,7 +134,7 @@ def collate_rows(rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
                 "and crop both alike"
             )
     labels = torch.stack([torch.as_tensor(row["labels"]) for row in rows])
-    return torch.stack([row[key] for row in rows]), labels
+    return stack_pixels([row[key] for row in rows]), labels
 
 
 def in_order(num_rows: int, batch_size: int) -> list[range]:

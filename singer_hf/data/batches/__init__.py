@@ -1,0 +1,1 @@
+"""Images in any form as batches of pixel values for a frozen model."""

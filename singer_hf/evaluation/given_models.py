@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from singer_hf.data.image_processors import ImageSpec, image_spec, load_image_processor
+from singer_hf.data.image_processors import ImageSpec, find_image_processor, image_spec
 from singer_hf.evaluation.benchmarks.evaluated_model import EvaluatedModel
 from singer_hf.tuner.layer import find_singer_layers
 from singer_hf.tuner.loading import load_adapter
@@ -83,10 +83,7 @@ def _load(model: Any, device: Any, adapter: Any, argument: str) -> nn.Module:
 
 
 def _processor(model: Any, name: str, processor: Any) -> Any:
-    if processor is not None and not isinstance(processor, str | os.PathLike):
-        return processor
-    place = processor or (_config_path(model) if isinstance(model, nn.Module) else model)
-    found = load_image_processor(os.fspath(place) if place else None)
+    found = find_image_processor(processor, _config_path(model) if isinstance(model, nn.Module) else os.fspath(model))
     if found is None:
         raise ValueError(
             f"`processor` (`--processor_name_or_path`) must be given: the model {name!r} has no image processor"

@@ -31,6 +31,7 @@ from transformers import Dinov2Config, Dinov2Model, PreTrainedModel, ViTConfig, 
 import singer_hf
 from singer_hf import SingerConfig, SingerDistiller
 from singer_hf.commands.command_line import CommandParser, one_line_errors
+from singer_hf.vit.running_statistics import NUM_SETTLING_BATCHES, SettlingStatistics, settle_statistics
 
 # hidden size, blocks, heads
 SIZES = {
@@ -102,6 +103,7 @@ def parts(settings: Settings, stack: ExitStack) -> dict[str, Callable[[], None]]
         distillers["singer_share"] = build_distiller(settings, singer=True, info_share=settings.info_share)
     for distiller in distillers.values():
         stack.enter_context(distiller.attached())
+        settle(distiller, images)
     run_teacher, run_student = compiled(teacher), compiled(student)
 
     def teacher_forward() -> None:
@@ -116,6 +118,15 @@ def parts(settings: Settings, stack: ExitStack) -> dict[str, Callable[[], None]]
         run = compiled(distiller)
         steps[name] = step(distiller, lambda run=run: run(images).loss, settings)
     return {"teacher_forward": teacher_forward} | {f"{name}_step": call for name, call in steps.items()}
+
+
+def settle(distiller: SingerDistiller, images: torch.Tensor) -> None:
+    """Fixes the statistics of gates and targets, as they are after the first 100 batches of a training."""
+    distiller(images)
+    for part in distiller.modules():
+        if isinstance(part, SettlingStatistics):
+            part.num_batches.fill_(NUM_SETTLING_BATCHES)
+    settle_statistics(distiller)
 
 
 def step(module: nn.Module, loss: Callable[[], torch.Tensor], settings: Settings) -> Callable[[], None]:

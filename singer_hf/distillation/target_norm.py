@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from singer_hf.artifacts.outliers import OutlierRule, token_norms
 from singer_hf.distillation.losses import normalize_tokens, standardize_channels
-from singer_hf.vit.running_statistics import mean_over_processes, settling_weight
+from singer_hf.vit.running_statistics import SettlingStatistics, mean_over_processes, settling_weight
 
 # Deviations below this share of a block's mean deviation are raised to it: constant channels must not be amplified.
 _SMALLEST_DEVIATION = 0.01
@@ -30,7 +30,7 @@ class TokenNorm(NoNorm):
         return normalize_tokens(tokens)
 
 
-class ChannelNorm(nn.Module):
+class ChannelNorm(SettlingStatistics):
     """Standardises every channel with mean and deviation of a block's inlier patch tokens.
 
     Class tokens have statistics of their own, as they are no patches. All statistics are estimated on raw tokens by
@@ -50,7 +50,6 @@ class ChannelNorm(nn.Module):
 
     mean: Tensor
     variance: Tensor
-    num_batches: Tensor
 
     def __init__(self, hidden_size: int, num_prefix_tokens: int, device: torch.device | None = None) -> None:
         super().__init__()
@@ -67,6 +66,8 @@ class ChannelNorm(nn.Module):
     @torch.no_grad()
     def observe(self, tokens: Tensor) -> None:
         """Adds the raw tokens (B, P+N, D) of one training batch to the statistics, over all processes."""
+        if self.is_settled:
+            return
         local, local_variance = self._measure(tokens.float())
         mean = mean_over_processes(local)
         variance = mean_over_processes(local_variance + (local - mean).square())

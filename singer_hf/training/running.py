@@ -27,6 +27,7 @@ from singer_hf.training.guards.output_folder import (
 )
 from singer_hf.training.guards.settings import check_settings
 from singer_hf.training.guards.signals import StopSignals, stop_message
+from singer_hf.vit.running_statistics import settle_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class RunMixin:
         due = self.control.should_evaluate or self.control.should_save or signal_number
         if due or self.control.should_log:
             self._check_finite(weights=bool(due))
+            settle_statistics(self.distiller)
         # What this step owes to the log and the best checkpoint comes first: the resumed run will not do it again.
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         if signal_number:

@@ -1,12 +1,12 @@
 """The gate of an adapter: which patch tokens it refines, and how far."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from singer_hf.artifacts.gram import full_precision
 from singer_hf.artifacts.outliers import MIN_SHARE, MIN_STRENGTH, OutlierRule, token_norms
-from singer_hf.vit.running_statistics import mean_over_processes, settling_weight
+from singer_hf.vit.running_statistics import SettlingStatistics, mean_over_processes, settling_weight
 
 GATES = ("none", "outlier")
 # Deviations above the location at which the gate begins to open and is fully open. For norms the first is the
@@ -17,7 +17,7 @@ _NORMS, _SCORES = (10.0, 15.0), (7.0, 10.0)
 _SMALLEST_SCORE = 0.01
 
 
-class OutlierGate(nn.Module):
+class OutlierGate(SettlingStatistics):
     """Limits a refinement to artifacts: 0 for ordinary patch tokens, 1 for artifacts, linear in between.
 
     A token x opens the gate by its norm, or by its score ``(x - mean) . direction`` of either sign: artifacts of
@@ -72,6 +72,8 @@ class OutlierGate(nn.Module):
     @torch.no_grad()
     def observe(self, patches: Tensor) -> None:
         """Adds the raw patch tokens (B, N, D) of one training batch to the statistics, over all processes."""
+        if self.is_settled:
+            return
         patches, weight = patches.float().flatten(0, 1), settling_weight(self.num_batches)
         norms = token_norms(patches)
         outliers = norms > self.rule.thresholds(norms)[0]

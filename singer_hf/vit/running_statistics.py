@@ -1,7 +1,9 @@
 """Statistics of features that are estimated while training and fixed afterwards, equal in all processes."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Batches after which a statistic is fixed, so that targets and gates do not depend on the batch any more.
 NUM_SETTLING_BATCHES = 100
@@ -18,6 +20,40 @@ def settling_weight(num_batches: Tensor) -> Tensor:
     """
     weight = 1 / (num_batches.float() + 1)
     return weight * (num_batches < NUM_SETTLING_BATCHES)
+
+
+class SettlingStatistics(nn.Module):
+    """Statistics that are estimated over the first batches of a training and fixed afterwards.
+
+    Subclasses have ``num_batches``, and their ``observe`` returns at once while ``is_settled``: later batches change
+    nothing, and need be neither measured nor exchanged between the processes.
+
+    Attributes:
+        num_batches: Batches that the statistics were estimated from, scalar buffer.
+        is_settled: Whether the statistics are known to be fixed; False after they were loaded.
+    """
+
+    num_batches: Tensor
+    is_settled = False
+
+    def settle(self) -> None:
+        """Looks whether the statistics are fixed, which synchronises the device; call it in all processes alike."""
+        self.is_settled = bool(self.num_batches >= NUM_SETTLING_BATCHES)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.is_settled = False
+
+
+def settle_statistics(module: nn.Module) -> None:
+    """Lets all statistics in a module rest that are fixed, see :meth:`SettlingStatistics.settle`.
+
+    Args:
+        module: Any module.
+    """
+    for part in module.modules():
+        if isinstance(part, SettlingStatistics):
+            part.settle()
 
 
 def mean_over_processes(values: Tensor) -> Tensor:

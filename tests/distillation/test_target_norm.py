@@ -87,6 +87,9 @@ def test_channel_statistics_settle():
     settled = norm.mean.clone()
     norm.observe(torch.randn(2, 5, 3) + 100)
     assert torch.equal(norm.mean, settled)
+    norm.settle()
+    norm.observe(torch.full((2, 5, 3), torch.nan))
+    assert torch.equal(norm.mean, settled)
 
 
 def test_a_constant_channel_is_not_amplified():

@@ -8,6 +8,7 @@ from runs import (
     COMPONENTS,
     RESUMING,
     SAVED,
+    adapter,
     differing,
     files_in,
     image_dataset,
@@ -21,6 +22,7 @@ from torch import nn
 from zoo import images, tiny_vit
 
 from singer_hf import SingerDistillationTrainer
+from singer_hf.vit import running_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:block .* exceeds the effective null dimension")
 
@@ -50,6 +52,19 @@ def test_two_accumulated_batches_of_two_equal_one_of_four(tmp_path):
             assert second[name] == pytest.approx(first[name], rel=1e-5, abs=1e-9), name
     for name, value in one.distiller.state_dict().items():
         torch.testing.assert_close(two.distiller.state_dict()[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_statistics_that_are_fixed_rest_from_the_next_log_on_and_nothing_else_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(running_statistics, "NUM_SETTLING_BATCHES", 2)
+    gated = {"peft_config": adapter(gate="outlier"), "max_steps": 6}
+    logged = train_to(tmp_path / "a", logging_steps=3, **gated)
+    silent = train_to(tmp_path / "b", logging_strategy="no", **gated)
+    statistics = [
+        part for part in logged.distiller.modules() if isinstance(part, running_statistics.SettlingStatistics)
+    ]
+    assert {type(part).__name__ for part in statistics} == {"OutlierGate", "ChannelTokenNorm"}
+    assert all(part.is_settled and part.num_batches == 2 for part in statistics)
+    assert differing(snapshot(logged.distiller), snapshot(silent.distiller)) == set()
 
 
 def test_activation_checkpointing_and_compilation_change_nothing(tmp_path):

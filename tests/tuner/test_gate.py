@@ -163,6 +163,24 @@ def test_statistics_are_means_over_the_batches_and_settle():
     assert all(torch.equal(value, settled[name]) for name, value in statistics(gate).items())
 
 
+def test_a_settled_gate_measures_nothing_until_other_statistics_are_loaded(monkeypatch):
+    gate = observed(10, 10, 10)
+    early = statistics(gate)
+    gate.settle()
+    assert not gate.is_settled  # one batch is not enough
+    gate.num_batches.fill_(NUM_SETTLING_BATCHES)
+    gate.settle()
+    measured = []
+    monkeypatch.setattr("singer_hf.tuner.gate.token_norms", measured.append)
+    gate.observe(tokens_of_norms(20, 20, 20))
+    assert gate.is_settled
+    assert measured == []
+    monkeypatch.undo()
+    gate.load_state_dict(early)
+    gate.observe(tokens_of_norms(20, 20, 20))
+    assert gate.location.item() == pytest.approx(15)
+
+
 def gated_model(layers=(1,), opened: bool = True) -> PeftModel:
     torch.manual_seed(0)
     model = attach(tiny_vit(), layers_to_transform=list(layers), gate="outlier")

@@ -25,10 +25,9 @@ def inlier_neighbor_means(patches: Tensor, inliers: Tensor, grid: tuple[int, int
     """
     mask = tokens_to_map(inliers.unsqueeze(-1).float(), grid)
     masked = tokens_to_map(patches.float(), grid) * mask
-    means, known = torch.zeros_like(masked), torch.zeros_like(mask, dtype=torch.bool)
-    for size in _WINDOWS:
-        weights, sums = (F.avg_pool2d(part, size, stride=1, padding=size // 2) for part in (mask, masked))
-        found = weights > 0
-        means = torch.where(found & ~known, sums / weights.clamp(min=1e-6), means)
-        known = known | found
-    return map_to_tokens(means), map_to_tokens(known).squeeze(-1)
+    (near, near_sums), (wide, wide_sums) = (
+        tuple(F.avg_pool2d(part, size, stride=1, padding=size // 2) for part in (mask, masked)) for size in _WINDOWS
+    )
+    is_near = near > 0
+    means = torch.where(is_near, near_sums, wide_sums).div_(torch.where(is_near, near, wide).clamp(min=1e-6))
+    return map_to_tokens(means), map_to_tokens(wide > 0).squeeze(-1)

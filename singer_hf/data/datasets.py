@@ -115,7 +115,8 @@ def _local_builder(path: Path, name: str, config_name: str | None) -> DatasetBui
     if path.suffix in (".parquet", ".arrow") and path.is_file():
         return load_dataset_builder(path.suffix[1:], data_files=str(path))
     try:
-        builder = load_dataset_builder(str(path), config_name)
+        # Absolute: `datasets` takes a relative folder called "parquet" for its own loader of that name.
+        builder = load_dataset_builder(str(path.absolute()), config_name)
     except (FileNotFoundError, ValueError):
         if config_name is not None:
             raise

@@ -114,6 +114,15 @@ def test_a_single_parquet_file_loads(tmp_path):
     assert grey_levels(load_image_dataset(str(tmp_path / "some.parquet"))) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("name", ["parquet", "parquet/", "imagefolder"])
+def test_a_folder_called_like_a_loader_of_datasets_is_that_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    grey_images(3).to_parquet(f"{name}/train.parquet")
+    grey_images(5).to_parquet("train.parquet")  # beside it
+    assert grey_levels(load_image_dataset(name)) == [0, 1, 2]
+
+
 def test_image_folder_with_a_table_of_metadata_stays_an_image_folder(tmp_path):
     write_image_folder(tmp_path / "data")
     Dataset.from_dict({"file_name": ["cat/0.png"]}).to_parquet(tmp_path / "data" / "train" / "metadata.parquet")

@@ -32,3 +32,19 @@ def anchors(page: Path) -> set[str]:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+# All commands, each with the page that prints it.
+COMMANDS = sorted({(command, page.name) for page in PAGES for command in bash_commands(page.read_text("utf-8"))})
+SET_UP = "python3 -m venv .venv && . .venv/bin/activate && pip install -q -e "
+ELSEWHERE = {
+    f'{SET_UP}".[plots]" && accelerate launch examples/distill.py': "installs the package; the demo: tests/demo",
+    f'{SET_UP}".[test]" && python -m pytest -n 2': "installs the package and runs these tests: .ci/run",
+    'hf upload user/student outputs/student --exclude "checkpoint-*"': "the Hub: tests/training/test_hub_server.py",
+    "bash benchmarks/natural_artifacts.sh": "run as a whole: tests/demo/test_natural_artifacts.py",
+}
+# What "..." stands for.
+REQUIRED = (
+    "--teacher_name_or_path facebook/dinov2-large --student_config vit-small-patch16 --dataset_name path/to/images "
+    "--output_dir out"
+)

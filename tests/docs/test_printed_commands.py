@@ -1,7 +1,7 @@
 """Every command that README and docs print is understood by the program that it starts.
 
 Flags, values and names of files go through the real parsers; nothing is trained. What cannot be parsed here is listed
-with the reason. The tutorial's and README's main commands are run as a whole in `tests/commands`.
+with the reason. `test_printed_runs.py` runs the commands on stand-ins.
 """
 
 import re
@@ -13,23 +13,12 @@ from argparse import ArgumentParser
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from printed import PAGES, ROOT, bash_commands
+from printed import COMMANDS, ELSEWHERE, REQUIRED, ROOT
 from transformers import HfArgumentParser
 
 from singer_hf.commands import compare, dispatcher, distill
 from singer_hf.commands.command_line import CommandParser
 from singer_hf.configs import MODELS, find
-
-COMMANDS = sorted({(command, page.name) for page in PAGES for command in bash_commands(page.read_text("utf-8"))})
-SET_UP = "python3 -m venv .venv && . .venv/bin/activate && pip install -q -e "
-ELSEWHERE = {
-    f'{SET_UP}".[plots]" && accelerate launch examples/distill.py': "installs the package; the demo: tests/demo",
-    f'{SET_UP}".[test]" && python -m pytest -n 2': "installs the package and runs these tests: .ci/run",
-    'hf upload user/student outputs/student --exclude "checkpoint-*"': "the Hub: tests/training/test_hub_server.py",
-    "bash benchmarks/natural_artifacts.sh": "run as a whole: tests/demo/test_natural_artifacts.py",
-}
-# What "..." stands for.
-REQUIRED = "--teacher_name_or_path teacher --student_config vit-small-patch16 --output_dir out --dataset_name data"
 
 
 class Parsed(BaseException):

@@ -7,7 +7,6 @@ commands that differ in names and numbers only, one runs, and of the programs in
 command has, too. `NOT_RUN` has the commands that do not run here, and why; `test_printed_commands.py` parses all.
 """
 
-import gc
 import importlib.util
 import re
 import shlex
@@ -125,9 +124,7 @@ def stand_ins(tmp_path_factory):
         patch.chdir(folder)
         make_world()
         Path("outputs").rename("kept")
-    gc.freeze()  # training collects garbage often, which takes long among all that the libraries have loaded
-    yield folder, {*folder.iterdir()}
-    gc.unfreeze()
+    return folder, {*folder.iterdir()}
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ GROUPS = {
         *("output_dir", "overwrite_output_dir", "resume", "dry_run", "num_train_epochs", "max_steps"),
         *("per_device_train_batch_size", "learning_rate", "warmup_steps", "weight_decay", "lr_scheduler_type"),
         *("lr_scheduler_kwargs", "max_grad_norm", "ema_decay", "bf16", "tf32", "compile_teacher"),
+        *("cache_teacher_features", "num_cached_crops"),
         *("dataloader_num_workers", "dataloader_persistent_workers", "seed"),
     ),
     "Logs, evaluation and upload": (
@@ -90,7 +91,7 @@ class ScriptArguments:
     )
     train_adapter: bool = field(default=False, metadata={"help": "Train that adapter on; it is frozen otherwise."})
     teacher_dtype: str = field(
-        default="auto", metadata={"help": f"Teacher's weights: {', '.join(DTYPES)} (as they were saved)."}
+        default="auto", metadata={"help": f"Teacher's weights: {', '.join(DTYPES)} (as saved)."}
     )
     teacher_attn_implementation: str | None = field(
         default=None, metadata={"help": f"Teacher's attention: {', '.join(ATTENTIONS)}."}

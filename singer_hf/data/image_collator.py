@@ -11,6 +11,8 @@ from torch.utils.data import get_worker_info
 from singer_hf.data.pixels import stack_pixels
 
 _MAX_WORKERS = 128
+# Further tensors of a row, which are left out unless all rows have them: features of a teacher and their number.
+_FURTHER = ("cached_row", "teacher_tokens")
 
 
 @dataclass
@@ -57,7 +59,7 @@ class ImageCollator:
         Returns:
             {"pixel_values": (B, 3, H, W) float32}, or {"pixels": (B, 3, H, W) uint8} where the device normalises, and,
             where the rows have labels, {"labels": (B,) int64}; B is smaller than the number of rows if some images
-            were broken.
+            were broken. Rows of a cache of features add theirs.
 
         Raises:
             RuntimeError: More than `max_broken_share` of the images are broken, or all of this batch.
@@ -75,6 +77,7 @@ class ImageCollator:
             batch = {"pixels": _stack([row["pixels"] for row in rows])}
         else:
             batch = {"pixel_values": _stack([row["pixel_values"] for row in rows]).float()}
+        batch |= {name: _stack([row[name] for row in rows]) for name in _FURTHER if all(name in row for row in rows)}
         labels = [row["labels"] for row in rows if "labels" in row]
         if labels:
             batch["labels"] = _stack_labels(labels, len(rows))

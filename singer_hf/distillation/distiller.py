@@ -87,7 +87,7 @@ class SingerDistiller(FeatureDistiller):
         self.objective, self.detach_refined = objective, detach_refined
         # While True, L_KD has weight 0; the student stays part of the graph, as several processes need it.
         self.in_adapter_warmup = False
-        self._batched = self._find_batched_values() if adapters and objective.info_share < 1 else {}
+        self._batched = self.find_batched_values() if adapters and objective.info_share < 1 else {}
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -144,7 +144,8 @@ class SingerDistiller(FeatureDistiller):
         """
         return torch.stack([self._info_of_block(i, raw, refined) for i in self.teacher_layers]).mean()
 
-    def _find_batched_values(self) -> dict[int, list[bool]]:
+    def find_batched_values(self) -> dict[int, list[bool]]:
+        """Which values of the calls of the following blocks have a row for each image, by block."""
         with raw_features(self.singer_layers.values()):
             return self._teacher_capture.batched_values(self.teacher_input.teacher_image_size)
 

@@ -13,6 +13,7 @@ from singer_hf.training.adapter.base_arguments import AdapterArguments
 _SHARE = 0.05
 # As published.
 _RATE, _BATCH = 1e-3, 512
+_CROPS = 4  # in a cache of features
 
 
 @dataclass
@@ -46,6 +47,10 @@ class SingerTrainingArguments(AdapterArguments):
         num_artifact_images: Training images, drawn by the seed and the same at every log, without augmentation, on
             which outlier ratios and adapter leakage are logged; 0 is off.
         compile_teacher: Whether the teacher alone is compiled; ``torch_compile`` compiles the student with it.
+        cache_teacher_features: Folder, outside of ``output_dir``, in which the teacher's features are kept as float16,
+            so that the teacher runs in the first ``num_cached_crops`` epochs only; epoch e has the crops of epoch e
+            modulo that number. For a list of images, methods ``singer`` and ``fitnet``. None: off.
+        num_cached_crops: Crops of each image in the cache, >= 1. None: 4.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -92,6 +97,12 @@ class SingerTrainingArguments(AdapterArguments):
     ema_decay: float | None = field(default=None, metadata={"help": "Decay of the student's running average."})
     num_artifact_images: int = field(default=8, metadata={"help": "Images measured for artifacts at every log."})
     compile_teacher: bool = field(default=False, metadata={"help": "Compile the teacher, apart from the student."})
+    cache_teacher_features: str | None = field(
+        default=None, metadata={"help": "Folder for the teacher's features of a few crops of each image."}
+    )
+    num_cached_crops: int | None = field(
+        default=None, metadata={"help": "Crops of each image in that folder. Default: 4."}
+    )
 
     def __post_init__(self) -> None:
         self.bf16, self.tf32 = choose_precision(self.bf16, self.tf32, self.use_cpu, self.fp16)
@@ -108,8 +119,17 @@ class SingerTrainingArguments(AdapterArguments):
             raise ValueError(f"`ema_decay` must lie in (0, 1), got {self.ema_decay!r}; leave it out for no average")
         if self.compile_teacher and self.torch_compile:
             raise ValueError("`compile_teacher` must be left out with `torch_compile`, which compiles the teacher too")
+        self._check_cache()
         if self.num_artifact_images < 0:
             raise ValueError(f"`num_artifact_images` must be at least 0, got {self.num_artifact_images!r}")
+
+    def _check_cache(self) -> None:
+        if self.cache_teacher_features is None and self.num_cached_crops is not None:
+            raise ValueError("`num_cached_crops` needs `cache_teacher_features`, the folder of the cache")
+        if self.cache_teacher_features is not None and self.num_cached_crops is None:
+            self.num_cached_crops = _CROPS
+        if self.num_cached_crops is not None and self.num_cached_crops < 1:
+            raise ValueError(f"`num_cached_crops` must be at least 1, got {self.num_cached_crops!r}")
 
     def _choose_steps(self) -> None:
         """The best checkpoint must have been evaluated: what is given for one of the two holds for the other."""

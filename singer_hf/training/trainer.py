@@ -15,6 +15,7 @@ from singer_hf.distillation.feature_distiller import FeatureDistiller
 from singer_hf.distillation.student_group import StudentGroup
 from singer_hf.training.arguments import SingerTrainingArguments
 from singer_hf.training.build import check_devices, check_models, default_method, name_of, prepare_datasets
+from singer_hf.training.cache.caching import CacheMixin
 from singer_hf.training.callbacks import AdapterWarmupCallback, EmaCallback, EpochCallback
 from singer_hf.training.guards.data_order import DataOrderMixin
 from singer_hf.training.guards.finite import saved_tensors
@@ -35,7 +36,7 @@ from singer_hf.vit.loading import load_model
 Evaluator = Callable[[nn.Module], dict[str, float]]
 
 
-class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin, Trainer):
+class SingerDistillationTrainer(CacheMixin, LossMixin, RunMixin, SavingMixin, DataOrderMixin, Trainer):
     """Distils a teacher's features into a student, by default refined by SiNGER (arXiv 2509.20986).
 
     ``trainer.model`` is the distiller (student, teacher and projectors) that is trained; ``trainer.student`` is the
@@ -115,6 +116,7 @@ class SingerDistillationTrainer(LossMixin, RunMixin, SavingMixin, DataOrderMixin
         )
         self.loss_is_scaled_for_ga = False  # means: the Trainer divides them by the number of accumulated batches
         check_several(self)
+        self._set_cache()
         self._add_callbacks()
 
     @property

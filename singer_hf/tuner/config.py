@@ -80,7 +80,7 @@ class SingerConfig(PeftConfig):
     init_scale: float = field(default=0.0, metadata={"help": "Factor on the up projection at the start."})
     null_threshold: float | None = field(
         default=None,
-        metadata={"help": "Absolute singular value below which a direction is null. Default: 0.05 of the largest."},
+        metadata={"help": "Singular value below which a direction is null. Default: 0.05 of the largest."},
     )
     gate: str | None = field(
         default=None, metadata={"help": f"Which patches are refined: {', '.join(GATES)}. Default: outlier."}

@@ -196,6 +196,9 @@ def main(folder: Path) -> None:
     both = {"a": small_student(), "b": small_student(hidden_size=32)}
     group = train(folder / "students", model=both)
     result["students"] = {"same": group["same"], "saved": sorted(p.name for p in (folder / "students").glob("[ab]"))}
+    cache = {"cache_teacher_features": str(folder / "features"), "num_cached_crops": 1, "max_steps": 8}
+    written, read = (train(folder / name, **cache)["state"] for name in ("writing", "reading"))
+    result["cached"] = all(torch.equal(value, written[name]) for name, value in read.items())
     cleaned = clean_planted(output_dir=str(folder / "cleaned"), max_steps=4, per_device_train_batch_size=4)
     result["cleaned"] = {
         "same": equal_on_both_ranks(cleaned.state_dict()),

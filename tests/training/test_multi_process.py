@@ -54,6 +54,10 @@ def test_several_students_end_with_the_same_weights_on_both_ranks(two_ranks):
     assert two_ranks["students"] == {"same": True, "saved": ["a", "b"]}
 
 
+def test_two_ranks_share_one_cache_of_features(two_ranks):
+    assert two_ranks["cached"]
+
+
 @pytest.fixture(scope="module")
 def one_process_of_tokens(tmp_path_factory):
     """Statistics by channel see the parts of an accumulated step one by one, so they are left out."""

@@ -29,7 +29,7 @@ _TRAINER_FIELDS = (
 )
 _NO_RESULT = (
     *("num_artifact_images", "overwrite_output_dir", "dry_run", "remove_unused_columns", "logging_nan_inf_filter"),
-    *("compile_teacher", "license"),
+    *("compile_teacher", "license", "cache_teacher_features"),
 )
 # What version 0.1 did, which had no names for it.
 _BEFORE_NAMES = {

@@ -117,17 +117,17 @@ def check_cache(trainer: "Trainer") -> None:
 
 
 def cache_key(trainer: "Trainer") -> dict[str, Any]:
-    """Returns what the features of a run's crops depend on, as JSON values.
+    """Returns what the features of a run's crops depend on, as JSON values; some of the crops stand for all images.
 
     Args:
         trainer: The trainer.
     """
-    settings, rows = common_settings(trainer), trainer.train_dataset.dataset
+    settings, rows, digest = common_settings(trainer), trainer.train_dataset, hashlib.sha256()
     key = {name: value for name, value in settings.items() if name in _KEY or name.startswith("image processor")}
-    digest = hashlib.sha256()
+    rows.set_epoch(0)
     for index in range(0, len(rows), max(1, len(rows) // _SAMPLED_ROWS)):
-        image = rows[index]["image"]
-        digest.update(image["bytes"] or Path(image["path"]).read_bytes())
+        if "pixels" in (row := rows[index]):  # not of a broken image
+            digest.update(row["pixels"].numpy().tobytes())
     return key | {"images": digest.hexdigest()[:16]}
 
 

@@ -152,7 +152,7 @@ def test_several_machines_are_refused(tmp_path, monkeypatch):
 
 def test_features_of_another_run_are_not_taken(tmp_path):
     cached(tmp_path / "first", tmp_path / "cache")
-    with pytest.raises(ValueError, match="holds the features of another run, with other crops, images, seed; give another"):
+    with pytest.raises(ValueError, match="features of another run, with other crops, images, seed; give another"):
         cached(tmp_path / "second", tmp_path / "cache", seed=4, num_cached_crops=1)
 
 

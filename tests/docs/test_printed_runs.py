@@ -64,6 +64,7 @@ SMALL = {
     "examples/benchmark.py": [*ONE_ROUND, "--r", "4"],
     "benchmarks/attach.py": ["--num_blocks", "4", "--r", "4", "--repeats", "1", "--threads", "1"],
     "benchmarks/audit.py": ["--batch_size", "1", "--num_batches", "1", "--threads", "1"],
+    "benchmarks/cached_features.py": ["--num_epochs", "2"],
     "benchmarks/cleaning.py": [
         *("--seeds", "0", "--methods", "neighbor", "--num_probe_images", "30", "--num_test_images", "10"),
     ],
@@ -74,6 +75,7 @@ SMALL = {
 }
 # Flags with other values where they are printed.
 SMALLER = {"--saved_scenes": "8", "--resize_size": "72", "--seeds": "0"}
+SMALLER |= {"--num_cached_crops": "1 --max_steps 33"}  # more than one epoch
 # What a command leaves in its output folder.
 LEFT = {"audit": "report.html", "clean": "adapter_model.safetensors", "distill": "model.safetensors"}
 LEFT |= {"evaluate": "results.json", "compare": "comparison.md", "examples/train_teacher.py": "teacher.json"}
@@ -171,7 +173,7 @@ def start(program: str, flags: list[str]) -> None:
     if small[: len(QUIET)] == [*QUIET] and not {"--save_strategy", "--resume"} & set(flags):
         small = [*small, "--save_strategy", "no"]
     for name in {*SMALLER} & {*flags}:
-        small = [*small, name, SMALLER[name]]
+        small = [*small, name, *SMALLER[name].split()]
     if program in dispatcher.COMMANDS:
         dispatcher.main([program, *flags, *small])
     else:

@@ -77,7 +77,8 @@ class ImageCollator:
             batch = {"pixels": _stack([row["pixels"] for row in rows])}
         else:
             batch = {"pixel_values": _stack([row["pixel_values"] for row in rows]).float()}
-        batch |= {name: _stack([row[name] for row in rows]) for name in _FURTHER if all(name in row for row in rows)}
+        further = [name for name in _FURTHER if all(name in row for row in rows)]
+        batch |= {name: torch.stack([row[name] for row in rows]) for name in further}
         labels = [row["labels"] for row in rows if "labels" in row]
         if labels:
             batch["labels"] = _stack_labels(labels, len(rows))

@@ -1,5 +1,7 @@
 """The course of a run: its start in the output folder, the checks in every step, its end by a signal."""
 
+import atexit
+import gc
 import logging
 import sys
 from contextlib import nullcontext
@@ -143,6 +145,8 @@ class RunMixin:
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             print(stop_message(signal_number, self._checkpoint_folder(trial)), file=sys.stderr)
+        # Frees the loader, which ends its workers, before multiprocessing kills them: that torch takes for a failure.
+        atexit.register(gc.collect)
         raise SystemExit(128 + signal_number)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
